@@ -1,0 +1,1 @@
+"""Train Spatial Diffusion models on unlabelled scans (`spatial-diffusion-train --help`)."""

@@ -1,0 +1,53 @@
+"""How wrong a predicted affine is.
+
+Affines are B×3×4 in normalized coordinates; tissue is described by the mean (B×3) and covariance (B×3×3) of its
+voxels' normalized coordinates in the fixed volume, which is all that an average squared displacement needs.
+"""
+from __future__ import annotations
+
+import torch
+
+
+def frobenius(predicted, target):
+    """The published loss per sample: Frobenius norm of the difference, B."""
+    return torch.linalg.matrix_norm(predicted.float() - target)
+
+
+def half_edges(shape, spacing, like):
+    """Half the edges of the grid in mm in the order x, y, z: what a normalized unit is long, 3."""
+    return torch.tensor([n * spacing / 2 for n in reversed(shape)], dtype=torch.float32, device=like.device)
+
+
+def displacement(predicted, target, mean, covariance, half):
+    """RMS distance in mm, over the tissue, between where both affines send its voxels, B."""
+    error = (predicted.float() - target) * half[:, None]
+    offset = torch.einsum("bij,bj->bi", error[:, :, :3], mean) + error[:, :, 3]
+    spread = (error[:, :, :3] @ covariance * error[:, :, :3]).sum((1, 2))
+    # A hundredth of a millimeter keeps the root's slope finite.
+    return (offset.square().sum(1) + spread + 1e-4).sqrt()
+
+
+def expected_displacement(schedule, t, mean, covariance, half, spacing):
+    """RMS displacement in mm that the diffusion of timesteps t gives the tissue, to first order, B."""
+    linear = torch.as_tensor(schedule.total_transform, dtype=torch.float32, device=t.device)[t - 1]
+    shift = torch.as_tensor(schedule.total_translation, dtype=torch.float32, device=t.device)[t - 1]
+    radius = ((mean.square() + torch.diagonal(covariance, dim1=1, dim2=2)) * half.square()).sum(1)
+    return (linear.square() * radius + 3 * (shift * spacing).square()).sqrt()
+
+
+def physical(predicted, target, t, schedule, mean, covariance, half, spacing, floor=0.0):
+    """RMS displacement error over the tissue in units of the timestep's expected displacement, B.
+
+    floor (mm) is added to the unit in quadrature, so that the first timesteps, whose displacements are a small
+    part of a voxel, do not outweigh all others.
+    """
+    error = displacement(predicted, target, mean, covariance, half)
+    unit = expected_displacement(schedule, t, mean, covariance, half, spacing)
+    return error / (unit.square() + floor**2).sqrt()
+
+
+def moved_moments(mean, covariance, affine):
+    """Mean and covariance of the tissue in a volume that samples its source at `affine` (output → source)."""
+    back = torch.linalg.inv(affine[:, :, :3])
+    shifted = torch.einsum("bij,bj->bi", back, mean - affine[:, :, 3])
+    return shifted, back @ covariance @ back.transpose(1, 2)

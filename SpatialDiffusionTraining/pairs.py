@@ -1,0 +1,105 @@
+"""From rows of the cache to what the network sees: one training pair per row, made on the device."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from SpatialDiffusionCore import diffusion
+from SpatialDiffusionCore.modality import MODALITIES
+from SpatialDiffusionCore.network import preprocess
+from SpatialDiffusionCore.schedule import Schedule
+
+from . import losses
+from .augmentation import Corruption, Pose, compose, take
+
+
+def seeded(*numbers):
+    """A CPU generator whose numbers depend on all of `numbers` (whole, not negative)."""
+    state = 0x9E3779B97F4A7C15
+    for number in numbers:
+        state = ((state ^ (int(number) + 0x632BE59BD9B4E019)) * 0xBF58476D1CE4E5B9) % 2**64
+        state ^= state >> 29
+    return torch.Generator().manual_seed(state % 2**63)
+
+
+@dataclass
+class Pairs:
+    """A batch: volumes B×1×D×H×W in 0..1; t, class_id B; target B×3×4; tissue moments of the fixed volumes."""
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    t: torch.Tensor
+    class_id: torch.Tensor
+    target: torch.Tensor
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    rows: list
+
+
+class PairMaker:
+    """Draws and makes pairs: one shared pose, one affine of the diffusion, independent corruption of both."""
+
+    def __init__(self, cache, schedule, settings, device="cpu"):
+        self.cache, self.schedule, self.device = cache, schedule, torch.device(device)
+        self.pose = Pose(**settings.augmentation.pose)
+        self.corruption = Corruption(settings.augmentation.artifacts, settings.augmentation.strength)
+        self.clean = settings.augmentation.clean
+        self.rigid_share = settings.diffusion.rigid_share
+        self.unconditional = settings.data.unconditional
+        classes = torch.zeros(max(e["row"] for e in cache.entries) + 1, dtype=torch.long)
+        for entry in cache.entries:
+            classes[entry["row"]] = entry["class_id"]
+        self.classes = classes
+        self.half = losses.half_edges(cache.shape, cache.spacing, torch.zeros(1))
+        self.preprocessed = {}
+        for entry in cache.entries:
+            name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
+            if name != "none":
+                self.preprocessed.setdefault(name, set()).add(entry["row"])
+        self.excluded = {}
+        for entry in cache.entries:
+            if entry["modality"] == "octa":  # as published: no deformation of OCTA
+                self.excluded.setdefault("deformation", set()).add(entry["row"])
+
+    def make(self, rows, generator, share=slice(None), t=None, corrupt=True):
+        """Pairs of the rows `share` of a global batch: all numbers are drawn for the whole batch, then cut.
+
+        t: timesteps instead of uniform ones in 1..T; corrupt: False leaves out all artifacts.
+        """
+        count, shape = len(rows), self.cache.shape
+        drawn = torch.randint(1, self.schedule.timesteps + 1, (count,), generator=generator)
+        t = drawn if t is None else torch.as_tensor(t)
+        pose = self.pose.draw(count, generator, shape)
+        affine, target = diffusion.draw(self.schedule, t, shape, generator, self.rigid_share)
+        affine, target = affine.float(), target.float()
+        allowed = {name: torch.tensor([r not in out for r in rows] * 2) for name, out in self.excluded.items()}
+        draws = self.corruption.draw(2 * count, generator, allowed)
+        clean = (torch.rand(count, generator=generator) < self.clean).repeat(2)
+        for draw in draws.values():
+            draw["on"] &= ~clean
+            if not corrupt:
+                draw["on"][:] = False
+        own = torch.arange(count)[share]
+        draws = take(draws, torch.cat([own, own + count]))
+        mine = [rows[i] for i in own.tolist()]
+        index = torch.tensor(mine)
+        mean, covariance = losses.moved_moments(self.cache.means[index], self.cache.covariances[index], pose[own])
+        both = torch.cat([pose[own], compose(pose, affine)[own]]).to(self.device)
+        source = self.cache.read(mine, self.device)
+        volumes = self.corruption.warp(torch.cat([source, source]), both, draws)
+        volumes = self.corruption.filter(volumes, draws)
+        for name, rows_ in self.preprocessed.items():
+            chosen = [i for i, row in enumerate(mine * 2) if row in rows_]
+            if chosen:  # as the network would do it, which cannot tell the samples of a batch apart
+                volumes[chosen] = preprocess(volumes[chosen], name)
+        fixed, moving = volumes.chunk(2)
+        to = dict(device=self.device, non_blocking=True)
+        return Pairs(fixed, moving, t[own].to(**to), self.classes[index].to(**to), target[own].to(**to),
+                     mean.to(**to), covariance.to(**to), mine)
+
+
+def make_schedule(settings):
+    """The core's schedule from a run's settings."""
+    d = settings.diffusion
+    return Schedule(timesteps=d.timesteps, transform_range=tuple(d.transform_range),
+                    translation_range=tuple(d.translation_range), kind=d.kind)

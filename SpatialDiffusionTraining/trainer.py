@@ -1,0 +1,378 @@
+"""The training loop: steps, checkpoints, validation, and how a run ends.
+
+Nothing random carries state from step to step: every number is drawn from (seed, step). A checkpoint therefore
+holds weights, EMA, optimizer and counters, and a resumed run goes on exactly as if it had never stopped.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from SpatialDiffusionCore import diffusion
+from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.network import build
+
+from . import losses
+from .pairs import PairMaker, make_schedule, seeded
+
+BANDS = 4
+CHECKPOINT = "step-{:08d}.pt"
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why and at which step."""
+
+
+def architecture(settings, classes):
+    """What `SpatialDiffusionCore.network.build` needs for the run's network with so many modality classes."""
+    n = settings.network
+    out = {"head": n.head, "volume_size": list(settings.shape), "n_classes": classes,
+           "class_dropout": n.class_dropout}
+    if n.channels:
+        out["channels"] = list(n.channels)
+    return {**out, **n.options}
+
+
+def band(t, timesteps):
+    """Index 0..BANDS-1 of the equal part of 1..T in which t lies."""
+    return (t - 1) * BANDS // timesteps
+
+
+def learning_rate(settings, step, minutes):
+    """The rate of a step (from 0): linear warm-up, then a cosine over the larger fraction of steps and time."""
+    o = settings.optimization
+    if step < o.warmup:
+        return o.lr * (step + 1) / o.warmup
+    done = minutes / o.max_minutes if o.max_minutes > 0 else 0.0
+    if o.steps > 0:
+        done = max(done, (step - o.warmup) / max(1, o.steps - o.warmup))
+    return o.lr * (o.final_lr + (1 - o.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def save_whole(state, path):
+    """Write a checkpoint beside its place and rename it, so that a checkpoint is whole or absent."""
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def load_checkpoint(path):
+    """The state in a checkpoint file; only plain tensors and values are ever unpickled."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"The checkpoint {path} cannot be read ({type(error).__name__}).") from None
+
+
+def checkpoints(run):
+    """Checkpoint files of a run, oldest first."""
+    return sorted((Path(run) / "checkpoints").glob("step-*.pt"))
+
+
+@dataclass
+class Meter:
+    """Sums since the last log line."""
+
+    loss: list = field(default_factory=lambda: [0.0] * BANDS)
+    count: list = field(default_factory=lambda: [0] * BANDS)
+    seconds: float = 0.0
+    data_seconds: float = 0.0
+    samples: int = 0
+
+    def add(self, losses_, bands):
+        for value, index in zip(losses_, bands):
+            self.loss[index] += value
+            self.count[index] += 1
+
+    def summary(self):
+        per_band = [s / n if n else None for s, n in zip(self.loss, self.count)]
+        return {"loss": sum(self.loss) / max(1, sum(self.count)), "loss_by_band": per_band,
+                "samples_per_second": self.samples / max(1e-9, self.seconds),
+                "data_share": self.data_seconds / max(1e-9, self.seconds)}
+
+
+class Trainer:
+    """One run. `fit` trains until the steps, the time or a signal end it; see Settings for everything else."""
+
+    def __init__(self, settings, cache, sampler, validation_rows, classes, fabric, report=print):
+        self.settings, self.cache, self.sampler, self.fabric, self.report = settings, cache, sampler, fabric, report
+        self.validation_rows = list(validation_rows)
+        self.run = Path(settings.run.output)
+        self.schedule = make_schedule(settings)
+        self.maker = PairMaker(cache, self.schedule, settings, fabric.device)
+        self.half = self.maker.half.to(fabric.device)
+        self.architecture = architecture(settings, classes)
+        torch.manual_seed(settings.run.seed)
+        model = build(self.architecture)
+        self.conditional = classes > 1
+        o = settings.optimization
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[o.optimizer]
+        options = {"weight_decay": o.weight_decay} if o.optimizer == "adamw" else {}
+        optimizer = kind(model.parameters(), lr=o.lr, **options)
+        self.network, self.optimizer = fabric.setup(model, optimizer)
+        self.plain = model
+        from ema_pytorch import EMA
+
+        self.ema = EMA(model, beta=o.ema_decay, power=o.ema_power, update_after_step=o.ema_start,
+                       update_every=o.ema_every, include_online_model=False)
+        self.step, self.minutes, self.best = 0, 0.0, None
+        self.stop_signal = None
+        self.history = []
+        self.writer = None
+
+    # ------------------------------------------------------------------------------------- one step
+    def loss(self, pairs):
+        """Loss per sample, B."""
+        class_id = pairs.class_id if self.conditional else None
+        predicted = self.network(pairs.fixed, pairs.moving, pairs.t, class_id)
+        if self.settings.optimization.loss == "frobenius":
+            return losses.frobenius(predicted, pairs.target)
+        return losses.physical(predicted, pairs.target, pairs.t, self.schedule, pairs.mean, pairs.covariance,
+                               self.half, self.cache.spacing, self.settings.optimization.loss_floor)
+
+    def rows(self, micro):
+        """Rows of global batch number `micro`, all processes."""
+        return self.sampler.batch(micro, self.settings.optimization.batch * self.fabric.world_size)
+
+    def train_step(self, meter):
+        """One optimizer step over `accumulate` batches; raises TrainingStopped if the loss is no number."""
+        o, fabric = self.settings.optimization, self.fabric
+        rate = learning_rate(self.settings, self.step, self.minutes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        # Class dropout draws from PyTorch's own generator.
+        torch.manual_seed(seeded(self.settings.run.seed, 2, self.step, fabric.global_rank).initial_seed())
+        for part in range(o.accumulate):
+            micro = self.step * o.accumulate + part
+            start = time.perf_counter()
+            own = slice(fabric.global_rank * o.batch, (fabric.global_rank + 1) * o.batch)
+            pairs = self.maker.make(self.rows(micro), seeded(self.settings.run.seed, 1, micro), own)
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            meter.data_seconds += time.perf_counter() - start
+            with fabric.no_backward_sync(self.network, enabled=part + 1 < o.accumulate):
+                each = self.loss(pairs)
+                fabric.backward(each.mean() / o.accumulate)
+            values = each.detach().float().cpu()
+            if not torch.isfinite(values).all():
+                files = ", ".join(self.cache.files(pairs.rows))
+                raise TrainingStopped(f"the loss is {values.tolist()} at step {self.step}, batch of {files}")
+            meter.add(values.tolist(), [band(int(t), self.schedule.timesteps) for t in pairs.t])
+            meter.samples += o.batch * fabric.world_size
+        if o.clip > 0:
+            norm = fabric.clip_gradients(self.network, self.optimizer, max_norm=o.clip, error_if_nonfinite=False)
+            if not torch.isfinite(norm):
+                files = ", ".join(self.cache.files(pairs.rows))
+                raise TrainingStopped(f"the gradient is not finite at step {self.step}, last batch of {files}")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update()
+        self.step += 1
+
+    # ------------------------------------------------------------------------------------- validation
+    @torch.no_grad()
+    def validate(self, network=None):
+        """Errors in mm over the tissue on the same draws of held-out scans at every call.
+
+        "single": one pass at the drawn timestep, by band; "registration": `validate_steps` diffusion steps from
+        timestep T; each with (corrupted) and without (clean) artifacts: {"median", "p95"}.
+        """
+        network = (network or self.ema.ema_model).eval()
+        run, timesteps = self.settings.run, self.schedule.timesteps
+        count = run.validate_draws
+        rows = [self.validation_rows[i % len(self.validation_rows)] for i in range(count)]
+        spread_t = [1 + (i * timesteps) // count for i in range(count)]
+        result = {}
+
+        def denoise(class_id):
+            return lambda fixed, moving, t: network(fixed, moving, t, class_id if self.conditional else None)
+
+        for name, corrupt in (("clean", False), ("corrupted", True)):
+            single, final = [], []
+            for first in range(0, count, 4):
+                part = slice(first, min(first + 4, count))
+                generator = seeded(7, 3, first, int(corrupt))
+                pairs = self.maker.make(rows[part], generator, t=spread_t[part], corrupt=corrupt)
+                predict = denoise(pairs.class_id)
+                single += self._error(predict(pairs.fixed, pairs.moving, pairs.t), pairs)
+                full = [timesteps] * len(pairs.rows)
+                pairs = self.maker.make(rows[part], seeded(7, 4, first, int(corrupt)), t=full, corrupt=corrupt)
+                for step in diffusion.reverse(predict, pairs.fixed, pairs.moving, self.schedule,
+                                              steps=run.validate_steps):
+                    pass
+                final += self._error(step.theta, pairs)
+            bands = [[e for e, t in zip(single, spread_t) if band(t, timesteps) == b] for b in range(BANDS)]
+            result[name] = {"single": _spread(single), "single_by_band": [_spread(b) for b in bands],
+                            "registration": _spread(final)}
+        return result
+
+    def _error(self, theta, pairs):
+        return losses.displacement(theta, pairs.target, pairs.mean, pairs.covariance, self.half).tolist()
+
+    # ------------------------------------------------------------------------------------- checkpoints
+    def state(self):
+        return {"format": 1, "model": self.plain.state_dict(), "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "step": self.step, "minutes": self.minutes,
+                "best": self.best, "architecture": self.architecture, "settings": self.settings.to_dict()}
+
+    def save(self):
+        """Write a checkpoint and drop the oldest beyond `keep`; a full disk costs this checkpoint only."""
+        if self.fabric.global_rank != 0:
+            return True
+        folder = self.run / "checkpoints"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_whole(self.state(), folder / CHECKPOINT.format(self.step))
+        except OSError as error:
+            kept = checkpoints(self.run)
+            last = kept[-1].name if kept else "none"
+            self.report(f"step {self.step}: the checkpoint cannot be written ({error.strerror}); kept: {last}")
+            return False
+        for old in checkpoints(self.run)[: -max(1, self.settings.run.keep)]:
+            old.unlink(missing_ok=True)
+        return True
+
+    def save_best(self, figures):
+        """Keep the EMA weights of the best validation so far."""
+        if self.fabric.global_rank != 0:
+            return
+        state = {"format": 1, "weights": self.ema.ema_model.state_dict(), "architecture": self.architecture,
+                 "settings": self.settings.to_dict(), "step": self.step, "validation": figures}
+        try:
+            save_whole(state, self.run / "best.pt")
+        except OSError as error:
+            self.report(f"step {self.step}: best.pt cannot be written ({error.strerror})")
+
+    def restore(self, state):
+        """Continue from a checkpoint's state."""
+        if state["architecture"] != self.architecture:
+            raise InputError(f"The checkpoint holds the network {state['architecture']}, but the settings ask for "
+                             f"{self.architecture}.")
+        self.plain.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.minutes, self.best = state["step"], state["minutes"], state["best"]
+
+    # ------------------------------------------------------------------------------------- the loop
+    def _finished(self):
+        o = self.settings.optimization
+        return (o.steps > 0 and self.step >= o.steps) or (o.max_minutes > 0 and self.minutes >= o.max_minutes)
+
+    def _agree(self, elapsed):
+        """The same time and signal on all processes: (minutes, signal or 0)."""
+        wanted = self.stop_signal or 0
+        if self.fabric.world_size == 1:
+            return elapsed, wanted
+        pair = torch.tensor([elapsed, float(wanted)], dtype=torch.float64, device=self.fabric.device)
+        pair = self.fabric.all_gather(pair).view(-1, 2)
+        return float(pair[0, 0]), int(pair[:, 1].max())
+
+    def fit(self):
+        """Train; returns the number of the signal that ended it, or 0."""
+        run = self.settings.run
+        previous = {}
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                previous[number] = signal.signal(number, lambda n, _: setattr(self, "stop_signal", n))
+            except ValueError:  # not the main thread: whoever owns that one stops the run
+                pass
+        meter, ended = Meter(), 0
+        begin, before = time.perf_counter(), self.minutes
+        saved_at = self.step
+        try:
+            while not self._finished() and not ended:
+                start = time.perf_counter()
+                self.train_step(meter)
+                meter.seconds += time.perf_counter() - start
+                self.minutes, ended = self._agree(before + (time.perf_counter() - begin) / 60)
+                if self.step % run.log_every == 0:
+                    self._log(meter)
+                    meter = Meter()
+                last = self._finished() or bool(ended)
+                if (self.step % run.validate_every == 0 or self._finished()) and self.validation_rows and not ended:
+                    self._validate()
+                if run.picture_every and self.step % run.picture_every == 0 and self.fabric.global_rank == 0:
+                    self._pictures()
+                if self.step % run.checkpoint_every == 0 or last:
+                    saved_at = self.step if self.save() else saved_at
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            if self.writer is not None:
+                self.writer.flush()
+        if ended:
+            name = signal.Signals(ended).name
+            self.report(f"stopped by {name} after step {self.step}, "
+                        + ("saved" if saved_at == self.step else f"last checkpoint at step {saved_at}"))
+        elif saved_at != self.step:
+            raise TrainingStopped(f"the last checkpoint could not be written; the newest is of step {saved_at}")
+        return ended
+
+    def _validate(self):
+        """Validate on the first process and keep the best; the others wait."""
+        if self.fabric.global_rank == 0:
+            started = time.perf_counter()
+            figures = self.validate()
+            value = figures["corrupted"]["registration"]["median"]
+            if self.best is None or value < self.best["median_mm"]:
+                self.best = {"step": self.step, "median_mm": value}
+                self.save_best(figures)
+            self._record("validation", figures)
+            c, k = figures["clean"], figures["corrupted"]
+            self.report(
+                f"step {self.step}: validation in mm, median (95 %): registration clean {_text(c['registration'])}, "
+                f"corrupted {_text(k['registration'])}; single pass corrupted by band "
+                + ", ".join(_text(b) for b in k["single_by_band"])
+                + f"; {time.perf_counter() - started:.0f} s")
+        self.fabric.barrier()
+
+    def _log(self, meter):
+        summary = meter.summary()
+        self._record("training", {**summary, "lr": learning_rate(self.settings, self.step, self.minutes)})
+        bands = " ".join("-" if b is None else f"{b:.3f}" for b in summary["loss_by_band"])
+        o = self.settings.optimization
+        done = max(self.minutes / o.max_minutes if o.max_minutes else 0, self.step / o.steps if o.steps else 0)
+        left = self.minutes * (1 - done) / done if done else 0.0
+        self.report(f"step {self.step} loss {summary['loss']:.4f} bands {bands} "
+                    f"{summary['samples_per_second']:.2f} samples/s data {summary['data_share']:.0%} "
+                    f"{self.minutes:.1f} min, {left:.0f} min left")
+
+    def _record(self, kind, values):
+        if self.fabric.global_rank != 0:
+            return
+        line = {"kind": kind, "step": self.step, "minutes": round(self.minutes, 3), **values}
+        self.history.append(line)
+        try:
+            with open(self.run / "log.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            self.report(f"log.jsonl cannot be written ({error.strerror})")
+
+    def _pictures(self):
+        """Pictures never end a run."""
+
+
+def _spread(values):
+    """Median and 95th percentile, or None twice for no values."""
+    if not values:
+        return {"median": None, "p95": None}
+    return {"median": float(np.median(values)), "p95": float(np.percentile(values, 95))}
+
+
+def _text(spread):
+    return "-" if spread["median"] is None else f"{spread['median']:.2f} ({spread['p95']:.2f})"
