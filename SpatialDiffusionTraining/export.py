@@ -1,0 +1,90 @@
+"""A finished (or running) run → one model file with its card, and its way to where programs look for it."""
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from datetime import date
+from pathlib import Path
+
+from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.files import written_whole
+from SpatialDiffusionCore.model import save_model, user_folder
+from SpatialDiffusionCore.network import build
+
+from . import datasets
+from .pairs import make_schedule
+from .settings import Settings
+
+
+def modalities(data):
+    """{modality: class id} of the settings; class 0 is "any"."""
+    if data.unconditional or len(data.dataset) == 1:
+        return {"any": 0, **{name: 0 for name in data.dataset}}
+    return {"any": 0, **{name: index for index, name in enumerate(data.dataset, start=1)}}
+
+
+def card(state, name, licence="", data=""):
+    """The model's card from a run's state (see train.weights_of_run)."""
+    settings = Settings.from_dict(state["settings"])
+    published = "published" in settings.data.loader
+    training = {"data": data, "steps": state["step"], "settings": settings.to_dict()}
+    for place in (settings.data.cache, f"{settings.run.output}/cache"):
+        if place and (Path(place) / "index.json").exists():
+            cache = datasets.open_cache(place)
+            counts = Counter((e["modality"], e["part"]) for e in cache.entries)
+            training["scans"] = {f"{modality} {part}": n for (modality, part), n in sorted(counts.items())}
+            break
+    # Folders of the training machine are nobody's business.
+    for section, names in (("data", ("train", "val", "cache")), ("run", ("output", "init"))):
+        for key in names:
+            value = training["settings"][section][key]
+            kept = [Path(v).name or v for v in value] if isinstance(value, list) else Path(value).name
+            training["settings"][section][key] = kept
+    return {
+        "name": name,
+        "architecture": state["architecture"],
+        "grid": {"size": list(settings.shape), "spacing": None if published else settings.data.spacing,
+                 "loading": "published" if published else "canonical"},
+        "schedule": make_schedule(settings).to_dict(),
+        "modalities": modalities(settings.data),
+        "sampler": "reference" if published else "fast",
+        "training": training,
+        "license": licence,
+        "accuracy": {"validation": state["validation"]} if state["validation"] else {},
+        "created": date.today().isoformat(),
+    }
+
+
+def export(run, output=None, *, half=False, which="best", name=None, licence="", data=""):
+    """Write the model file of a run and return its path."""
+    from .train import weights_of_run
+
+    run = Path(run)
+    state = weights_of_run(run, which)
+    name = name or run.resolve().name
+    output = Path(output) if output else run / "model.safetensors"
+    if output.suffix != ".safetensors":
+        raise InputError(f"{output} must end in .safetensors.")
+    network = build(state["architecture"])
+    network.load_state_dict(state["weights"])
+    save_model(output, network, card(state, name, licence, data), half=half)
+    return output
+
+
+def install(path):
+    """Copy a model file into the user's model folder, where Slicer and the shell list it; return its new path."""
+    path, folder = Path(path), user_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    from SpatialDiffusionCore.model import read_card
+
+    target = folder / f"{read_card(path)['name']}.safetensors"
+    if target.resolve() != path.resolve():
+        with written_whole(target) as temporary:
+            shutil.copyfile(path, temporary)
+    return target
+
+
+def read_settings(run):
+    """The settings that a run folder holds."""
+    return Settings.from_dict(json.loads((Path(run) / "settings.json").read_text(encoding="utf-8")))
