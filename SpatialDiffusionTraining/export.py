@@ -15,6 +15,7 @@ from SpatialDiffusionCore.network import build
 from . import datasets
 from .pairs import make_schedule
 from .settings import Settings
+from .trainer import complete
 
 
 def modalities(data):
@@ -43,7 +44,7 @@ def card(state, name, licence="", data=""):
             training["settings"][section][key] = kept
     return {
         "name": name,
-        "architecture": state["architecture"],
+        "architecture": complete(state["architecture"]),
         "grid": {"size": list(settings.shape), "spacing": None if published else settings.data.spacing,
                  "loading": "published" if published else "canonical"},
         "schedule": make_schedule(settings).to_dict(),

@@ -5,7 +5,7 @@ holds weights, EMA, optimizer and counters, and a resumed run goes on exactly as
 """
 from __future__ import annotations
 
-import json
+import inspect
 import math
 import os
 import signal
@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from SpatialDiffusionCore import diffusion
 from SpatialDiffusionCore.errors import InputError
-from SpatialDiffusionCore.network import build
+from SpatialDiffusionCore.network import NETWORKS, build
 
 from . import losses
 from .pairs import PairMaker, make_schedule, seeded
+from .preview import sheet
+from .reports import Reports
 
 BANDS = 4
 CHECKPOINT = "step-{:08d}.pt"
@@ -37,7 +39,14 @@ def architecture(settings, classes):
            "class_dropout": n.class_dropout}
     if n.channels:
         out["channels"] = list(n.channels)
-    return {**out, **n.options}
+    return complete({**out, **n.options})
+
+
+def complete(described):
+    """An architecture with its constructor's defaults written out, so that later defaults cannot change it."""
+    parameters = inspect.signature(NETWORKS[described["head"]]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    return {**{k: list(v) if isinstance(v, tuple) else v for k, v in defaults.items()}, **described}
 
 
 def band(t, timesteps):
@@ -92,8 +101,10 @@ class Meter:
     seconds: float = 0.0
     data_seconds: float = 0.0
     samples: int = 0
+    last: float = 0.0
 
     def add(self, losses_, bands):
+        self.last = sum(losses_) / len(losses_)
         for value, index in zip(losses_, bands):
             self.loss[index] += value
             self.count[index] += 1
@@ -131,8 +142,7 @@ class Trainer:
                        update_every=o.ema_every, include_online_model=False)
         self.step, self.minutes, self.best = 0, 0.0, None
         self.stop_signal = None
-        self.history = []
-        self.writer = None
+        self.reports = Reports(self.run, fabric.global_rank == 0, report)
 
     # ------------------------------------------------------------------------------------- one step
     def loss(self, pairs):
@@ -241,7 +251,7 @@ class Trainer:
         except OSError as error:
             kept = checkpoints(self.run)
             last = kept[-1].name if kept else "none"
-            self.report(f"step {self.step}: the checkpoint cannot be written ({error.strerror}); kept: {last}")
+            self.reports.say(f"step {self.step}: the checkpoint cannot be written ({error.strerror}); kept: {last}")
             return False
         for old in checkpoints(self.run)[: -max(1, self.settings.run.keep)]:
             old.unlink(missing_ok=True)
@@ -256,11 +266,11 @@ class Trainer:
         try:
             save_whole(state, self.run / "best.pt")
         except OSError as error:
-            self.report(f"step {self.step}: best.pt cannot be written ({error.strerror})")
+            self.reports.say(f"step {self.step}: best.pt cannot be written ({error.strerror})")
 
     def restore(self, state):
         """Continue from a checkpoint's state."""
-        if state["architecture"] != self.architecture:
+        if complete(state["architecture"]) != self.architecture:
             raise InputError(f"The checkpoint holds the network {state['architecture']}, but the settings ask for "
                              f"{self.architecture}.")
         self.plain.load_state_dict(state["model"])
@@ -291,6 +301,7 @@ class Trainer:
                 previous[number] = signal.signal(number, lambda n, _: setattr(self, "stop_signal", n))
             except ValueError:  # not the main thread: whoever owns that one stops the run
                 pass
+        self.reports.start(self.step, self.settings.optimization.steps, self.settings.optimization.max_minutes)
         meter, ended = Meter(), 0
         begin, before = time.perf_counter(), self.minutes
         saved_at = self.step
@@ -300,24 +311,25 @@ class Trainer:
                 self.train_step(meter)
                 meter.seconds += time.perf_counter() - start
                 self.minutes, ended = self._agree(before + (time.perf_counter() - begin) / 60)
+                self.reports.advance(meter.last, meter.samples / meter.seconds)
                 if self.step % run.log_every == 0:
                     self._log(meter)
                     meter = Meter()
                 last = self._finished() or bool(ended)
                 if (self.step % run.validate_every == 0 or self._finished()) and self.validation_rows and not ended:
                     self._validate()
-                if run.picture_every and self.step % run.picture_every == 0 and self.fabric.global_rank == 0:
+                if run.picture_every and self.step % run.picture_every == 0:
                     self._pictures()
                 if self.step % run.checkpoint_every == 0 or last:
                     saved_at = self.step if self.save() else saved_at
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            if self.writer is not None:
-                self.writer.flush()
+            self.reports.curve()
+            self.reports.close()
         if ended:
             name = signal.Signals(ended).name
-            self.report(f"stopped by {name} after step {self.step}, "
+            self.reports.say(f"stopped by {name} after step {self.step}, "
                         + ("saved" if saved_at == self.step else f"last checkpoint at step {saved_at}"))
         elif saved_at != self.step:
             raise TrainingStopped(f"the last checkpoint could not be written; the newest is of step {saved_at}")
@@ -332,9 +344,9 @@ class Trainer:
             if self.best is None or value < self.best["median_mm"]:
                 self.best = {"step": self.step, "median_mm": value}
                 self.save_best(figures)
-            self._record("validation", figures)
+            self.reports.record("validation", self.step, self.minutes, figures)
             c, k = figures["clean"], figures["corrupted"]
-            self.report(
+            self.reports.say(
                 f"step {self.step}: validation in mm, median (95 %): registration clean {_text(c['registration'])}, "
                 f"corrupted {_text(k['registration'])}; single pass corrupted by band "
                 + ", ".join(_text(b) for b in k["single_by_band"])
@@ -343,28 +355,31 @@ class Trainer:
 
     def _log(self, meter):
         summary = meter.summary()
-        self._record("training", {**summary, "lr": learning_rate(self.settings, self.step, self.minutes)})
+        rate = learning_rate(self.settings, self.step, self.minutes)
+        self.reports.record("training", self.step, self.minutes, {**summary, "lr": rate})
         bands = " ".join("-" if b is None else f"{b:.3f}" for b in summary["loss_by_band"])
         o = self.settings.optimization
         done = max(self.minutes / o.max_minutes if o.max_minutes else 0, self.step / o.steps if o.steps else 0)
         left = self.minutes * (1 - done) / done if done else 0.0
-        self.report(f"step {self.step} loss {summary['loss']:.4f} bands {bands} "
+        self.reports.say(f"step {self.step} loss {summary['loss']:.4f} bands {bands} "
                     f"{summary['samples_per_second']:.2f} samples/s data {summary['data_share']:.0%} "
                     f"{self.minutes:.1f} min, {left:.0f} min left")
 
-    def _record(self, kind, values):
+    @torch.no_grad()
+    def _pictures(self):
+        """Sheets of training pairs and of the EMA's answers to held-out ones; loss.png."""
         if self.fabric.global_rank != 0:
             return
-        line = {"kind": kind, "step": self.step, "minutes": round(self.minutes, 3), **values}
-        self.history.append(line)
-        try:
-            with open(self.run / "log.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            self.report(f"log.jsonl cannot be written ({error.strerror})")
-
-    def _pictures(self):
-        """Pictures never end a run."""
+        count = 6
+        sheets = {"pairs": sheet(self.maker.make(self.sampler.draw(0, count), seeded(7, 5, self.step)))}
+        if self.validation_rows:
+            rows = [self.validation_rows[i % len(self.validation_rows)] for i in range(count)]
+            t = torch.linspace(1, self.schedule.timesteps, count).round().long()
+            pairs = self.maker.make(rows, seeded(7, 6), t=t)
+            class_id = pairs.class_id if self.conditional else None
+            predicted = self.ema.ema_model.eval()(pairs.fixed, pairs.moving, pairs.t, class_id)
+            sheets["predictions"] = sheet(pairs, predicted)
+        self.reports.pictures(self.step, sheets)
 
 
 def _spread(values):
