@@ -1,0 +1,70 @@
+"""Output files appear whole or not at all."""
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+#: Endings that say how a file is packed; the one before them says what it holds.
+_PACKED = (".gz", ".bz2", ".zst", ".xz")
+
+
+def extension(path) -> str:
+    """The ending that decides a file's format, lower case: ``.tfm``, ``.nii.gz``; empty if there is none."""
+    suffixes = Path(path).suffixes
+    keep = 2 if len(suffixes) > 1 and suffixes[-1].lower() in _PACKED else 1
+    return "".join(suffixes[-keep:]).lower()
+
+
+@contextmanager
+def written_whole(path):
+    """Give a temporary file beside ``path`` to write; it takes the name ``path`` when the block ends well.
+
+    The temporary file has the same extensions (``.nii.gz`` too), since many writers choose the format by
+    them. If the block raises, whatever it is, the temporary file is removed and a file that was already at
+    ``path`` is left as it was. A symbolic link stays a link: the file that it points to is replaced.
+
+    Yields the temporary :class:`pathlib.Path`. Raises InputError where the folder does not exist or cannot be
+    written to, ``path`` is a folder, the disk is full, or the block has written nothing.
+    """
+    target = Path(os.path.realpath(path))
+    if not Path(path).name or target.is_dir():
+        raise InputError(f"Cannot write '{path}': it is a folder; give the name of a file.")
+    if not target.parent.is_dir():
+        raise InputError(
+            f"Cannot write '{path}': there is no folder '{target.parent}'; create it or choose another."
+        )
+    ending = target.name[len(target.name) - len(extension(target)):]
+    temporary = target.parent / f".{secrets.token_hex(6)}.part{ending}"
+    try:
+        # Created here to see whether one can, with the permissions of any new file (mkstemp's are private).
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise InputError(
+            f"Cannot write '{path}': the folder '{target.parent}' refuses new files ({_reason(error)}); "
+            "choose another folder."
+        ) from error
+    try:
+        yield temporary
+        if not temporary.exists() or temporary.stat().st_size == 0:
+            raise InputError(f"Cannot write '{path}': nothing was written; choose another file format.")
+        try:
+            os.replace(temporary, target)
+        except OSError as error:
+            raise InputError(
+                f"Cannot write '{path}' ({_reason(error)}); close what uses it or choose another name."
+            ) from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise InputError(f"Cannot write '{path}': {_reason(error)}; make room and try again.") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
