@@ -586,7 +586,7 @@ class Corruption:
     """The artifacts of a training pair, each with its probability, and one knob for all their strengths.
 
     settings: name → {"probability": p, …parameters of the class…}; names as in ARTIFACTS; absent ones are
-    off. strength scales every magnitude (0 changes nothing visible).
+    off. strength scales every magnitude (0 turns everything off).
     """
 
     def __init__(self, settings, strength=1.0):
@@ -611,7 +611,7 @@ class Corruption:
         draws = {}
         for name, (probability, artifact) in self.artifacts.items():
             draw = artifact.draw(count, generator, self.strength)
-            draw["on"] = torch.rand(count, generator=generator) < probability
+            draw["on"] = (torch.rand(count, generator=generator) < probability) & (self.strength > 0)
             if allowed and name in allowed:
                 draw["on"] &= allowed[name]
             draws[name] = draw

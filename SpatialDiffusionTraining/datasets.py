@@ -230,8 +230,8 @@ class Sampler:
     """An endless stream of rows: the n-th draw is a pure function of (seed, n), so a position is one number.
 
     groups: lists of rows (one per data set) with one weight each; a group gets its weight's share of the draws
-    whatever its size. Inside a block of draws every row of a group comes equally often (but for a remainder
-    drawn at random), so nothing is left out and nothing needs an epoch. Processes take alternate parts of every
+    whatever its size. A group is gone through again and again in ever new orders, so every row comes equally
+    often and nothing needs an epoch; blocks of draws mix the groups. Processes take their own parts of every
     global batch: see `batch`.
     """
 
@@ -252,12 +252,15 @@ class Sampler:
 
     def _rows_of_block(self, number):
         if self._block[0] != number:
-            random = np.random.default_rng([self.seed, number])
             rows = []
-            for group, count in zip(self.groups, self.counts):
-                whole, rest = divmod(int(count), len(group))
-                rows += list(group) * whole + list(random.permutation(group)[:rest])
-            self._block = (number, random.permutation(np.array(rows)))
+            for index, (group, count) in enumerate(zip(self.groups, self.counts)):
+                place = number * int(count)
+                while place < (number + 1) * int(count):
+                    turn, offset = divmod(place, len(group))
+                    order = np.random.default_rng([self.seed, index, turn]).permutation(group)
+                    rows.extend(order[offset : offset + (number + 1) * int(count) - place])
+                    place += len(order) - offset
+            self._block = (number, np.random.default_rng([self.seed, number]).permutation(np.array(rows)))
         return self._block[1]
 
     def draw(self, position, count):

@@ -1,0 +1,228 @@
+"""From files to batches: finding, splitting, skipping, caching and the endless stream."""
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import nibabel
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from SpatialDiffusionCore import volume  # noqa: E402
+from SpatialDiffusionCore.errors import InputError  # noqa: E402
+from SpatialDiffusionTraining import datasets, published  # noqa: E402
+from training_fixtures import development_data, phantom, write_phantoms  # noqa: E402
+
+GRID = {"size": [16, 16, 16], "spacing": 14.0}
+
+
+def source(paths, held=(), class_id=1, modality="t1-brain", loader="canonical"):
+    return datasets.Source(modality, class_id, list(paths), list(held), 1.0, loader)
+
+
+# ------------------------------------------------------------------------------------------------ finding
+def test_scans_are_found_recursively_and_lists_are_relative_to_themselves(tmp_path):
+    write_phantoms(tmp_path / "a", 2)
+    write_phantoms(tmp_path / "a" / "deeper", 1)
+    (tmp_path / "a" / "notes.txt").write_text("no scan")
+    (tmp_path / "a" / "._phantom.nii.gz").write_text("what macOS leaves behind")
+    found = datasets.find_scans(tmp_path / "a")
+    assert [p.name for p in found] == ["phantom_00.nii.gz", "phantom_00.nii.gz", "phantom_01.nii.gz"]
+    listed = tmp_path / "list.txt"
+    listed.write_text("# training\n\na/phantom_01.nii.gz\na/missing.nii\n")
+    assert datasets.find_scans(listed) == [tmp_path / "a" / "phantom_01.nii.gz", tmp_path / "a" / "missing.nii"]
+    datasets.write_list(found, tmp_path / "again.txt")
+    assert datasets.find_scans(tmp_path / "again.txt") == found
+
+
+def test_what_holds_no_scans_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.txt").write_text("# nothing\n")
+    for place, words in (("empty", "no NIfTI"), ("empty.txt", "names no files"), ("absent", "does not exist")):
+        with pytest.raises(InputError, match=words):
+            datasets.find_scans(tmp_path / place)
+
+
+def test_the_split_is_fixed_stable_and_keeps_visits_together():
+    paths = [f"/data/sub-{i:03d}_T1w.nii.gz" for i in range(100)]
+    training, held = datasets.split(paths)
+    assert len(held) == 10 and not set(training) & set(held) and sorted(training + held) == paths
+    assert datasets.split(list(reversed(paths))) == (training, held)
+    more, held_more = datasets.split(paths + ["/data/sub-900_T1w.nii.gz"])
+    assert len(set(held) & set(held_more)) >= 9
+    visits = [f"/data/sub-{i:03d}_ses-{v}_T1w.nii.gz" for i in range(30) for v in (1, 2)]
+    training, held = datasets.split(visits)
+    assert not {p.split("_")[0] for p in training} & {p.split("_")[0] for p in held}
+    assert datasets.split(paths[:1]) == (paths[:1], [])
+
+
+# -------------------------------------------------------------------------------------------------- cache
+def test_the_cache_holds_canonical_cubes_in_bytes(tmp_path):
+    folder = write_phantoms(tmp_path / "scans", 3)
+    scans = datasets.find_scans(folder)
+    cache = datasets.build(tmp_path / "cache", [source(scans[:2], scans[2:])], GRID, report=lambda text: None)
+    assert cache.shape == (16, 16, 16) and cache.cubes.dtype == np.uint8 and isinstance(cache.cubes, np.memmap)
+    assert cache.rows("train") == [0, 1] and cache.rows("validation") == [2]
+    batch = cache.read([1, 0])
+    assert batch.shape == (2, 1, 16, 16, 16) and batch.dtype == torch.float32
+    prepared = volume.prepare(volume.load(scans[1]))
+    expected = volume.sample(prepared, volume.canonical_grid(prepared, 16, 14.0))
+    assert (batch[:1] - expected).abs().max() <= 0.5 / 255 + 1e-6
+    # The moments are those of the tissue: near the middle, about as wide as the phantom.
+    assert cache.means.abs().max() < 0.05
+    assert 0.05 < cache.covariances.diagonal(dim1=1, dim2=2).min() < 0.5
+    assert cache.files([2]) == [str(scans[2])]
+
+
+def test_an_unchanged_cache_is_reused_and_a_changed_one_rebuilt(tmp_path):
+    folder = write_phantoms(tmp_path / "scans", 2)
+    scans, said = datasets.find_scans(folder), []
+    datasets.build(tmp_path / "cache", [source(scans)], GRID, report=said.append)
+    built = (tmp_path / "cache" / "cubes.npy").stat().st_mtime_ns
+    said.clear()
+    datasets.build(tmp_path / "cache", [source(scans)], GRID, report=said.append)
+    assert not said and (tmp_path / "cache" / "cubes.npy").stat().st_mtime_ns == built
+    datasets.build(tmp_path / "cache", [source(scans)], {"size": [20] * 3, "spacing": 12.0}, report=said.append)
+    assert said and datasets.open_cache(tmp_path / "cache").shape == (20, 20, 20)
+    two = datasets.build(tmp_path / "cache", [source(scans)], GRID, workers=2, report=said.append)
+    assert len(two.entries) == 2
+
+
+def broken_files(folder):
+    """One file of every kind that training must survive; their number."""
+    good = phantom(0)
+    (folder / "text.nii").write_text("this is no image")
+    whole = (folder / "phantom_00.nii.gz").read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.nii.gz").write_bytes(b"")
+    data = np.asarray(good.dataobj)
+    bad = {"four_d": np.stack([data, data], -1), "flat": data[:, :, :1], "constant": np.zeros_like(data),
+           "small": data[:8, :8, :8]}
+    for name, array in bad.items():
+        nibabel.save(nibabel.Nifti1Image(array, good.affine), folder / f"{name}.nii.gz")
+    nan = data.astype(np.float32)
+    nan[3] = np.nan
+    nibabel.save(nibabel.Nifti1Image(nan, good.affine), folder / "nan.nii.gz")
+    return 8
+
+
+def test_broken_files_are_skipped_counted_and_listed(tmp_path):
+    folder = write_phantoms(tmp_path / "scans", 3)
+    count, said = broken_files(folder), []
+    scans = [*datasets.find_scans(folder), folder / "missing.nii.gz"]
+    cache = datasets.build(tmp_path / "cache", [source(scans)], GRID, report=said.append)
+    assert len(cache.entries) == 3 and len(cache.skipped) == count + 1
+    lines = (tmp_path / "cache" / "skipped.txt").read_text().splitlines()
+    assert len(lines) == count + 1 and all(len(line.split("\t")) == 2 for line in lines)
+    assert any("four_d" in line and "4D" in line for line in lines)
+    assert any(f"{count + 1} of {count + 4} files cannot be used" in text for text in said)
+
+
+def test_all_bad_stops(tmp_path):
+    folder = write_phantoms(tmp_path / "scans", 1)
+    broken_files(folder)
+    (folder / "phantom_00.nii.gz").unlink()
+    with pytest.raises(InputError, match="None of the 8 files"):
+        datasets.build(tmp_path / "cache", [source(datasets.find_scans(folder))], GRID, report=lambda text: None)
+    with pytest.raises(InputError, match="no usable cache"):
+        datasets.open_cache(tmp_path / "cache")
+
+
+def test_a_damaged_index_is_no_cache(tmp_path):
+    (tmp_path / "index.json").write_text("{")
+    with pytest.raises(InputError, match="no usable cache"):
+        datasets.open_cache(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------- sampling
+def test_every_row_comes_equally_often():
+    sampler = datasets.Sampler([list(range(10)), list(range(10, 200))], [1, 1], seed=3)
+    counts = Counter(sampler.draw(0, sampler.length * 4))
+    small, large = sum(counts[r] for r in range(10)), sum(counts[r] for r in range(10, 200))
+    assert abs(small - large) <= 8  # equal weights, whatever the sizes
+    for rows in (range(10), range(10, 200)):
+        assert max(counts[r] for r in rows) - min(counts[r] for r in rows) <= 1
+    weighted = datasets.Sampler([list(range(10)), list(range(10, 200))], [1, 9])
+    assert sum(r < 10 for r in weighted.draw(0, 2000)) == pytest.approx(200, abs=30)
+
+
+def test_the_stream_is_a_function_of_seed_and_position():
+    sampler = datasets.Sampler([list(range(37))], seed=5)
+    stream = sampler.draw(0, 500)
+    assert datasets.Sampler([list(range(37))], seed=5).draw(123, 200) == stream[123:323]
+    assert datasets.Sampler([list(range(37))], seed=6).draw(0, 500) != stream
+
+
+def test_processes_share_the_global_batch_without_overlap():
+    sampler = datasets.Sampler([list(range(50))], seed=1)
+    for step in range(5):
+        parts = [sampler.batch(step, 3, rank, 4) for rank in range(4)]
+        assert sum(parts, []) == sampler.draw(step * 12, 12)
+
+
+def test_a_stream_of_nothing_is_refused():
+    with pytest.raises(ValueError):
+        datasets.Sampler([[1, 2], []])
+    with pytest.raises(ValueError):
+        datasets.Sampler([[1], [2]], [1.0, 0.0])
+
+
+# ------------------------------------------------------------------------------------------- published
+def test_published_t1_is_padded_about_the_center():
+    data = np.zeros((10, 12, 8), np.float32)
+    data[5, 6, 4], data[0, 0, 0] = 200, -50
+    cube = published.load_published(data, "t1-brain", (16, 16, 16), (1, 1, 1))
+    assert cube.shape == (16, 16, 16) and cube.min() == 0 and cube.max() == 1
+    assert cube[3 + 5, 2 + 6, 4 + 4] == 1
+    large = published.load_published(np.random.default_rng(0).random((40, 20, 30)), "t1-brain", (16, 16, 16), (1, 1, 1))
+    filled = np.argwhere(large > 0)
+    assert (np.ptp(filled, axis=0) + 1).tolist() == [16, 8, 12]  # the aspect is kept
+
+
+@pytest.mark.parametrize("modality, threshold", [("oct", 0.8), ("octa", 0.7)])
+def test_published_retina_loses_the_band_above_the_tissue(modality, threshold):
+    data = np.random.default_rng(1).random((6, 20, 8)) * 100
+    data[:, 12, :] = 255 * (threshold + 0.05)  # the last bright row is the first one after turning over
+    data[0, 0, 0], data[5, 13, 7] = 0, 150
+    data[2, 3, 4] = 255
+    cube = published.load_published(data, modality, (6, 24, 8), (1, 1, 1))
+    assert cube.shape == (6, 24, 8)
+    assert cube[:, 0].min() > 0.6  # row 12 lies at the start now
+    assert cube[2, 9, 3] == pytest.approx(1)
+    assert (cube[:, 13:] == 0).all()
+
+
+def test_published_t2_is_isotropic_and_equalized():
+    random = np.random.default_rng(2)
+    data = random.gamma(1.0, 30.0, (20, 24, 10))
+    cube = published.load_published(data, "t2-head-neck", (32, 32, 32), (1.0, 1.0, 3.0))
+    filled = np.argwhere(cube > 0)
+    assert np.abs(np.ptp(filled, axis=0) + 1 - [20, 24, 30]).max() <= 1
+    assert cube.min() == 0 and cube.max() == 1
+    assert cube[cube > 0].std() > published.unit_range(data.astype(np.float32)).std()
+
+
+def test_equalization_of_a_ramp_is_nearly_a_ramp():
+    ramp = np.broadcast_to(np.linspace(0, 1, 64, dtype=np.float32), (32, 32, 64)).copy()
+    out = published.equalize(ramp, kernel=64, clip=0.05)
+    assert np.abs(np.diff(out, axis=2)).max() < 0.05 and out[0, 0, -1] > 0.95
+
+
+def test_published_loading_through_the_cache(tmp_path):
+    scans = datasets.find_scans(write_phantoms(tmp_path / "scans", 1))
+    cache = datasets.build(tmp_path / "cache", [source(scans, loader="published")],
+                           {"size": [24, 32, 28], "spacing": 1.0}, report=lambda text: None)
+    assert cache.shape == (24, 32, 28) and cache.means.shape == (1, 3)
+
+
+# ---------------------------------------------------------------------------------------------- real scans
+def test_real_scans_of_every_kind_become_cubes(tmp_path):
+    data = development_data()
+    scans = [sorted((data / "t1").glob(f"{kind}*"))[0] for kind in ("ixi", "ds002748", "ds000011", "oasis")]
+    cache = datasets.build(tmp_path / "cache", [source(scans)], {"size": [32] * 3, "spacing": 7.0},
+                           report=lambda text: None)
+    assert not cache.skipped and len(cache.entries) == 4
+    volumes = cache.read(cache.rows("train"))
+    assert (volumes.amax((1, 2, 3, 4)) > 0.9).all() and ((volumes > 0.1).float().mean((1, 2, 3, 4)) > 0.08).all()
+    assert json.loads((tmp_path / "cache" / "index.json").read_text())["grid"]["spacing"] == 7.0
