@@ -1,0 +1,28 @@
+"""Affine registration of 3D medical images by spatial diffusion.
+
+Importing this package is instant: torch and scipy are loaded when a volume is registered, not before.
+"""
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "register": "registration",
+    "register_many": "registration",
+    "registration_steps": "registration",
+    "Registration": "registration",
+    "Step": "registration",
+    "Cancelled": "registration",
+    "Volume": "volume",
+    "InputError": "errors",
+    "ModelError": "errors",
+}
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,61 @@
+"""A volume as the network and the refinement see it: 0…1 on a cube around its tissue."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+
+from . import geometry
+from . import modality as modalities
+from .volume import Grid, Prepared, Volume, canonical_grid, prepare, sample_with_support
+
+
+@dataclass(frozen=True)
+class Cube:
+    """A prepared volume on a grid. values, support: 1×1×D×H×W float32, intensities and field of view in 0…1."""
+
+    prepared: Prepared
+    grid: Grid
+    values: torch.Tensor
+    support: torch.Tensor
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """mm between voxels along the cube's axes."""
+        return geometry.spacing(self.grid.voxel_to_ras)
+
+    @property
+    def frame(self) -> np.ndarray:
+        """Cube frame (mm along the cube's axes i, j, k from its center) → RAS, 4×4."""
+        center = (np.array(self.grid.shape) - 1) / 2
+        return self.grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / self.spacing), center)
+
+    def tissue(self) -> torch.Tensor:
+        """1×1×D×H×W: 1 where there is tissue (above Otsu's threshold, inside the field of view and the mask)."""
+        low, high = self.prepared.window
+        threshold = (self.prepared.threshold - low) / (high - low)
+        return ((self.values > threshold) & (self.support > 0.5)).to(self.values.dtype)
+
+    def on(self, grid: Grid) -> "Cube":
+        """The same volume sampled on another grid."""
+        return on_grid(self.prepared, grid, self.values.device)
+
+
+def on_grid(prepared: Prepared, grid: Grid, device) -> Cube:
+    """Sample a prepared volume on a grid."""
+    return Cube(prepared, grid, *sample_with_support(prepared, grid, device))
+
+
+def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:
+    """A volume on a model's cube, by the loading that the model's card names (see model.py)."""
+    prepared = prepare(volume, mask)
+    grid = card["grid"]
+    if grid["loading"] == "published":
+        from . import loading
+
+        prepared, where = loading.published(prepared, key, grid["size"])
+    else:
+        where = canonical_grid(prepared, grid["size"], grid["spacing"], modalities.get(key).oriented)
+    return on_grid(prepared, where, device)

@@ -1,0 +1,65 @@
+"""The one table of modalities: names, how volumes are loaded and preprocessed, and what is special about each.
+
+The shell's choices, Slicer's combo box, the loaders of training and the model cards are all made from it. To add a
+modality, add an entry here and train a model for it.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Facts about one modality.
+
+    key: what is typed and stored; label: what people read; description: one sentence of help. preprocessing: which
+    enhancement of network.PREPROCESSING the network's input gets. oriented: whether headers carry an anatomical
+    orientation worth trusting. published_loader: how the published method loads it (SpatialDiffusionTraining.loaders).
+    """
+
+    key: str
+    label: str
+    description: str
+    preprocessing: str = "none"
+    oriented: bool = True
+    published_loader: str = "minmax"
+    aliases: tuple = ()
+
+
+MODALITIES = {
+    modality.key: modality
+    for modality in (
+        Modality(
+            "any", "Any / mixed", "Anything else, or two volumes of different modalities.",
+            aliases=("none", "mixed", "cross"),
+        ),
+        Modality(
+            "t1-brain", "T1 brain MRI", "T1-weighted heads or skull-stripped brains.",
+            published_loader="t1", aliases=("t1", "t1w", "brain"),
+        ),
+        Modality(
+            "t2-head-neck", "T2 head and neck MRI", "T2-weighted heads and necks.",
+            published_loader="t2", aliases=("t2", "t2w"),
+        ),
+        Modality("ct-head-neck", "CT head and neck", "Computed tomography of head and neck.", aliases=("ct",)),
+        Modality(
+            "oct", "Retinal OCT", "Optical coherence tomography of the retina.",
+            preprocessing="oct", oriented=False, published_loader="oct",
+        ),
+        Modality(
+            "octa", "Retinal OCTA", "Optical coherence tomography angiography of the retina.",
+            preprocessing="octa", oriented=False, published_loader="octa",
+        ),
+    )
+}
+
+
+def get(name: str) -> Modality:
+    """The modality of that key or alias, in any case; raises InputError that lists the known ones."""
+    wanted = str(name).strip().lower().replace("_", "-").replace(" ", "-")
+    for modality in MODALITIES.values():
+        if wanted == modality.key or wanted in modality.aliases:
+            return modality
+    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join(MODALITIES)}.")

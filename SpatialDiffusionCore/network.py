@@ -1,0 +1,281 @@
+"""The networks that predict, at a timestep, the affine that undoes a misalignment.
+
+``AffineTransformer`` is the published 3D affine spatial transformer, key for key. ``PointTransformer`` sees each
+volume alone, finds corresponding feature points in both and solves for the affine by weighted least squares.
+Both take (fixed, moving, t, class) and return θ, B×3×4 normalized (see geometry.py).
+"""
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PUBLISHED_CHANNELS = (2, 64, 128, 256, 256, 512, 1024)
+
+
+def sinusoidal_code(t: torch.Tensor, width: int) -> torch.Tensor:
+    """Sines then cosines of t at width/2 frequencies from 1 down to 1/10000, B×width."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000.0) / (half - 1) * torch.arange(half, device=t.device))
+    angles = t.float()[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def remaining_grid(size: Sequence[int], blocks: int = 5) -> tuple:
+    """Size of the feature grid after the first convolution and ``blocks`` halving blocks."""
+    grid = [n // 2 for n in size]
+    for _ in range(blocks):
+        grid = [(n - 1) // 2 + 1 for n in grid]
+    return tuple(grid)
+
+
+# --- modality preprocessing --------------------------------------------------------------------------------
+
+#: name → (ω, threshold) of the Gabor enhancement; "none" leaves volumes unchanged.
+PREPROCESSING = {"none": None, "oct": (0.5, -0.4), "octa": (0.95, -0.5)}
+
+
+def gabor_kernel(omega: float, angle: float) -> torch.Tensor:
+    """5×5×5 cosine Gabor kernel (axes z, y, x = D, H, W) with φ = 0 and κ = π, normalized to sum 1."""
+    offsets = torch.arange(-2, 3, dtype=torch.float32)
+    z, y, x = torch.meshgrid(offsets, offsets, offsets, indexing="ij")
+    x1 = x * math.cos(angle) + y * math.sin(angle)
+    y1 = -x * math.sin(angle) + y * math.cos(angle)
+    kappa = math.pi
+    envelope = torch.exp(-(omega**2) / (8 * kappa**2) * (4 * x1**2 + y1**2 + z**2))
+    kernel = omega**2 / (4 * math.pi * kappa**2) * envelope * torch.cos(omega * x1) * math.exp(kappa**2 / 2)
+    return kernel / kernel.sum()
+
+
+def preprocess(volume: torch.Tensor, name: str) -> torch.Tensor:
+    """Apply a modality's preprocessing to B×1×D×H×W volumes in 0…1; the result is in 0…1."""
+    if name not in PREPROCESSING:
+        raise ValueError(f"unknown preprocessing {name!r}; choose one of: {', '.join(PREPROCESSING)}")
+    if PREPROCESSING[name] is None:
+        return volume
+    omega, threshold = PREPROCESSING[name]
+    kernels = torch.stack([gabor_kernel(omega, math.pi / 2), gabor_kernel(omega, 0.0)])[:, None]
+    response = F.conv3d(volume, kernels.to(volume), padding=2)
+    return ((2 * response - 1).amax(dim=1, keepdim=True) >= threshold).to(volume.dtype)
+
+
+# --- the published network ---------------------------------------------------------------------------------
+
+
+class _Block(nn.Module):
+    """Pre-activation residual block that adds the time and class codes and halves the grid (stride 2) or keeps it."""
+
+    def __init__(self, inner: int, outer: int, groups: int, time_width: int, rows: int, stride: int = 2):
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.GroupNorm(groups, inner), nn.SiLU(), nn.Conv3d(inner, outer, 3, stride, 1))
+        self.conv2 = nn.Sequential(nn.GroupNorm(groups, outer), nn.SiLU(), nn.Conv3d(outer, outer, 3, 1, 1))
+        pool = nn.MaxPool3d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
+        self.res_conv = nn.Sequential(pool, nn.Conv3d(inner, outer, 1)) if inner != outer else pool
+        self.time_embed = nn.Sequential(nn.GELU(), nn.Linear(time_width, outer))
+        if rows:
+            self.class_embedding = nn.Embedding(rows, outer)
+
+    def forward(self, x, time_code, class_id):
+        h = self.conv1(x) + self.time_embed(time_code)[:, :, None, None, None]
+        if class_id is not None:
+            h = h + self.class_embedding(class_id)[:, :, None, None, None]
+        return self.conv2(h) + self.res_conv(x)
+
+
+class _Encoder(nn.Module):
+    def __init__(self, channels, groups, time_width, rows):
+        super().__init__()
+        self.in_conv = nn.Conv3d(channels[0], channels[1], 4, 2, 1)
+        self.encoder = nn.ModuleList(
+            _Block(a, b, groups, time_width, rows) for a, b in zip(channels[1:-1], channels[2:])
+        )
+
+    def forward(self, x, time_code, class_ids):
+        x = self.in_conv(x)
+        for block, class_id in zip(self.encoder, class_ids):
+            x = block(x, time_code, class_id)
+        return x
+
+
+class _Conditioned(nn.Module):
+    """What both networks share: the size they see, the class ids and their dropout."""
+
+    def __init__(self, volume_size, n_classes: int, class_dropout: float):
+        super().__init__()
+        self.volume_size = tuple(int(n) for n in volume_size)
+        self.n_classes, self.class_dropout = int(n_classes), float(class_dropout)
+        # With class dropout row 0 means "no modality"; an unconditional network has no rows at all.
+        self.rows = 0 if self.n_classes == 1 else self.n_classes + (1 if self.class_dropout > 0 else 0)
+
+    def fit_size(self, volume: torch.Tensor) -> torch.Tensor:
+        """Resize B×1×D×H×W volumes to the size this network was built for."""
+        if tuple(volume.shape[2:]) == self.volume_size:
+            return volume
+        return F.interpolate(volume, size=self.volume_size, mode="trilinear", align_corners=False)
+
+    def class_ids(self, class_id, batch: int, device, blocks: int) -> list:
+        """The class ids each block uses: as given, or 0 with probability class_dropout while training."""
+        if not self.rows:
+            return [None] * blocks
+        if class_id is None:
+            class_id = torch.zeros(batch, dtype=torch.long, device=device)
+        class_id = class_id.to(device=device, dtype=torch.long)
+        if not self.training or self.class_dropout == 0:
+            return [class_id] * blocks
+        kept = torch.rand(blocks, batch, device=device) >= self.class_dropout
+        return [class_id * keep for keep in kept]
+
+
+class AffineTransformer(_Conditioned):
+    """The published 3D affine spatial transformer.
+
+    volume_size: (D, H, W) the network is built for; volumes of another size are resized to it. channels: 2, then
+    one per stage. n_classes: number of modalities (1 = unconditional). Its state dict has the published keys.
+    """
+
+    def __init__(
+        self,
+        volume_size: Sequence[int],
+        channels: Sequence[int] = PUBLISHED_CHANNELS,
+        n_classes: int = 1,
+        class_dropout: float = 0.15,
+        groups: int = 32,
+        time_width: int = 256,
+    ):
+        super().__init__(volume_size, n_classes, class_dropout)
+        channels = tuple(int(c) for c in channels)
+        self.time_width = time_width
+        self.time_mlp = nn.Sequential(
+            nn.Linear(time_width, 4 * time_width), nn.GELU(), nn.Linear(4 * time_width, time_width)
+        )
+        self.encoder = _Encoder(channels, groups, time_width, self.rows)
+        kernel = remaining_grid(volume_size, len(channels) - 2)
+        self.output_head = nn.Sequential(
+            nn.GroupNorm(groups, channels[-1]), nn.SiLU(), nn.Conv3d(channels[-1], 12, kernel)
+        )
+
+    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
+        """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
+        pair = torch.cat(
+            [preprocess(self.fit_size(v), name) for v, name in zip((fixed, moving), preprocessing)], dim=1
+        )
+        code = self.time_mlp(sinusoidal_code(t, self.time_width))
+        ids = self.class_ids(class_id, pair.shape[0], pair.device, len(self.encoder.encoder))
+        features = self.encoder(pair * 2 - 1, code, ids)
+        residual = self.output_head(features).reshape(-1, 3, 4)
+        return residual + torch.eye(3, 4, device=residual.device, dtype=residual.dtype)
+
+
+# --- feature points ----------------------------------------------------------------------------------------
+
+
+def solve_affine(source, target, weights, ridge: float = 1e-4):
+    """θ (B×3×4) that maps B×N×3 ``source`` points to ``target`` with B×N weights, by weighted least squares.
+
+    The ridge pulls the 3×3 part to the identity where the points do not determine it (all in one plane, say).
+    """
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    mean_source = (weights[..., None] * source).sum(1, keepdim=True)
+    mean_target = (weights[..., None] * target).sum(1, keepdim=True)
+    centered, aimed = source - mean_source, target - mean_target
+    weighted = (weights[..., None] * centered).transpose(1, 2)
+    covariance = weighted @ centered + ridge * torch.eye(3, device=source.device)
+    change = torch.linalg.solve(covariance, weighted @ (aimed - centered)).transpose(1, 2)
+    linear = torch.eye(3, device=source.device) + change
+    translation = mean_target.transpose(1, 2) - linear @ mean_source.transpose(1, 2)
+    return torch.cat([linear, translation], dim=2)
+
+
+class PointTransformer(_Conditioned):
+    """Feature points seen in each volume alone, and the affine that takes the fixed ones to the moving ones.
+
+    A small U-shaped encoder gives a heat map per point at a quarter of the cube's resolution; its center of mass is
+    the point (as in KeyMorph, Wang et al., arXiv 2304.09941), and a weight per point and volume says how far it is
+    to be trusted. The affine is the weighted least-squares fit. Arguments as in AffineTransformer; channels: of the
+    grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size.
+    """
+
+    def __init__(
+        self,
+        volume_size: Sequence[int],
+        channels: Sequence[int] = (16, 64, 128, 128),
+        points: int = 64,
+        n_classes: int = 1,
+        class_dropout: float = 0.15,
+        groups: int = 8,
+        time_width: int = 128,
+    ):
+        super().__init__(volume_size, n_classes, class_dropout)
+        c2, c4, c8, c16 = (int(c) for c in channels)
+        self.time_width = time_width
+        self.time_mlp = nn.Sequential(
+            nn.Linear(time_width, 2 * time_width), nn.GELU(), nn.Linear(2 * time_width, time_width)
+        )
+        common = (groups, time_width, self.rows)
+        self.stem = nn.Conv3d(1, c2, 4, 2, 1)
+        self.down4 = _Block(c2, c4, *common)
+        self.down8 = _Block(c4, c8, *common)
+        self.down16 = _Block(c8, c16, *common)
+        self.up8 = nn.Conv3d(c16, c8, 1)
+        self.mix8 = _Block(c8, c8, *common, stride=1)
+        self.up4 = nn.Conv3d(c8, c4, 1)
+        self.mix4 = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, c4, 3, 1, 1))
+        self.heat = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, points, 1))
+        self.trust = nn.Sequential(nn.GroupNorm(groups, c16), nn.SiLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+                                   nn.Linear(c16, points))
+
+    def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
+        """Points (B×N×3, normalized x, y, z) and log-weights (B×N) of B×1×D×H×W volumes in 0…1."""
+        x = preprocess(self.fit_size(volume), preprocessing) * 2 - 1
+        code = self.time_mlp(sinusoidal_code(t, self.time_width))
+        ids = self.class_ids(class_id, x.shape[0], x.device, 4)
+        f4 = self.down4(self.stem(x), code, ids[0])
+        f8 = self.down8(f4, code, ids[1])
+        f16 = self.down16(f8, code, ids[2])
+        up = F.interpolate(self.up8(f16), size=f8.shape[2:], mode="trilinear", align_corners=False)
+        f8 = self.mix8(f8 + up, code, ids[3])
+        up = F.interpolate(self.up4(f8), size=f4.shape[2:], mode="trilinear", align_corners=False)
+        f4 = f4 + up
+        heat = self.heat(f4 + self.mix4(f4)).float()
+        return centers_of_mass(heat), self.trust(f16).float()
+
+    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
+        """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
+        if preprocessing[0] == preprocessing[1]:
+            twice = None if class_id is None else torch.cat([class_id, class_id])
+            points, trust = self.describe(torch.cat([fixed, moving]), torch.cat([t, t]), twice, preprocessing[0])
+            points, trust = points.chunk(2), trust.chunk(2)
+        else:
+            described = [self.describe(v, t, class_id, p) for v, p in zip((fixed, moving), preprocessing)]
+            points, trust = zip(*described)
+        weights = torch.softmax(trust[0] + trust[1], dim=1)
+        return solve_affine(points[0], points[1], weights)
+
+
+def centers_of_mass(heat: torch.Tensor) -> torch.Tensor:
+    """Centers of mass (B×N×3, normalized x, y, z) of the softmax of B×N×D×H×W heat maps."""
+    mass = torch.softmax(heat.flatten(2), dim=2).view_as(heat)
+    result = []
+    for axis in (4, 3, 2):  # x = W, y = H, z = D
+        size = heat.shape[axis]
+        places = (2 * torch.arange(size, device=heat.device, dtype=heat.dtype) + 1) / size - 1
+        others = tuple(a for a in (2, 3, 4) if a != axis)
+        result.append((mass.sum(dim=others) * places).sum(dim=2))
+    return torch.stack(result, dim=2)
+
+
+NETWORKS = {"matrix": AffineTransformer, "points": PointTransformer}
+
+
+def build(architecture: dict) -> nn.Module:
+    """The network described by {"head": "matrix" or "points", and the constructor's arguments}."""
+    settings = dict(architecture)
+    head = settings.pop("head", "matrix")
+    if head not in NETWORKS:
+        raise ValueError(f"unknown network head {head!r}; known: {', '.join(NETWORKS)}")
+    network = NETWORKS[head](**settings)
+    network.architecture = dict(architecture)
+    return network

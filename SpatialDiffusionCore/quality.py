@@ -1,0 +1,108 @@
+"""How good a registration is and how far it can be trusted."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from . import geometry
+from .polish import blur
+
+#: Confidence by the spread of repeated runs, in mm: up to the first "good", up to the second "fair".
+SPREAD_LIMITS = (2.0, 5.0)
+
+
+@dataclass
+class Quality:
+    """Figures of one registration.
+
+    similarity_before, similarity_after: mean local squared correlation over the tissue, 0…1, blind to contrast.
+    overlap: share of the fixed tissue inside the moving field of view. spread_mm: RMS distance over the head between
+    repeated runs from perturbed starts (None where none were made). confidence: "good", "fair" or "poor".
+    """
+
+    similarity_before: float
+    similarity_after: float
+    overlap: float
+    spread_mm: Optional[float] = None
+    confidence: str = "fair"
+    warnings: list = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line for people."""
+        line = f"similarity {self.similarity_before:.2f} → {self.similarity_after:.2f}, confidence {self.confidence}"
+        if self.spread_mm is not None:
+            line += f" (repeated runs agree within {self.spread_mm:.1f} mm)"
+        return line
+
+    def to_dict(self) -> dict:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def local_similarity(fixed, moved, support, tissue, sigma: float = 2.0) -> float:
+    """Mean squared local correlation (Gaussian windows, sigma in voxels) of 1×1×D×H×W volumes over the tissue.
+
+    ``support`` is where the moved volume is known, ``tissue`` where it matters. 1 = locally linear everywhere.
+    """
+    weight = blur(support, sigma).clamp_min(1e-3)
+
+    def local(volume):
+        return blur(volume * support, sigma) / weight
+
+    mean_f, mean_m = local(fixed), local(moved)
+    variance_f = (local(fixed * fixed) - mean_f**2).clamp_min(0) + 1e-4
+    variance_m = (local(moved * moved) - mean_m**2).clamp_min(0) + 1e-4
+    squared = (local(fixed * moved) - mean_f * mean_m) ** 2 / (variance_f * variance_m)
+    weights = tissue * support
+    # Tissue that has nothing opposite counts as unlike.
+    return float((squared * weights).sum() / tissue.sum().clamp_min(1e-6))
+
+
+def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
+    """Fill in confidence and warnings from the figures."""
+    warnings = []
+    if quality.similarity_after < quality.similarity_before - 0.005:
+        warnings.append("The volumes were more alike before the registration than after it.")
+    if quality.overlap < 0.5:
+        warnings.append(
+            f"Only {100 * quality.overlap:.0f} % of the fixed tissue lies inside the moving field of view."
+        )
+    scales = np.array(decomposition.scales_percent)
+    if scales.min() < 60 or scales.max() > 165:
+        warnings.append("The scaling is larger than between two heads; the answer is probably wrong.")
+    spread = quality.spread_mm
+    confidence = "fair"
+    if spread is not None:
+        confidence = "good" if spread <= SPREAD_LIMITS[0] else "fair" if spread <= SPREAD_LIMITS[1] else "poor"
+        if confidence == "poor":
+            warnings.append(f"Repeated runs disagree by {spread:.0f} mm; do not rely on this answer unseen.")
+    if quality.similarity_after < 0.12:
+        warnings.append("The volumes are hardly alike where they now lie; look at the result before using it.")
+        confidence = "poor"
+    if warnings and confidence == "good":
+        confidence = "fair"
+    if quality.similarity_after < quality.similarity_before - 0.005 or scales.min() < 60 or scales.max() > 165:
+        confidence = "poor"
+    quality.confidence, quality.warnings = confidence, warnings
+    return quality
+
+
+def dice(first: np.ndarray, second: np.ndarray, labels=None) -> dict:
+    """{label: Dice} of two label maps on one grid, for the labels given or all but 0 that occur in both."""
+    if labels is None:
+        labels = np.intersect1d(np.unique(first), np.unique(second))
+        labels = labels[labels != 0]
+    result = {}
+    for label in labels:
+        a, b = first == label, second == label
+        total = a.sum() + b.sum()
+        if total:
+            result[int(label)] = float(2 * (a & b).sum() / total)
+    return result
+
+
+def landmark_errors(matrix, moving_points, fixed_points) -> np.ndarray:
+    """Distances in mm between moving landmarks (N×3 RAS) under a moving → fixed matrix and the fixed ones."""
+    return np.linalg.norm(geometry.transform_points(matrix, moving_points) - np.asarray(fixed_points, float), axis=1)

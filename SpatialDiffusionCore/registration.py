@@ -1,0 +1,426 @@
+"""Registration: two volumes in, the transform that lays the moving one on the fixed one out.
+
+``sampler="reference"`` is the published method: every timestep of the diffusion from where the volumes lie, nothing
+else. ``sampler="fast"`` looks for the pose among all rotations, lets the diffusion pull the best candidates in with
+a few steps, and refines the best of them by intensities.
+"""
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from typing import Callable, Iterator, List, Optional, Sequence
+
+import numpy as np
+
+from . import geometry, quality as quality_module
+from . import modality as modalities
+from .errors import InputError
+from .volume import Volume, resample, validate
+
+SAMPLERS = ("fast", "reference")
+
+#: Steps of the fast diffusion, chosen by the benchmark (README, "Steps").
+DEFAULT_STEPS = 4
+
+
+class Cancelled(Exception):
+    """The caller's ``on_step`` asked to stop; nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a running registration is: ``index`` of ``count``, a stage for people, and the matrix so far.
+
+    matrix: 4×4 float64, moving → fixed, RAS mm.
+    """
+
+    index: int
+    count: int
+    stage: str
+    matrix: np.ndarray
+
+
+@dataclass
+class Registration:
+    """The answer.
+
+    matrix: 4×4 float64, **moving → fixed** points in RAS mm ("to parent" in Slicer). Its inverse resamples.
+    transform: "rigid", "similarity" or "affine". steps: what happened on the way. center: the fixed tissue's center,
+    RAS mm, about which the decomposition is given.
+    """
+
+    matrix: np.ndarray
+    transform: str
+    steps: List[Step]
+    quality: quality_module.Quality
+    model: str
+    modality: tuple
+    sampler: str
+    seconds: float
+    polished: bool
+    center: np.ndarray
+    moving: str = ""
+    fixed: str = ""
+    details: dict = field(default_factory=dict)
+
+    @property
+    def decomposition(self) -> geometry.Decomposition:
+        """Rotation, translation of the tissue's center, scales and shears."""
+        center = geometry.transform_points(np.linalg.inv(self.matrix), self.center[None])[0]
+        return geometry.decompose(self.matrix, center)
+
+    def save(self, path, moving: Optional[Volume] = None, fixed: Optional[Volume] = None) -> None:
+        """Write the transform; the extension chooses the format (transform_file.py)."""
+        from .transform_file import write_transform
+
+        write_transform(self.matrix, path, moving=moving, fixed=fixed)
+
+    def apply(self, volume: Volume, reference, interpolation: str = "linear") -> Volume:
+        """``volume`` (anything that moves with the moving volume) on the voxels of ``reference``."""
+        return resample(volume, reference, self.matrix, interpolation)
+
+    def report(self) -> dict:
+        """Everything as JSON-ready numbers and words."""
+        parts = self.decomposition
+        return {
+            "moving": self.moving,
+            "fixed": self.fixed,
+            "matrix_moving_to_fixed_ras": self.matrix.tolist(),
+            "transform": self.transform,
+            "rotation_deg": parts.rotation_deg,
+            "rotations_xyz_deg": list(parts.rotations_deg),
+            "translation_mm": list(parts.translation_mm),
+            "scales_percent": list(parts.scales_percent),
+            "shears": list(parts.shears),
+            "in_words": parts.text(),
+            "quality": self.quality.to_dict(),
+            "model": self.model,
+            "modality": {"moving": self.modality[0], "fixed": self.modality[1]},
+            "sampler": self.sampler,
+            "polished": self.polished,
+            "steps": [{"index": s.index, "stage": s.stage} for s in self.steps],
+            "seconds": self.seconds,
+            **self.details,
+        }
+
+
+# --- options -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked settings of a registration; see ``register``."""
+
+    moving_modality: str
+    fixed_modality: str
+    transform: str
+    sampler: str
+    steps: Optional[int]
+    bidirectional: bool
+    polish: bool
+    device: str
+    seed: int
+    init: Optional[np.ndarray]
+
+
+def resolve_device(device: str = "auto") -> str:
+    """"auto" → "cuda" where there is one, else "cpu". Raises InputError for a device that is not there."""
+    import torch
+
+    device = str(device)
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()) or (index and kind != "cuda"):
+        raise InputError(f"Unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps.")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError("There is no CUDA device here (or PyTorch was built without CUDA); use device cpu.")
+        if index and int(index) >= torch.cuda.device_count():
+            raise InputError(f"There is no {device}; this machine has cuda:0 to cuda:{torch.cuda.device_count() - 1}.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("There is no MPS device here; use device cpu.")
+    return device
+
+
+def _options(
+    modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed, init
+) -> Options:
+    moving_key = modalities.get(moving_modality or modality).key
+    fixed_key = modalities.get(fixed_modality or modality).key
+    if transform not in geometry.TRANSFORM_KINDS:
+        raise InputError(f"Unknown transform {transform!r}; choose one of: {', '.join(geometry.TRANSFORM_KINDS)}.")
+    if sampler not in SAMPLERS:
+        raise InputError(f"Unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}.")
+    if steps is not None and sampler == "reference":
+        raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
+    return Options(
+        moving_key, fixed_key, transform, sampler, steps, bool(bidirectional),
+        (sampler == "fast") if polish is None else bool(polish), resolve_device(device), int(seed),
+        None if init is None else geometry.as_affine(init, "the initial transform"),
+    )
+
+
+# --- the process -------------------------------------------------------------------------------------------
+
+
+def registration_steps(
+    moving: Volume,
+    fixed: Volume,
+    *,
+    modality: str = "any",
+    moving_modality: Optional[str] = None,
+    fixed_modality: Optional[str] = None,
+    transform: str = "affine",
+    model=None,
+    sampler: str = "fast",
+    steps: Optional[int] = None,
+    bidirectional: Optional[bool] = None,
+    polish: Optional[bool] = None,
+    device: str = "auto",
+    seed: int = 0,
+    init=None,
+    moving_mask: Optional[Volume] = None,
+    fixed_mask: Optional[Volume] = None,
+    _fixed_cube=None,
+) -> Iterator[Step]:
+    """Register step by step: yields a Step after each, and returns the Registration (``StopIteration.value``).
+
+    Arguments as in ``register``. All input is checked before the first step.
+    """
+    started = time.perf_counter()
+    options = _options(
+        modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed, init
+    )
+    validate(moving, "moving")
+    validate(fixed, "fixed")
+    from .cube import model_cube
+    from .model import Model, load_model
+
+    if not isinstance(model, Model):
+        model = load_model(model, options.moving_modality, options.fixed_modality, options.device)
+    if options.steps is not None and not 1 <= options.steps <= model.schedule.timesteps:
+        raise InputError(f"The number of steps must be 1 to {model.schedule.timesteps}, got {options.steps}.")
+    fixed_cube = _fixed_cube or model_cube(fixed, fixed_mask, options.fixed_modality, model.card, options.device)
+    moving_cube = model_cube(moving, moving_mask, options.moving_modality, model.card, options.device)
+    process = _reference if options.sampler == "reference" else _fast
+    history: List[Step] = []
+    outcome = yield from _recorded(process(moving_cube, fixed_cube, model, options), history)
+    fixed_to_moving, polished, spread, details = outcome
+    # A rigid or similar answer is the one nearest to the affine over the tissue.
+    tissue = fixed_cube.prepared.tissue_center, fixed_cube.prepared.tissue_covariance
+    fixed_to_moving = geometry.project(fixed_to_moving, options.transform, *tissue)
+    matrix = np.linalg.inv(fixed_to_moving)
+    if options.transform == "rigid":
+        rotation = fixed_to_moving[:3, :3].T
+        matrix = geometry.from_parts(rotation, -rotation @ fixed_to_moving[:3, 3])
+    before = np.eye(4) if options.init is None else np.linalg.inv(options.init)
+    result = Registration(
+        matrix=matrix, transform=options.transform, steps=history,
+        quality=_quality(moving_cube, fixed_cube, before, fixed_to_moving, spread), model=model.name,
+        modality=(options.moving_modality, options.fixed_modality), sampler=options.sampler,
+        seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
+        fixed=fixed.name, details=details,
+    )
+    quality_module.judge(result.quality, result.decomposition)
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _recorded(process, history):
+    """Pass a process's steps on and keep them."""
+    while True:
+        try:
+            step = next(process)
+        except StopIteration as end:
+            return end.value
+        history.append(step)
+        yield step
+
+
+def _quality(moving, fixed, before, after, spread) -> quality_module.Quality:
+    """Similarity on the model's cube around the fixed tissue under two fixed → moving RAS matrices."""
+    tissue = fixed.tissue()
+    values = []
+    for fixed_to_moving in (before, after):
+        moved = moving.on(fixed.grid.moved(fixed_to_moving))
+        values.append(quality_module.local_similarity(fixed.values, moved.values, moved.support, tissue))
+    overlap = float((moved.support * tissue).sum() / tissue.sum().clamp_min(1e-6))
+    return quality_module.Quality(values[0], values[1], overlap, spread)
+
+
+def _to_world(matrix, moving, fixed) -> np.ndarray:
+    """A fixed → moving matrix between cube frames (4×4), in RAS."""
+    return moving.frame @ np.asarray(matrix, float) @ np.linalg.inv(fixed.frame)
+
+
+def _to_frames(fixed_to_moving, moving, fixed) -> np.ndarray:
+    return np.linalg.inv(moving.frame) @ fixed_to_moving @ fixed.frame
+
+
+def _theta_to_world(theta, moving, fixed) -> np.ndarray:
+    return geometry.theta_to_world(
+        theta.detach().cpu().double().numpy(), fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras
+    )
+
+
+def _world_to_theta(fixed_to_moving, moving, fixed, like):
+    import torch
+
+    theta = geometry.world_to_theta(fixed_to_moving, fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras)
+    return torch.as_tensor(theta, dtype=torch.float32, device=like.device)
+
+
+def _reference(moving, fixed, model, options: Options):
+    """The published reverse process, whole."""
+    from . import diffusion
+
+    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
+    schedule = model.schedule
+    start = None
+    if options.init is not None:
+        start = _world_to_theta(np.linalg.inv(options.init), moving, fixed, moving.values)[None]
+    if options.bidirectional:
+        back = model.denoiser(options.fixed_modality, options.moving_modality)
+        steps = diffusion.reverse_bidirectional(denoise, back, fixed.values, moving.values, schedule, start=start)
+    else:
+        steps = diffusion.reverse(denoise, fixed.values, moving.values, schedule, start=start)
+    extra = 1 if options.polish else 0
+    for step in steps:
+        world = _theta_to_world(step.theta[0], moving, fixed)
+        yield Step(step.index, step.count + extra, "Diffusion", np.linalg.inv(world))
+    polished = False
+    if options.polish:
+        world, polished = _polish(moving, fixed, world, options)
+        yield Step(step.count + 1, step.count + 1, "Refining", np.linalg.inv(world))
+    return world, polished, None, {}
+
+
+def _fast(moving, fixed, model, options: Options):
+    """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree."""
+    import torch
+
+    from . import diffusion, search
+
+    count = options.steps or DEFAULT_STEPS
+    total = 2 + count + (1 if options.polish else 0)
+    if options.init is not None:
+        candidates = [np.linalg.inv(options.init)]
+    else:
+        matrices = search.poses(moving, fixed, options.seed)
+        candidates = [_to_world(m, moving, fixed) for m in matrices]
+    yield Step(1, total, "Searching the pose", np.linalg.inv(candidates[0]))
+
+    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
+    start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
+    batch = (len(candidates), -1, -1, -1, -1)
+    worlds = candidates
+    steps = diffusion.reverse(
+        denoise, fixed.values.expand(batch), moving.values.expand(batch), model.schedule, steps=count, start=start
+    )
+    for step in steps:
+        worlds = [_theta_to_world(theta, moving, fixed) for theta in step.theta]
+        yield Step(1 + step.index, total, "Diffusion", np.linalg.inv(worlds[0]))
+    ranked = search.rank(moving, fixed, [_to_frames(w, moving, fixed) for w in worlds + candidates])
+    world = (worlds + candidates)[ranked.best]
+    details = {"candidates": len(candidates), "best_candidate": int(ranked.best)}
+    polished = False
+    if options.polish:
+        world, polished = _polish(moving, fixed, world, options)
+        yield Step(total - 1, total, "Refining", np.linalg.inv(world))
+    spread = search.spread(moving, fixed, _to_frames(world, moving, fixed), options.transform, options.seed)
+    yield Step(total, total, "Checking", np.linalg.inv(world))
+    return world, polished, spread, details
+
+
+def _polish(moving, fixed, world: np.ndarray, options: Options):
+    """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike."""
+    from .polish import polish
+
+    refined = polish(
+        moving, fixed, world, kind=options.transform, seed=options.seed,
+        same_contrast=options.moving_modality == options.fixed_modality != "any",
+    )
+    before = _quality(moving, fixed, world, refined, None)
+    if before.similarity_after < before.similarity_before:
+        return world, False
+    return refined, True
+
+
+# --- what callers use --------------------------------------------------------------------------------------
+
+
+def register(
+    moving: Volume,
+    fixed: Volume,
+    *,
+    on_step: Optional[Callable[[Step], Optional[bool]]] = None,
+    **options,
+) -> Registration:
+    """Find the transform that lays ``moving`` on ``fixed``.
+
+    modality: what both volumes are (modality.MODALITIES), or moving_modality and fixed_modality each; "any" for
+    anything else. transform: "rigid", "similarity" or "affine". model: name or file of a trained model (default: one
+    for the modality). sampler: "fast" or "reference" (the published 65 steps and nothing else). steps: diffusion
+    steps of "fast". bidirectional: with "reference", run both directions. polish: refine by intensities (default:
+    only in "fast"). device: "auto", "cpu", "cuda", "cuda:N", "mps". seed: of the points drawn; the same input and
+    seed give the same output. init: 4×4 moving → fixed RAS to start from; no other pose is searched then.
+    moving_mask, fixed_mask: volumes that are not 0 where the tissue matters. on_step: called with every Step; it may
+    raise, or return False, to stop.
+
+    Returns a Registration. Raises InputError (one sentence) before any work where the input cannot be used, and
+    Cancelled where ``on_step`` asked to stop.
+    """
+    process = registration_steps(moving, fixed, **options)
+    while True:
+        try:
+            step = next(process)
+        except StopIteration as end:
+            return end.value
+        if on_step is not None and on_step(step) is False:
+            process.close()
+            raise Cancelled("The registration was cancelled.")
+
+
+def share_of_rank(items: Sequence) -> list:
+    """The part of a list that falls to this process under torchrun (RANK of WORLD_SIZE); all of it otherwise."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    return list(items)[rank::world]
+
+
+def register_many(
+    movings: Sequence, fixed: Volume, *, on_step=None, on_result=None, **options
+) -> List[Registration]:
+    """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
+
+    movings: Volumes, or functions that return one (so that a long list need not be in memory). Under ``torchrun``
+    each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
+    it is given, a volume that cannot be used does not stop the others and is left out of the list returned.
+    """
+    from .cube import model_cube
+    from .model import load_model
+
+    keys = {k: options.get(k) for k in ("moving_modality", "fixed_modality")}
+    base = options.get("modality", "any")
+    moving_key = modalities.get(keys["moving_modality"] or base).key
+    fixed_key = modalities.get(keys["fixed_modality"] or base).key
+    device = resolve_device(options.get("device", "auto"))
+    model = load_model(options.pop("model", None), moving_key, fixed_key, device)
+    validate(fixed, "fixed")
+    fixed_cube = model_cube(fixed, options.get("fixed_mask"), fixed_key, model.card, device)
+    results = []
+    for index in share_of_rank(range(len(movings))):
+        moving = movings[index]
+        try:
+            moving = moving() if callable(moving) else moving
+            result = register(moving, fixed, model=model, _fixed_cube=fixed_cube, on_step=on_step, **options)
+        except InputError as error:
+            if on_result is None:
+                raise
+            on_result(index, error)
+            continue
+        results.append(result)
+        if on_result is not None:
+            on_result(index, result)
+    return results
