@@ -1,0 +1,134 @@
+"""The one seam between the module and SpatialDiffusionCore.
+
+Everything the module knows of the core is in this file.  The core is imported when it is first needed, and it imports
+torch when a registration starts, so the module opens without torch.
+"""
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from .problem import REMEDY_TORCH, Problem
+
+
+def core():
+    """The package SpatialDiffusionCore: installed beside the module, or in the repository of a checkout."""
+    try:
+        import SpatialDiffusionCore
+    except ModuleNotFoundError as error:
+        if error.name != "SpatialDiffusionCore":
+            raise
+        for folder in Path(__file__).resolve().parents[1:3]:
+            if (folder / "SpatialDiffusionCore" / "__init__.py").is_file():
+                sys.path.append(str(folder))
+                break
+        import SpatialDiffusionCore
+    return SpatialDiffusionCore
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to register; None leaves the choice to the core."""
+
+    movingModality: str = "any"
+    fixedModality: Optional[str] = None  # None: as the moving volume
+    transform: str = "affine"
+    model: Optional[str] = None
+    sampler: str = "fast"
+    steps: Optional[int] = None
+    bidirectional: Optional[bool] = None
+    polish: Optional[bool] = None
+    device: str = "auto"
+    threads: Optional[int] = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a list to choose from."""
+
+    key: str
+    label: str
+    description: str = ""
+
+
+def modalities() -> list[Choice]:
+    """The kinds of image that can be registered, "any" first, then the core's, then those of the user's models."""
+    core()
+    from SpatialDiffusionCore.modality import MODALITIES
+    found = {m.key: Choice(m.key, m.label, m.description) for m in MODALITIES.values()}
+    for _path, card in _catalog().values():
+        for key in card["modalities"]:
+            found.setdefault(key, Choice(key, key, f"A modality of the model {card['name']}."))
+    return sorted(found.values(), key=lambda choice: choice.key != "any")
+
+
+def models() -> list[Choice]:
+    """The installed models, by name; reads the files' headers only."""
+    return [Choice(name, name, f"{', '.join(card['modalities'])} ({path})")
+            for name, (path, card) in _catalog().items()]
+
+
+def _catalog():
+    core()
+    from SpatialDiffusionCore.model import catalog
+    return catalog()
+
+
+def version() -> str:
+    return core().__version__
+
+
+def volume(data, voxelToRas, name):
+    """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters."""
+    core()
+    from SpatialDiffusionCore.volume import Volume
+    return Volume(data, voxelToRas, name)
+
+
+def validate(volume, role):
+    """Raise the core's InputError if a volume can not be registered; `role` is "moving" or "fixed"."""
+    core()
+    from SpatialDiffusionCore.volume import validate as check
+    check(volume, role)
+
+
+def resample(moving, reference, matrix, interpolation="linear"):
+    """`moving`, moved by the 4x4 RAS `matrix`, in the grid of `reference`."""
+    core()
+    from SpatialDiffusionCore.volume import resample as resampled
+    return resampled(moving, reference, matrix, interpolation)
+
+
+def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixedMask=None):
+    """Generator of the core's steps (index, count, stage, matrix); returns its Registration.
+
+    `moving` and `fixed` are core Volumes in world coordinates, `init` a 4x4 RAS matrix from moving to fixed.
+    """
+    torch = importTorch()
+    threads = torch.get_num_threads()
+    try:
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        return (yield from core().registration_steps(
+            moving, fixed, modality=settings.movingModality, fixed_modality=settings.fixedModality,
+            transform=settings.transform, model=settings.model, sampler=settings.sampler, steps=settings.steps,
+            bidirectional=settings.bidirectional, polish=settings.polish, device=settings.device, seed=settings.seed,
+            init=init, moving_mask=movingMask, fixed_mask=fixedMask))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def importTorch():
+    """torch, or a sentence on why not."""
+    from . import torchsetup
+    state = torchsetup.state()
+    if not state.ready:
+        raise Problem(state.sentence, remedy=REMEDY_TORCH)
+    try:
+        import torch
+    except Exception as error:
+        raise Problem(torchsetup.brokenSentence(state.version), details=repr(error), remedy=REMEDY_TORCH) from error
+    return torch

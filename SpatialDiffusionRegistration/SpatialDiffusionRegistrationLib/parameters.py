@@ -1,0 +1,135 @@
+"""Everything the window remembers; it is saved with the scene."""
+# No `from __future__ import annotations`: the wrapper of older Slicers reads the types themselves.
+import enum
+import json
+from typing import Annotated, Union
+
+from slicer import (
+    vtkMRMLLabelMapVolumeNode,
+    vtkMRMLLinearTransformNode,
+    vtkMRMLScalarVolumeNode,
+    vtkMRMLSegmentationNode,
+    vtkMRMLTransformNode,
+)
+from slicer.i18n import tr as _
+from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
+
+from . import engine
+
+# The names of the enumerations' members are written into scenes: never rename them.
+
+
+class TransformType(enum.Enum):
+    AFFINE = "affine"
+    SIMILARITY = "similarity"
+    RIGID = "rigid"
+
+    def label(self):
+        return {"affine": _("Affine: rotation, shift, scales and shear"),
+                "similarity": _("Similarity: rotation, shift and one scale"),
+                "rigid": _("Rigid: rotation and shift")}[self.value]
+
+
+class Sampler(enum.Enum):
+    FAST = "fast"
+    REFERENCE = "reference"
+
+    def label(self):
+        return {"fast": _("Fast (recommended)"), "reference": _("As published (65 steps)")}[self.value]
+
+
+class Polish(enum.Enum):
+    AUTOMATIC = None
+    ON = True
+    OFF = False
+
+    def label(self):
+        return {None: _("Automatic"), True: _("On"), False: _("Off")}[self.value]
+
+
+class Device(enum.Enum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+    MPS = "mps"
+
+    def label(self):
+        return {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("NVIDIA graphics card (CUDA)"),
+                "mps": _("Apple graphics (MPS)")}[self.value]
+
+
+ALSO_MOVE_ROLE = "alsoMove"
+BATCH_VOLUME_ROLE = "batchVolume"
+
+
+@parameterNodeWrapper
+class SpatialDiffusionRegistrationParameterNode:
+    """
+    movingVolume, fixedVolume - What is registered, and to what.
+    movingModality, fixedModality - Keys of the core's modality table; an empty fixed one means "as the moving volume".
+    outputTransform - Receives the transform from moving to fixed; None makes a new one.
+    outputVolume - If set, receives the moving volume resampled on the grid of the fixed one.
+    initialTransform, movingMask, fixedMask - Optional helps.
+    modelName - Name or file of a trained model; empty leaves the choice to the core.
+    steps, threads - 0 leaves the choice to the core.
+    livePreview - Whether the moving volume moves after every step.
+    batchFiles - Files of the batch (JSON); its volumes of the scene are node references.
+    """
+
+    movingVolume: vtkMRMLScalarVolumeNode
+    fixedVolume: vtkMRMLScalarVolumeNode
+    movingModality: str = "any"
+    fixedModality: str = ""
+    transformType: TransformType = TransformType.AFFINE
+    outputTransform: Union[vtkMRMLLinearTransformNode, vtkMRMLTransformNode, None] = None
+    outputVolume: vtkMRMLScalarVolumeNode
+    initialTransform: Union[vtkMRMLLinearTransformNode, vtkMRMLTransformNode, None] = None
+    movingMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None] = None
+    fixedMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None] = None
+    livePreview: bool = True
+    modelName: str = ""
+    sampler: Sampler = Sampler.FAST
+    steps: Annotated[int, WithinRange(0, 1000)] = 0
+    polish: Polish = Polish.AUTOMATIC
+    device: Device = Device.AUTO
+    threads: Annotated[int, WithinRange(0, 256)] = 0
+    seed: Annotated[int, WithinRange(0, 2147483647)] = 0
+    batchFiles: str = "[]"
+    batchOutputFolder: str = ""
+    batchKeepVolumes: bool = False
+
+
+def settings(parameters, device=None) -> engine.Settings:
+    """The core's settings; `device` overrides the parameter."""
+    return engine.Settings(
+        movingModality=parameters.movingModality, fixedModality=parameters.fixedModality or None,
+        transform=parameters.transformType.value, model=parameters.modelName or None,
+        sampler=parameters.sampler.value, steps=parameters.steps or None, polish=parameters.polish.value,
+        device=device or parameters.device.value, threads=parameters.threads or None, seed=parameters.seed)
+
+
+def nodeList(parameters, role):
+    """The nodes that the parameter node refers to under a role."""
+    node = parameters.parameterNode
+    found = [node.GetNthNodeReference(role, i) for i in range(node.GetNumberOfNodeReferences(role))]
+    return [n for n in found if n is not None]
+
+
+def setNodeList(parameters, role, nodes):
+    node = parameters.parameterNode
+    modifying = node.StartModify()
+    node.RemoveNodeReferenceIDs(role)
+    for each in nodes:
+        node.AddNodeReferenceID(role, each.GetID())
+    node.EndModify(modifying)
+
+
+def batchFiles(parameters):
+    try:
+        return [str(path) for path in json.loads(parameters.batchFiles)]
+    except ValueError:
+        return []
+
+
+def setBatchFiles(parameters, paths):
+    parameters.batchFiles = json.dumps([str(path) for path in paths])

@@ -1,0 +1,77 @@
+"""What a registration found, kept as JSON on the transform node so that a saved scene still knows it."""
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Optional
+
+import numpy as np
+from slicer.i18n import tr as _
+
+from .scene import REPORT_ATTRIBUTE
+
+
+@dataclass
+class Result:
+    """`before` and `after` are the 4x4 matrices from the moving volume's own coordinates to the world."""
+
+    moving: str
+    fixed: str
+    similarityBefore: float
+    similarityAfter: float
+    overlap: Optional[float]
+    spread: Optional[float]
+    confidence: str
+    warnings: list
+    summary: str
+    decomposition: str
+    seconds: float
+    model: str
+    modality: str
+    before: list
+    after: list
+    report: dict = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, registration, moving, fixed, before, after, notes=()):
+        """From the core's Registration."""
+        quality = registration.quality
+        return cls(
+            moving=moving, fixed=fixed,
+            similarityBefore=float(quality.similarity_before), similarityAfter=float(quality.similarity_after),
+            overlap=_number(quality.overlap), spread=_number(quality.spread_mm), confidence=str(quality.confidence),
+            warnings=[*map(str, quality.warnings), *notes], summary=quality.summary(),
+            decomposition=registration.decomposition.text(), seconds=float(registration.seconds),
+            model=str(getattr(registration.model, "name", registration.model)), modality=str(registration.modality),
+            before=np.asarray(before).tolist(), after=np.asarray(after).tolist(),
+            report=json.loads(json.dumps(registration.report(), default=str)))
+
+    def store(self, transformNode):
+        transformNode.SetAttribute(REPORT_ATTRIBUTE, json.dumps(asdict(self)))
+
+    @classmethod
+    def stored(cls, transformNode):
+        """The result kept on a transform node, or None."""
+        text = transformNode.GetAttribute(REPORT_ATTRIBUTE) if transformNode is not None else None
+        if not text:
+            return None
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):  # written by another version
+            return None
+
+    # For people
+
+    def similarityText(self):
+        return _("{before:.2f} → {after:.2f}").format(before=self.similarityBefore, after=self.similarityAfter)
+
+    def confidenceText(self):
+        words = {"good": _("Good"), "fair": _("Fair"), "poor": _("Poor: check the result in the views")}
+        word = words.get(self.confidence, self.confidence)
+        if self.spread is None:
+            return word
+        return _("{word} (repeated runs agree within {spread:.1f} mm)").format(word=word, spread=self.spread)
+
+
+def _number(value):
+    return None if value is None or not np.isfinite(value) else float(value)

@@ -1,0 +1,98 @@
+"""PyTorch: found without importing it, installed only when asked, through Slicer's PyTorch extension."""
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from dataclasses import dataclass
+
+import slicer
+from slicer.i18n import tr as _
+
+from .problem import Problem
+
+MINIMUM = "2.0"
+
+
+@dataclass(frozen=True)
+class State:
+    version: str
+    """Installed version, or ""."""
+    sentence: str
+    """What is wrong and what to do, or "" if nothing is."""
+    action: str = ""
+    """Text of the button that would help."""
+
+    @property
+    def ready(self):
+        return not self.sentence
+
+
+def state() -> State:
+    """Whether PyTorch is there and new enough, from its metadata alone (importing it takes seconds)."""
+    try:
+        version = importlib.metadata.version("torch") or ""
+    except importlib.metadata.PackageNotFoundError:
+        version = ""
+    if not version:
+        return State("", _("Registration needs PyTorch, which is not installed yet."), _("Install PyTorch…"))
+    if _numbers(version) < _numbers(MINIMUM):
+        return State(version, _("PyTorch {version} is installed, but {minimum} or newer is needed.").format(
+            version=version, minimum=MINIMUM), _("Update PyTorch…"))
+    return State(version, "")
+
+
+def brokenSentence(version: str) -> str:
+    return _("PyTorch {version} is installed but does not load: uninstall and reinstall it in the “PyTorch Utils” "
+             "module, then restart Slicer.").format(version=version)
+
+
+def install() -> bool:
+    """Ask, then install or update PyTorch.  Return whether it is usable now; raise Problem if it can not be done."""
+    try:
+        import PyTorchUtils
+    except ModuleNotFoundError as error:
+        raise Problem(_("PyTorch is installed by the “PyTorch” extension: install it in the Extensions Manager, "
+                        "restart Slicer, and press the button again.")) from error
+    # The extension asks (it says what will be downloaded and how large it is) and returns None when declined.
+    torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True,
+                                                          torchVersionRequirement=f">={MINIMUM}")
+    return torch is not None and state().ready
+
+
+def missingRequirements(path) -> list[str]:
+    """Names in a requirements.txt that are not installed (all of them come with Slicer, so normally none)."""
+    missing = []
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            name = re.match(r"[\w.-]*", line.strip()).group()
+            if name:
+                try:
+                    importlib.metadata.version(name)
+                except importlib.metadata.PackageNotFoundError:
+                    missing.append(line.strip())
+    return missing
+
+
+def ensureRequirements(path) -> None:
+    """Install what is missing after asking; raise Problem if the user says no."""
+    missing = missingRequirements(path)
+    if not missing:
+        return
+    declined = Problem(_("Registration needs the Python packages {names}, which were not installed.").format(
+        names=", ".join(missing)))
+    try:
+        from slicer.packaging import pip_ensure
+    except ImportError:  # Slicer before 5.11
+        if not slicer.util.confirmOkCancelDisplay(
+                _("Install the Python packages {names}?").format(names=", ".join(missing))):
+            raise declined from None
+        slicer.util.pip_install(" ".join(missing))
+        return
+    try:
+        pip_ensure(missing, requester="Spatial Diffusion Registration")
+    except RuntimeError as error:
+        raise declined from error
+
+
+def _numbers(version):
+    return tuple(int(n) for n in re.findall(r"\d+", version.split("+")[0])[:2])

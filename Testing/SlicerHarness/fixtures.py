@@ -1,0 +1,197 @@
+"""pytest fixtures shared by ``test_slicer_*.py``; import them by name."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("slicer", reason="the Slicer tests need the slicer-core wheel: pip install slicer-core")
+pytest.importorskip("PySide6", reason="the Slicer tests need PySide6: pip install PySide6-Essentials")
+
+from . import application  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODULE = REPOSITORY / "SpatialDiffusionRegistration" / "SpatialDiffusionRegistration.py"
+OUTPUT = REPOSITORY / "Testing" / "Output"
+
+slicer = application.start()
+if str(REPOSITORY) not in sys.path:
+    sys.path.insert(0, str(REPOSITORY))
+
+
+def developmentData() -> Path | None:
+    """The folder of development data, if there is one."""
+    folder = Path(os.environ.get("SPATIAL_DIFFUSION_DATA") or REPOSITORY.parent / "shared") / "data"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(autouse=True)
+def exceptionsFail():
+    """Exceptions in slots and VTK observers are printed and lost; here they fail the test."""
+    raised = []
+    previous = sys.excepthook
+
+    def remember(kind, value, trace):
+        raised.append(value)
+        previous(kind, value, trace)
+
+    sys.excepthook = remember
+    yield raised
+    slicer.app.processEvents()
+    sys.excepthook = previous
+    assert not raised, f"an exception was raised in a slot or an observer: {raised!r}"
+
+
+@pytest.fixture(scope="session")
+def loaded():
+    return application.loadModule(MODULE)
+
+
+@pytest.fixture
+def scene():
+    """The scene, empty before and after."""
+    slicer.mrmlScene.Clear()
+    yield slicer.mrmlScene
+    slicer.mrmlScene.Clear()
+
+
+@pytest.fixture
+def panel(loaded, scene):
+    """The module's widget on an empty scene, with the module open."""
+    loaded.enter()
+    yield loaded.widget
+    loaded.widget.cancel()
+
+
+# Data
+
+@pytest.fixture(scope="session", autouse=True)
+def someModel(tmp_path_factory):
+    """The installed model; a checkout without one gets an untrained network, so that the window can be tested."""
+    import torch
+    torch.set_num_threads(1)
+    from SpatialDiffusionCore.model import catalog, save_model
+    if not catalog():
+        from SpatialDiffusionCore.network import build
+        folder = tmp_path_factory.mktemp("models")
+        os.environ["SPATIAL_DIFFUSION_MODELS"] = str(folder)
+        architecture = {"head": "points", "volume_size": [48, 48, 48], "channels": [8, 16, 16, 16], "points": 16}
+        torch.manual_seed(0)
+        save_model(folder / "untrained.safetensors", build(architecture), {
+            "name": "untrained", "architecture": architecture,
+            "grid": {"size": [48, 48, 48], "spacing": 4.6, "loading": "canonical"},
+            "schedule": {}, "modalities": {"any": 0}})
+    return catalog()
+
+
+def brainFiles():
+    """(moving brain, fixed template), skull-stripped T1: the bundled pair, or development data."""
+    import pytest
+    bundled = sorted((REPOSITORY / "SpatialDiffusionCore" / "demo").glob("*.nii.gz"))
+    fixed = [path for path in bundled if "mni" in path.name.lower()]
+    moving = [path for path in bundled if path not in fixed]
+    if fixed and moving:
+        return moving[0], fixed[0]
+    data = developmentData()
+    if data is None:
+        pytest.skip("no brains: neither a bundled pair nor development data (SPATIAL_DIFFUSION_DATA)")
+    return data / "t1" / "ds002748_sub-01.nii.gz", data / "templates" / "mni152_t1_brain_1mm.nii.gz"
+
+
+class Pair:
+    """A real brain and a real template, loaded as nodes; the moving header is turned."""
+
+    def __init__(self):
+        movingFile, fixedFile = brainFiles()
+        self.moving, self.fixed = (slicer.util.loadVolume(str(path)) for path in (movingFile, fixedFile))
+        self.moving.SetName("Brain")
+        self.fixed.SetName("Template")
+
+
+@pytest.fixture
+def pair(scene):
+    return Pair()
+
+
+def turn(degrees=25.0, shift=(15.0, -10.0, 8.0)):
+    """A rotation about an oblique axis and a shift: 4x4 RAS, mm."""
+    import vtk
+    transform = vtk.vtkTransform()
+    transform.Translate(*shift)
+    transform.RotateWXYZ(degrees, 0.3, 0.2, 0.93)
+    return slicer.util.arrayFromVTKMatrix(transform.GetMatrix())
+
+
+def turnHeader(volumeNode, matrix):
+    """Move a volume by changing its header (not by a transform node)."""
+    import vtk
+    ijkToRas = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(ijkToRas)
+    volumeNode.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix @ slicer.util.arrayFromVTKMatrix(ijkToRas)))
+
+
+def duplicate(volumeNode, name):
+    """A second volume node with the same voxels and header, under no transform."""
+    import vtk
+    ijkToRas = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(ijkToRas)
+    return slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(volumeNode).copy(), ijkToRAS=ijkToRas, name=name)
+
+
+def brainMask(volumeNode):
+    """Tissue of a skull-stripped volume: True where it is not background, in i, j, k order."""
+    return slicer.util.arrayFromVolume(volumeNode).transpose(2, 1, 0) > 0
+
+
+def segmentationOf(volumeNode, name="Brain mask"):
+    """A segmentation with one segment: the brain."""
+    labels = slicer.util.addVolumeFromArray(
+        (slicer.util.arrayFromVolume(volumeNode) > 0).astype("uint8"), nodeClassName="vtkMRMLLabelMapVolumeNode")
+    import vtk
+    matrix = vtk.vtkMatrix4x4()
+    volumeNode.GetIJKToRASMatrix(matrix)
+    labels.SetIJKToRASMatrix(matrix)
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labels, node)
+    slicer.mrmlScene.RemoveNode(labels)
+    return node
+
+
+def sameAsSeen(volumeNode, otherNode):
+    """Greatest distance in mm, over the corners, between where two volumes of equal voxels are seen."""
+    import numpy as np
+    from SpatialDiffusionRegistrationLib.scene import voxelToWorld
+    size = slicer.util.arrayFromVolume(volumeNode).shape[::-1]
+    corners = np.array([[i, j, k, 1] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])], float).T
+    return np.linalg.norm(((voxelToWorld(volumeNode) - voxelToWorld(otherNode)) @ corners)[:3], axis=0).max()
+
+
+def waitFor(panel, until=None, seconds=60):
+    """Let the window work until its run ends, or until `until()`."""
+    import time
+    end = time.monotonic() + seconds
+    done = until or (lambda: not (panel.registerTab.running or panel.batchTab.running))
+    while not done():
+        slicer.app.processEvents()
+        assert time.monotonic() < end, "the run did not end"
+    slicer.app.processEvents()
+
+
+def sceneState():
+    """Everything in the scene that a cancelled run must leave as it was."""
+    from SpatialDiffusionRegistrationLib.scene import sliceLayers
+    state = []
+    for index in range(slicer.mrmlScene.GetNumberOfNodes()):
+        node = slicer.mrmlScene.GetNthNode(index)
+        entry = [node.GetID(), node.GetName(), node.GetClassName()]
+        if node.IsA("vtkMRMLTransformableNode"):
+            entry.append(node.GetTransformNodeID())
+        if node.IsA("vtkMRMLTransformNode"):
+            entry.append(slicer.util.arrayFromTransformMatrix(node).tolist())
+            entry += [node.GetNodeReferenceID(node.GetMovingNodeReferenceRole()),
+                      node.GetNodeReferenceID(node.GetFixedNodeReferenceRole()),
+                      [(name, node.GetAttribute(name)) for name in node.GetAttributeNames()]]
+        state.append(entry)
+    return state, [(node.GetID(), *rest) for node, *rest in sliceLayers()]

@@ -1,0 +1,179 @@
+"""PythonQt's ``qt`` module on PySide6.
+
+PythonQt shows Qt properties as Python attributes, keeps the setters as methods, connects with
+``obj.connect("signal(args)", slot)`` and knows ``obj.name``.  Every QObject class handed out here is a thin subclass of
+PySide6's class that adds those idioms, so the module's code runs unchanged.
+"""
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
+from PySide6.QtCore import Property, Signal  # noqa: F401
+
+if sys.version_info < (3, 12):
+    # PySide6 6.12 is built for Pythons whose None is immortal: every call that returns None takes a reference away,
+    # and after some thousand calls an older Python ends with "deallocating None".  So give None plenty.
+    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+
+_SOURCES = (QtWidgets, QtGui, QtCore, QtUiTools)
+# Qt properties that PythonQt leaves as methods, and two that classes here override as methods.
+_METHODS = {"layout", "parent", "sizeHint", "minimumSizeHint"}
+_classes = {}
+
+customWidgets = {}
+"""Name in a .ui file -> class; filled by ``ctk`` and ``qmrml``."""
+
+
+class _Idioms:
+    """What PythonQt adds to every QObject."""
+
+    def __getattribute__(self, name):
+        if not name.startswith("_"):
+            # Shiboken looks ``connect`` up on its own; an override in a base class would never be found.
+            if name == "connect":
+                return _Idioms._connect.__get__(self)
+            if name == "disconnect":
+                return _Idioms._disconnect.__get__(self)
+            properties = _propertiesOf(type(self))
+            if name in properties:
+                return QtCore.QObject.property(self, properties[name])
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name, value):
+        properties = _propertiesOf(type(self))
+        if name not in properties:
+            super().__setattr__(name, value)
+        elif not QtCore.QObject.setProperty(self, properties[name], value):
+            setter = "set" + properties[name][0].upper() + properties[name][1:]
+            getattr(self, setter)(value)
+
+    def _connect(self, signal, *target):
+        name, arguments = re.fullmatch(r"(\w+)(?:\((.*)\))?", signal).groups()
+        slot = target[0] if callable(target[0]) else getattr(target[0], target[1].split("(")[0])
+        if arguments == "":  # "clicked()": PythonQt passes nothing where PySide6 would pass `checked`
+            def withoutArguments(*_ignored, call=slot):
+                return call()
+            self.__dict__.setdefault("_wrappedSlots", {})[(name, slot)] = withoutArguments
+            slot = withoutArguments
+        getattr(self, name).connect(slot)
+        return True
+
+    def _disconnect(self, signal, *target):
+        name = signal.split("(")[0]
+        slot = self.__dict__.get("_wrappedSlots", {}).pop((name, target[0]), target[0])
+        getattr(self, name).disconnect(slot)
+        return True
+
+    def findChildren(self, *arguments, **options):
+        return super().findChildren(*map(_native, arguments), **options)
+
+    def findChild(self, *arguments, **options):
+        return super().findChild(*map(_native, arguments), **options)
+
+    def className(self):
+        return type(self).__name__
+
+    def delete(self):
+        self.deleteLater()
+
+
+def _native(argument):
+    return getattr(argument, "_nativeClass", argument) if isinstance(argument, type) else argument
+
+
+def _propertiesOf(cls):
+    """{attribute: Qt property}; properties declared in Python keep their own descriptors."""
+    found = cls.__dict__.get("_qtProperties")
+    if found is None:
+        found = {"name": "objectName"}
+        meta = cls.staticMetaObject
+        for index in range(meta.propertyCount()):
+            name = meta.property(index).name()
+            owner = next((base for base in cls.__mro__ if name in base.__dict__), None)
+            declaredHere = owner is not None and isinstance(owner.__dict__[name], Property)
+            if not declaredHere and name not in _METHODS:
+                found[name] = name
+        cls._qtProperties = found
+    return found
+
+
+class _Meta(type(QtCore.QObject)):
+    def __instancecheck__(cls, instance):  # isinstance(a QCheckBox, qt.QWidget)
+        native = cls.__dict__.get("_nativeClass")
+        return isinstance(instance, native) if native else super().__instancecheck__(instance)
+
+
+def wrapped(native):
+    """The class of that name with PythonQt's idioms."""
+    cls = _classes.get(native.__name__)
+    if cls is None:
+        cls = _Meta(native.__name__, (_Idioms, native), {"__module__": "qt", "_nativeClass": native})
+        if hasattr(native, "exec"):
+            cls.exec_ = lambda self, *arguments: native.exec(self, *arguments)
+        if native is QtWidgets.QFileDialog:  # PySide6 returns (path, filter), PythonQt the path
+            for name in ("getSaveFileName", "getOpenFileName"):
+                setattr(cls, name, staticmethod(lambda *a, call=getattr(native, name): call(*a)[0]))
+        _classes[native.__name__] = cls
+    return cls
+
+
+class QUiLoader(QtUiTools.QUiLoader):
+    """Builds .ui files out of the classes above, so that ``type(widget) == qt.QPushButton`` holds."""
+
+    def __init__(self, parent=None):
+        super().__init__(parent)
+        self._widgets = []
+
+    def createWidget(self, className, parent=None, name=""):
+        cls = customWidgets.get(className)
+        if cls is None:
+            native = getattr(QtWidgets, className, None)
+            if native is None:
+                raise NotImplementedError(f"no stand-in for the .ui class {className!r}")
+            cls = wrapped(native)
+        widget = cls(parent)
+        widget.setObjectName(name)
+        self._widgets.append(widget)
+        return widget
+
+    def load(self, device, parent=None):
+        path = device.fileName()
+        device.close()
+        device.open(QtCore.QIODevice.ReadOnly)
+        QtCore.QLoggingCategory.setFilterRules("qt.core.qobject.connect=false")  # for the wires made just below
+        widget = super().load(device, parent)
+        QtCore.QLoggingCategory.setFilterRules("")
+        _connectScene(path, widget)
+        widget._keepAlive = self._widgets
+        return widget
+
+
+def _connectScene(path, root):
+    """Make the .ui file's ``mrmlSceneChanged(vtkMRMLScene*)`` connections, whose type Qt does not know."""
+
+    def named(name):
+        return root if root.objectName == name else root.findChild(QtCore.QObject, name)
+
+    for connection in ElementTree.parse(path).iterfind("connections/connection"):
+        signal, slot = connection.findtext("signal"), connection.findtext("slot")
+        if "vtkMRML" in signal:
+            receiver = named(connection.findtext("receiver"))
+            getattr(named(connection.findtext("sender")), signal.split("(")[0]).connect(
+                getattr(receiver, slot.split("(")[0]))
+
+
+def __getattr__(name):
+    for source in _SOURCES:
+        value = getattr(source, name, None)
+        if value is not None:
+            return wrapped(value) if isinstance(value, type) and issubclass(value, QtCore.QObject) else value
+    raise AttributeError(f"qt has no attribute {name!r}")
+
+
+if not QtWidgets.QApplication.instance():
+    _application = wrapped(QtWidgets.QApplication)(sys.argv[:1])
+    _application.setStyle("Fusion")

@@ -1,0 +1,444 @@
+"""Press the buttons: real volumes, the real model, real MRML, a real window."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from SlicerHarness.fixtures import (  # noqa: E402, F401
+    brainMask,
+    duplicate,
+    exceptionsFail,
+    loaded,
+    pair,
+    panel,
+    sameAsSeen,
+    scene,
+    sceneState,
+    segmentationOf,
+    slicer,
+    someModel,
+    turn,
+    turnHeader,
+    waitFor,
+)
+
+
+import qt  # noqa: E402
+
+
+@pytest.fixture
+def turned(panel, pair):  # noqa: F811
+    """The panel with the brain, turned by 25 degrees in its header, as moving and itself, unturned, as fixed."""
+    fixed = duplicate(pair.moving, "Same brain")
+    turnHeader(pair.moving, turn())
+    slicer.mrmlScene.RemoveNode(pair.fixed)
+    pair.fixed = fixed
+    p = panel._parameterNode
+    p.movingVolume, p.fixedVolume = pair.moving, fixed
+    panel.pair = pair
+    return panel
+
+
+def press(panel):  # noqa: F811
+    assert panel.ui.registerButton.enabled, panel.ui.registerButton.toolTip
+    panel.ui.registerButton.click()
+
+
+def register(panel):  # noqa: F811
+    press(panel)
+    waitFor(panel)
+    assert panel.ui.messageFrame.isHidden(), panel.ui.messageLabel.text
+
+
+def untilStep(panel, index):  # noqa: F811
+    """Let the run come to a step."""
+    waitFor(panel, lambda: panel.ui.progressBar.maximum > 0 and panel.ui.progressBar.value >= index)
+    assert panel.registerTab.running
+
+
+def transforms():
+    """Transform nodes that people see (slice views have hidden ones)."""
+    return [t for t in slicer.util.getNodesByClass("vtkMRMLTransformNode") if not t.GetHideFromEditors()]
+
+
+def diceOn(fixedNode, segmentationNode):
+    """Dice of a segmentation, where it is seen, with the fixed brain."""
+    from SpatialDiffusionRegistrationLib.scene import coreMask
+    seen, brain = coreMask(segmentationNode, fixedNode).data > 0, brainMask(fixedNode)
+    return 2 * (seen & brain).sum() / (seen.sum() + brain.sum())
+
+
+def test_a_brain_lands_on_the_template_with_its_segmentation(panel, pair):  # noqa: F811
+    turnHeader(pair.moving, turn(50, (30, -20, 15)))
+    p = panel._parameterNode
+    p.movingVolume, p.fixedVolume = pair.moving, pair.fixed
+    segmentation = segmentationOf(pair.moving)
+    panel.ui.alsoMoveList.item(0).setCheckState(qt.Qt.Checked)
+    before = diceOn(pair.fixed, segmentation)
+    register(panel)
+    transform = p.outputTransform
+    assert pair.moving.GetParentTransformNode() is transform and segmentation.GetParentTransformNode() is transform
+    after = diceOn(pair.fixed, segmentation)
+    assert before < 0.75 and after > 0.9
+    assert transform.GetNodeReference("spatialRegistrationMoving") is pair.moving
+    assert transform.GetNodeReference("spatialRegistrationFixed") is pair.fixed
+    assert "→" in panel.ui.similarityValue.text and panel.ui.transformValue.text != "–"
+    assert panel.ui.confidenceValue.text != "–"
+    assert panel.ui.registerButton.text == "Register"
+
+
+def test_a_turned_brain_comes_back_to_within_a_millimeter(turned):
+    register(turned)
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.0
+
+
+def test_rigid_stays_rigid(turned):
+    from SpatialDiffusionRegistrationLib.parameters import TransformType
+    turned._parameterNode.transformType = TransformType.RIGID
+    register(turned)
+    rotation = slicer.util.arrayFromTransformMatrix(turned._parameterNode.outputTransform)[:3, :3]
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(3), atol=1e-10)
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
+
+
+def test_the_moving_volume_moves_while_it_runs(turned):
+    moving = turned.pair.moving
+    positions = []
+    press(turned)
+    assert turned.ui.registerButton.text == "Cancel" and turned.ui.registerButton.enabled
+    assert not turned.ui.inputsSection.enabled
+    original = turned.registerTab.onStep
+    turned.registerTab.runner._onStep = lambda step: (
+        positions.append(slicer.util.arrayFromTransformMatrix(moving.GetParentTransformNode())), original(step))
+    waitFor(turned)
+    assert len(positions) >= 4
+    assert any(not np.allclose(a, b) for a, b in zip(positions, positions[1:]))
+    assert turned.ui.inputsSection.enabled and turned.ui.progressFrame.isHidden()
+
+
+def test_without_preview_nothing_moves_until_the_end(turned):
+    turned._parameterNode.livePreview = False
+    before = sceneState()
+    press(turned)
+    untilStep(turned, 2)
+    assert sceneState() == before
+    waitFor(turned)
+    assert turned.pair.moving.GetParentTransformNode() is turned._parameterNode.outputTransform
+
+
+def test_the_views_show_the_result(turned):
+    register(turned)
+    for composite in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode"):
+        assert composite.GetBackgroundVolumeID() == turned.pair.fixed.GetID()
+        assert composite.GetForegroundVolumeID() == turned.pair.moving.GetID()
+
+
+# Cancelling and leaving
+
+@pytest.mark.parametrize("preview", [True, False])
+def test_cancel_at_step_3_restores_the_scene_exactly(turned, preview):
+    p = turned._parameterNode
+    p.livePreview = preview
+    segmentation = segmentationOf(turned.pair.moving)
+    from SpatialDiffusionRegistrationLib import parameters
+    parameters.setNodeList(p, parameters.ALSO_MOVE_ROLE, [segmentation])
+    before = sceneState()
+    press(turned)
+    untilStep(turned, 3)
+    turned.ui.registerButton.click()
+    assert not turned.registerTab.running
+    assert sceneState() == before
+    assert "as it was" in turned.ui.messageLabel.text
+    assert turned.ui.registerButton.text == "Register" and turned.ui.registerButton.enabled
+
+
+def test_cancel_restores_a_chosen_transform(turned):
+    p = turned._parameterNode
+    chosen = p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "Mine")
+    slicer.util.updateTransformMatrixFromArray(chosen, turn(5))
+    chosen.SetNodeReferenceID("spatialRegistrationMoving", turned.pair.fixed.GetID())
+    before = sceneState()
+    press(turned)
+    untilStep(turned, 2)
+    assert turned.pair.moving.GetParentTransformNode() is chosen
+    turned.ui.registerButton.click()
+    assert sceneState() == before
+
+
+def test_closing_the_scene_in_mid_run(turned):
+    press(turned)
+    untilStep(turned, 2)
+    slicer.mrmlScene.Clear()
+    assert not turned.registerTab.running
+    assert turned._parameterNode is not None and turned._parameterNode.movingVolume is None
+    assert not turned.ui.registerButton.enabled
+
+
+@pytest.mark.parametrize("which", ["moving", "fixed", "transform"])
+def test_removing_a_node_in_mid_run(turned, which):
+    press(turned)
+    untilStep(turned, 2)
+    node = {"moving": turned.pair.moving, "fixed": turned.pair.fixed,
+            "transform": turned.pair.moving.GetParentTransformNode()}[which]
+    name = node.GetName()
+    slicer.mrmlScene.RemoveNode(node)
+    assert not turned.registerTab.running
+    assert name in turned.ui.messageLabel.text
+    assert not transforms()
+    if which != "moving":
+        assert turned.pair.moving.GetParentTransformNode() is None
+
+
+def test_leaving_the_module_in_mid_run(turned, loaded):  # noqa: F811
+    press(turned)
+    untilStep(turned, 2)
+    loaded.exit()
+    waitFor(turned)
+    loaded.enter()
+    assert turned._parameterNode.outputTransform is not None
+    assert turned.ui.outputTransformSelector.currentNode() is turned._parameterNode.outputTransform
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
+
+
+def test_importing_a_scene_in_mid_run_stops_it(turned, tmp_path):
+    before = turned.pair.moving.GetTransformNodeID()
+    other = slicer.vtkMRMLScene()
+    other.SetURL(str(tmp_path / "empty.mrml"))
+    assert other.Commit()
+    press(turned)
+    untilStep(turned, 2)
+    slicer.mrmlScene.SetURL(str(tmp_path / "empty.mrml"))
+    slicer.mrmlScene.Import()
+    assert not turned.registerTab.running
+    assert turned.pair.moving.GetTransformNodeID() == before
+
+
+def test_reloading_the_module_in_mid_run(turned, loaded):  # noqa: F811
+    moving, fixed = turned.pair.moving, turned.pair.fixed
+    before = sceneState()
+    press(turned)
+    untilStep(turned, 2)
+    turned.onReload()
+    assert sceneState() == before and not turned.registerTab.running
+    fresh = loaded.widget
+    assert fresh is not turned
+    assert fresh._parameterNode.movingVolume is moving and fresh._parameterNode.fixedVolume is fixed
+    register(fresh)
+    assert sameAsSeen(moving, fixed) < 1.5
+
+
+# Outputs
+
+def test_a_chosen_transform_is_filled_not_replaced(turned):
+    p = turned._parameterNode
+    chosen = p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "Mine")
+    identity = chosen.GetID()
+    register(turned)
+    assert p.outputTransform is chosen and chosen.GetID() == identity and chosen.GetName() == "Mine"
+    assert turned.pair.moving.GetParentTransformNode() is chosen
+
+
+def test_only_a_resampled_volume(turned):
+    p = turned._parameterNode
+    p.outputVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Resampled")
+    transforms = len(slicer.util.getNodesByClass("vtkMRMLTransformNode"))
+    register(turned)
+    assert p.outputTransform is None and turned.pair.moving.GetParentTransformNode() is None
+    assert len(slicer.util.getNodesByClass("vtkMRMLTransformNode")) == transforms
+    checkResampled(turned)
+    assert "→" in turned.ui.similarityValue.text
+
+
+def checkResampled(panel):  # noqa: F811
+    output, fixed = panel._parameterNode.outputVolume, panel.pair.fixed
+    assert sameAsSeen(output, fixed) < 1e-6
+    moved, still = (slicer.util.arrayFromVolume(node).astype(float).ravel() for node in (output, fixed))
+    assert np.corrcoef(moved, still)[0, 1] > 0.97
+
+
+def test_both_outputs(turned):
+    p = turned._parameterNode
+    p.outputVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Resampled")
+    p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Mine")
+    register(turned)
+    checkResampled(turned)
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
+
+
+# Transforms that are there already
+
+def underTransform(node, matrix, name, kind="vtkMRMLLinearTransformNode"):
+    transform = slicer.mrmlScene.AddNewNodeByClass(kind, name)
+    slicer.util.updateTransformMatrixFromArray(transform, matrix)
+    node.SetAndObserveTransformNodeID(transform.GetID())
+    return transform
+
+
+def test_volumes_under_transforms_are_registered_where_they_are_seen(turned):
+    """Both under parents (the moving one under two), and the chosen output under a parent of its own."""
+    p, moving, fixed = turned._parameterNode, turned.pair.moving, turned.pair.fixed
+    movingParent = underTransform(moving, turn(15, (5, 5, 5)), "Moving parent")
+    movingGrandparent = underTransform(movingParent, turn(-10, (0, 9, 0)), "Moving grandparent")
+    fixedParent = underTransform(fixed, turn(20, (-7, 3, 9)), "Fixed parent")
+    kept = [slicer.util.arrayFromTransformMatrix(t).copy() for t in (movingParent, movingGrandparent, fixedParent)]
+    p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Output")
+    underTransform(p.outputTransform, turn(30, (1, 2, 3)), "Output parent")
+    p.outputVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Resampled")
+    register(turned)
+    assert sameAsSeen(moving, fixed) < 1.5
+    assert moving.GetParentTransformNode() is p.outputTransform
+    assert fixed.GetParentTransformNode() is fixedParent
+    assert movingParent.GetParentTransformNode() is movingGrandparent
+    for matrix, transform in zip(kept, (movingParent, movingGrandparent, fixedParent)):
+        np.testing.assert_array_equal(slicer.util.arrayFromTransformMatrix(transform), matrix)
+    checkResampled(turned)
+
+
+def test_companions_under_other_transforms_keep_their_place_beside_the_moving_volume(turned):
+    from SpatialDiffusionRegistrationLib import parameters
+    from SpatialDiffusionRegistrationLib import scene as sceneLib
+    p, moving, fixed = turned._parameterNode, turned.pair.moving, turned.pair.fixed
+    beside, apart = duplicate(moving, "Beside"), duplicate(moving, "Apart")
+    underTransform(moving, turn(15), "Parent")
+    parent = underTransform(apart, turn(15), "Another parent with the same effect")
+    underTransform(apart, np.eye(4), "Not there yet")
+    slicer.util.updateTransformMatrixFromArray(parent, turn(-40))  # has nothing below it any more
+    points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Points")
+    points.AddControlPointWorld(10, 20, 30)
+    parameters.setNodeList(p, parameters.ALSO_MOVE_ROLE, [beside, apart, points])
+    before = [sceneLib.voxelToWorld(node) for node in (moving, beside, apart)]
+    register(turned)
+    after = [sceneLib.voxelToWorld(node) for node in (moving, beside, apart)]
+    matrix = after[0] @ np.linalg.inv(before[0])  # moving to fixed, as seen
+    for old, new in zip(before, after):
+        np.testing.assert_allclose(new, matrix @ old, atol=1e-9)
+    position = [0.0, 0.0, 0.0]
+    points.GetNthControlPointPositionWorld(0, position)
+    np.testing.assert_allclose([*position, 1], matrix @ [10, 20, 30, 1], atol=1e-6)
+    # Again: everything follows on, and no more transforms are made.
+    count = len(slicer.util.getNodesByClass("vtkMRMLTransformNode"))
+    register(turned)
+    assert len(slicer.util.getNodesByClass("vtkMRMLTransformNode")) == count
+    again = [sceneLib.voxelToWorld(node) for node in (moving, beside, apart)]
+    matrix = again[0] @ np.linalg.inv(before[0])
+    for old, new in zip(before, again):
+        np.testing.assert_allclose(new, matrix @ old, atol=1e-6)
+    assert sameAsSeen(moving, fixed) < 1.5
+
+
+def test_registering_again_starts_from_what_is_seen(turned):
+    register(turned)
+    first = turned._parameterNode.outputTransform
+    register(turned)
+    assert turned._parameterNode.outputTransform is first
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
+
+
+def test_an_initial_transform_is_used(turned):
+    p = turned._parameterNode
+    p.initialTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Initial")
+    slicer.util.updateTransformMatrixFromArray(p.initialTransform, np.linalg.inv(turn()))
+    p.livePreview = True
+    press(turned)
+    untilStep(turned, 1)
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1e-6  # the first step shows where it starts
+    waitFor(turned)
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
+
+
+def test_masks_of_both_kinds(turned):
+    p = turned._parameterNode
+    p.movingMask = segmentationOf(turned.pair.moving, "Moving mask")
+    labels = duplicate(turned.pair.fixed, "labels")
+    p.fixedMask = slicer.util.addVolumeFromArray(
+        (slicer.util.arrayFromVolume(labels) > 0).astype("uint8"), nodeClassName="vtkMRMLLabelMapVolumeNode",
+        ijkToRAS=_ijkToRas(labels))
+    register(turned)
+    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
+
+
+def _ijkToRas(node):
+    import vtk
+    matrix = vtk.vtkMatrix4x4()
+    node.GetIJKToRASMatrix(matrix)
+    return matrix
+
+
+# Review
+
+def test_fade_flicker_and_before(turned):
+    register(turned)
+    ui, moving = turned.ui, turned.pair.moving
+    composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]
+    ui.fadeSlider.setValue(80)
+    assert composite.GetForegroundOpacity() == pytest.approx(0.8)
+    ui.flickerBox.setChecked(True)
+    shown = composite.GetForegroundOpacity()
+    assert shown in (0.0, 1.0)
+    turned.registerTab.review._flick()
+    assert composite.GetForegroundOpacity() == 1.0 - shown
+    ui.flickerBox.setChecked(False)
+    assert composite.GetForegroundOpacity() == pytest.approx(0.8)
+
+    before = sceneState()
+    assert ui.beforeButton.enabled
+    ui.beforeButton.click()
+    shown = slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID())
+    assert sameAsSeen(shown, turned.pair.fixed) > 10 and sameAsSeen(moving, turned.pair.fixed) < 1
+    assert ui.beforeButton.text == "Show after"
+    ui.beforeButton.click()
+    assert sceneState() == before
+
+
+def test_checkerboard_and_leaving_it(turned, loaded):  # noqa: F811
+    register(turned)
+    before = sceneState()[0]
+    turned.ui.checkerboardBox.setChecked(True)
+    composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]
+    board = slicer.mrmlScene.GetNodeByID(composite.GetBackgroundVolumeID())
+    assert board.GetName() == "Checkerboard" and not board.GetSaveWithScene()
+    values, fixed = slicer.util.arrayFromVolume(board), slicer.util.arrayFromVolume(turned.pair.fixed)
+    assert values.shape == fixed.shape and values.std() > 10
+    loaded.exit()
+    assert sceneState()[0] == before
+    assert composite.GetBackgroundVolumeID() == turned.pair.fixed.GetID()
+    loaded.enter()
+
+
+def test_what_review_adds_is_not_saved(turned, tmp_path):
+    register(turned)
+    turned.ui.beforeButton.click()
+    turned.ui.checkerboardBox.setChecked(True)
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    slicer.mrmlScene.Commit()
+    saved = (tmp_path / "scene.mrml").read_text()
+    assert "before registration" not in saved.lower() and 'name="Checkerboard"' not in saved
+
+
+def test_a_saved_scene_still_knows_its_result(turned, tmp_path):
+    register(turned)
+    shown = [label.text for label in (turned.ui.similarityValue, turned.ui.transformValue, turned.ui.confidenceValue)]
+    slicer.mrmlScene.SetRootDirectory(str(tmp_path))
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    for node in (turned.pair.moving, turned.pair.fixed, turned._parameterNode.outputTransform):
+        ending = ".h5" if node.IsA("vtkMRMLTransformNode") else ".nrrd"
+        node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(str(tmp_path / (node.GetName().replace(" ", "_") + ending)))
+        assert node.GetStorageNode().WriteData(node)
+    assert slicer.mrmlScene.Commit()
+    slicer.mrmlScene.Clear()
+    assert turned.ui.similarityValue.text == "–"
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    slicer.mrmlScene.Import()
+    p = turned._parameterNode
+    assert p.movingVolume.GetName() == "Brain" and p.outputTransform is not None
+    assert [label.text for label in (turned.ui.similarityValue, turned.ui.transformValue,
+                                     turned.ui.confidenceValue)] == shown
+    assert sameAsSeen(p.movingVolume, p.fixedVolume) < 1.5
+    turned.ui.beforeButton.click()
+    composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]
+    assert sameAsSeen(slicer.mrmlScene.GetNodeByID(composite.GetForegroundVolumeID()), p.fixedVolume) > 10
