@@ -595,25 +595,20 @@ class Corruption:
             raise ValueError(f"unknown artifacts {sorted(unknown)}; known are {sorted(ARTIFACTS)}")
         self.strength = float(strength)
         self.artifacts = {}
-        for name in ARTIFACTS:
+        for name, kind in ARTIFACTS.items():
             if name in settings:
                 options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()}
                 probability = float(options.pop("probability", 0.5))
                 if not 0 <= probability <= 1:
                     raise ValueError(f"expected a probability of {name} in 0..1, got {probability}")
-                self.artifacts[name] = (probability, ARTIFACTS[name](**options))
+                self.artifacts[name] = (probability, kind(**options))
 
-    def draw(self, count, generator, allowed=None):
-        """All random numbers for `count` volumes: {name: {"on": count bools, …}}, on the CPU.
-
-        allowed: name → count bools, samples that may have the artifact at all (a modality may exclude it).
-        """
+    def draw(self, count, generator):
+        """All random numbers for `count` volumes: {name: {"on": count bools, …}}, on the CPU."""
         draws = {}
         for name, (probability, artifact) in self.artifacts.items():
             draw = artifact.draw(count, generator, self.strength)
             draw["on"] = (torch.rand(count, generator=generator) < probability) & (self.strength > 0)
-            if allowed and name in allowed:
-                draw["on"] &= allowed[name]
             draws[name] = draw
         return draws
 

@@ -56,10 +56,24 @@ class PairMaker:
             name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
             if name != "none":
                 self.preprocessed.setdefault(name, set()).add(entry["row"])
-        self.excluded = {}
-        for entry in cache.entries:
-            if entry["modality"] == "octa":  # as published: no deformation of OCTA
-                self.excluded.setdefault("deformation", set()).add(entry["row"])
+        self.variants = []
+        for modality, changes in settings.augmentation.by_modality.items():
+            rows = {e["row"] for e in cache.entries if e["modality"] == modality}
+            if rows:
+                changed = {name: {**settings.augmentation.artifacts[name], **values}
+                           for name, values in changes.items() if name in settings.augmentation.artifacts}
+                self.variants.append((rows, Corruption(changed, settings.augmentation.strength)))
+
+    def _draw_artifacts(self, rows, generator):
+        """Drawn numbers of all artifacts for fixed and moving volumes of the rows, by each row's modality."""
+        draws = self.corruption.draw(2 * len(rows), generator)
+        for of_modality, corruption in self.variants:
+            other = corruption.draw(2 * len(rows), generator)
+            chosen = torch.tensor([row in of_modality for row in rows] * 2)
+            for name, draw in other.items():
+                for key, values in draw.items():
+                    draws[name][key][chosen] = values[chosen]
+        return draws
 
     def make(self, rows, generator, share=slice(None), t=None, corrupt=True):
         """Pairs of the rows `share` of a global batch: all numbers are drawn for the whole batch, then cut.
@@ -72,8 +86,7 @@ class PairMaker:
         pose = self.pose.draw(count, generator, shape)
         affine, target = diffusion.draw(self.schedule, t, shape, generator, self.rigid_share)
         affine, target = affine.float(), target.float()
-        allowed = {name: torch.tensor([r not in out for r in rows] * 2) for name, out in self.excluded.items()}
-        draws = self.corruption.draw(2 * count, generator, allowed)
+        draws = self._draw_artifacts(rows, generator)
         clean = (torch.rand(count, generator=generator) < self.clean).repeat(2)
         for draw in draws.values():
             draw["on"] &= ~clean

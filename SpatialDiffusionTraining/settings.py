@@ -40,8 +40,9 @@ class Data:
     size: list = _option([64], "voxels along the axes of the model's grid: one number for a cube, or D H W",
                          metavar="N", type=int)
     spacing: float = _option(3.5, "edge of the model grid's voxels in mm")
-    loader: list = _option([], "how scans are put on the grid, one per --train: canonical (the model's cube by "
-                               "the header), or published (the published loading of the modality)",
+    loader: list = _option([], "how scans are put on the grid, one for all or one per --train: canonical (the "
+                               "model's cube by the header, the default), or published (the published loading "
+                               "of the modality)",
                            metavar="LOADER", type=str)
     cache: str = _option("", "folder of the preprocessed scans; runs with the same scans and grid may share it "
                              "(default: RUN/cache)", metavar="DIR")
@@ -82,6 +83,8 @@ class Augmentation:
     pose: dict = _option({}, "pose shared by both volumes, by --set augmentation.pose.NAME=VALUE")
     artifacts: dict = _option({}, "artifacts, by --set augmentation.artifacts.NAME.PARAMETER=VALUE; "
                                   "NAME.probability=0 turns one off")
+    by_modality: dict = _option({"octa": {"deformation": {"probability": 0.0}}},
+                                "what differs for a modality: {modality: {artifact: {parameter: value}}}")
 
 
 @dataclass

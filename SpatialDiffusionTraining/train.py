@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,20 @@ def train_command(argv):
     return train(chosen, resume=bool(arguments.resume))
 
 
+def modality_key(name):
+    """A modality's key for its key or alias; any other name of small letters, digits and - is a modality of its own."""
+    from SpatialDiffusionCore import modality
+    from SpatialDiffusionCore.errors import InputError
+
+    try:
+        return modality.get(name).key
+    except InputError:
+        if re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            return name
+        raise InputError(f"The modality {name!r} is not known, and a name of your own may only have small letters, "
+                         "digits and '-'.") from None
+
+
 def sources(data):
     """The data sets of the settings, found on disk and split."""
     from SpatialDiffusionCore.errors import InputError
@@ -73,6 +88,9 @@ def sources(data):
     count = len(data.train)
     if len(data.dataset) != count:
         raise InputError(f"{count} --train but {len(data.dataset)} --dataset; give one modality for each.")
+    if len(data.loader) == 1:
+        data.loader = data.loader * count
+    data.dataset = [modality_key(name) for name in data.dataset]
     for name in ("val", "weights", "loader"):
         value = getattr(data, name)
         if value and len(value) != count:

@@ -313,7 +313,7 @@ class Trainer:
                 self.minutes, ended = self._agree(before + (time.perf_counter() - begin) / 60)
                 self.reports.advance(meter.last, meter.samples / meter.seconds)
                 if self.step % run.log_every == 0:
-                    self._log(meter)
+                    self._log(self._together(meter))
                     meter = Meter()
                 last = self._finished() or bool(ended)
                 if (self.step % run.validate_every == 0 or self._finished()) and self.validation_rows and not ended:
@@ -352,6 +352,15 @@ class Trainer:
                 + ", ".join(_text(b) for b in k["single_by_band"])
                 + f"; {time.perf_counter() - started:.0f} s")
         self.fabric.barrier()
+
+    def _together(self, meter):
+        """The losses of all processes in one meter; the times stay this process's own."""
+        if self.fabric.world_size > 1:
+            sums = torch.tensor([meter.loss, [float(n) for n in meter.count]], dtype=torch.float64,
+                                device=self.fabric.device)
+            loss, count = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+            meter.loss, meter.count = loss, [round(n) for n in count]
+        return meter
 
     def _log(self, meter):
         summary = meter.summary()
