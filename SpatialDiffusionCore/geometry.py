@@ -182,7 +182,7 @@ def mean(matrices, iterations: int = 30) -> np.ndarray:
     for _ in range(iterations):
         step = np.mean([log(np.linalg.inv(center) @ m) for m in matrices], axis=0)
         center = center @ exp(step)
-        if np.abs(step).max() < 1e-13:
+        if np.abs(step).max() < 1e-12 * max(1.0, np.abs(center).max()):  # shifts are in mm, so relative
             break
     return center
 
