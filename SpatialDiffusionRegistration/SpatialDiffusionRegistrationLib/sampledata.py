@@ -18,10 +18,8 @@ def demoPair():
     """Paths of the bundled moving brain and fixed template, or None if they are not installed."""
     from . import engine
     folder = Path(engine.core().__file__).parent / "demo"
-    files = sorted(folder.glob("*.nii.gz"))
-    fixed = [path for path in files if "mni" in path.name.lower()]
-    moving = [path for path in files if path not in fixed]
-    return (moving[0], fixed[0]) if moving and fixed else None
+    pair = folder / "moving_t1_brain.nii.gz", folder / "fixed_mni152_brain.nii.gz"
+    return pair if all(path.is_file() for path in pair) else None
 
 
 def registerSampleData():

@@ -35,7 +35,7 @@ def volumeProblem(node, role) -> str:
     image = node.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None:
         return _("“{name}” holds no image.").format(name=name)
-    if node.IsA("vtkMRMLTensorVolumeNode"):
+    if node.IsA("vtkMRMLDiffusionTensorVolumeNode"):
         return _("“{name}” is a tensor volume: register a scalar volume made from it, such as its trace."
                  ).format(name=name)
     if image.GetNumberOfScalarComponents() != 1:

@@ -119,6 +119,7 @@ class Task:
         try:
             yield from self._run(change)
         except BaseException:  # GeneratorExit, too: the user pressed Cancel
+            self._placement = None  # its transform may be on its way out of the scene
             if not self.sceneClosed:
                 change.undo()
             raise

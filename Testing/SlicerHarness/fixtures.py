@@ -21,12 +21,6 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 
-def developmentData() -> Path | None:
-    """The folder of development data, if there is one."""
-    folder = Path(os.environ.get("SPATIAL_DIFFUSION_DATA") or REPOSITORY.parent / "shared") / "data"
-    return folder if folder.is_dir() else None
-
-
 @pytest.fixture(autouse=True)
 def exceptionsFail():
     """Exceptions in slots and VTK observers are printed and lost; here they fail the test."""
@@ -86,26 +80,15 @@ def someModel(tmp_path_factory):
     return catalog()
 
 
-def brainFiles():
-    """(moving brain, fixed template), skull-stripped T1: the bundled pair, or development data."""
-    import pytest
-    bundled = sorted((REPOSITORY / "SpatialDiffusionCore" / "demo").glob("*.nii.gz"))
-    fixed = [path for path in bundled if "mni" in path.name.lower()]
-    moving = [path for path in bundled if path not in fixed]
-    if fixed and moving:
-        return moving[0], fixed[0]
-    data = developmentData()
-    if data is None:
-        pytest.skip("no brains: neither a bundled pair nor development data (SPATIAL_DIFFUSION_DATA)")
-    return data / "t1" / "ds002748_sub-01.nii.gz", data / "templates" / "mni152_t1_brain_1mm.nii.gz"
+DEMO = REPOSITORY / "SpatialDiffusionCore" / "demo"
+BRAIN, TEMPLATE = DEMO / "moving_t1_brain.nii.gz", DEMO / "fixed_mni152_brain.nii.gz"
 
 
 class Pair:
     """A real brain and a real template, loaded as nodes; the moving header is turned."""
 
     def __init__(self):
-        movingFile, fixedFile = brainFiles()
-        self.moving, self.fixed = (slicer.util.loadVolume(str(path)) for path in (movingFile, fixedFile))
+        self.moving, self.fixed = (slicer.util.loadVolume(str(path)) for path in (BRAIN, TEMPLATE))
         self.moving.SetName("Brain")
         self.fixed.SetName("Template")
 

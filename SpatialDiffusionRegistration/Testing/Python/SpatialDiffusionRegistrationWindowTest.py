@@ -1,0 +1,64 @@
+"""The window in the application itself, with scripted steps in place of the core: no PyTorch, no model, no network."""
+import time
+import types
+import unittest
+from unittest import mock
+
+import numpy as np
+
+import slicer
+
+
+class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
+    def setUp(self):
+        slicer.mrmlScene.Clear()
+        self.widget = slicer.util.getModuleWidget("SpatialDiffusionRegistration")
+        self.widget.enter()
+        data = np.random.default_rng(0).random((20, 20, 20)).astype(np.float32)
+        self.moving = slicer.util.addVolumeFromArray(data, name="moving")
+        self.fixed = slicer.util.addVolumeFromArray(data, name="fixed")
+        self.matrix = np.eye(4)
+        self.matrix[:3, 3] = 1, 2, 3
+
+    def tearDown(self):
+        self.widget.cancel()
+        slicer.mrmlScene.Clear()
+
+    def scriptedSteps(self, *_arguments, **_options):
+        """Six steps toward a known shift, and a result as the core's."""
+        for index in range(1, 7):
+            matrix = np.eye(4)
+            matrix[:3, 3] = self.matrix[:3, 3] * index / 6
+            yield types.SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
+        return types.SimpleNamespace(
+            matrix=self.matrix, model="scripted", modality=("any", "any"), seconds=0.1, report=dict,
+            quality=types.SimpleNamespace(similarity_before=0.2, similarity_after=0.9, overlap=1.0, spread_mm=0.5,
+                                          confidence="good", warnings=[], summary=lambda: ""),
+            decomposition=types.SimpleNamespace(text=lambda: "translation 1, 2, 3 mm"))
+
+    def run_(self, until):
+        # Not the module imported by name: after Reload, this is the one that the window uses.
+        engine = self.widget.registerTab.__class__.__init__.__globals__["engine"]
+        with mock.patch.object(engine, "steps", self.scriptedSteps):
+            self.widget._parameterNode.movingVolume = self.moving
+            self.widget._parameterNode.fixedVolume = self.fixed
+            self.assertTrue(self.widget.ui.registerButton.enabled, self.widget.ui.registerButton.toolTip)
+            self.widget.ui.registerButton.click()
+            end = time.monotonic() + 30
+            while not until():
+                slicer.app.processEvents()
+                self.assertLess(time.monotonic(), end)
+
+    def test_register(self):
+        self.run_(lambda: not self.widget.registerTab.running)
+        transform = self.widget._parameterNode.outputTransform
+        self.assertIs(self.moving.GetParentTransformNode(), transform)
+        np.testing.assert_allclose(slicer.util.arrayFromTransformMatrix(transform), self.matrix)
+        self.assertIn("0.90", self.widget.ui.similarityValue.text)
+
+    def test_cancel(self):
+        nodes = slicer.mrmlScene.GetNumberOfNodes()
+        self.run_(lambda: self.widget.ui.progressBar.value >= 3)
+        self.widget.ui.registerButton.click()
+        self.assertIsNone(self.moving.GetParentTransformNode())
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), nodes)

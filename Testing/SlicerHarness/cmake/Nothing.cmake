@@ -1,0 +1,1 @@
+# Slicer writes its configuration and its packaging rules here.

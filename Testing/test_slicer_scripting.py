@@ -1,0 +1,277 @@
+"""Registration from scripts and in batches, with real brains and the real model."""
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from SlicerHarness.fixtures import (  # noqa: E402, F401
+    BRAIN,
+    TEMPLATE,
+    duplicate,
+    exceptionsFail,
+    loaded,
+    pair,
+    panel,
+    sameAsSeen,
+    scene,
+    sceneState,
+    segmentationOf,
+    slicer,
+    someModel,
+    turn,
+    turnHeader,
+    waitFor,
+)
+
+
+@pytest.fixture
+def logic(loaded):  # noqa: F811
+    return loaded.pymodule.SpatialDiffusionRegistrationLogic()
+
+
+@pytest.fixture
+def brains(pair):  # noqa: F811
+    """The brain turned by 25 degrees in its header, and unturned."""
+    fixed = duplicate(pair.moving, "Same brain")
+    turnHeader(pair.moving, turn())
+    slicer.mrmlScene.RemoveNode(pair.fixed)
+    return pair.moving, fixed
+
+
+# One
+
+def test_register_returns_the_transform_node(logic, brains):
+    moving, fixed = brains
+    steps = []
+    transform = logic.register(moving, fixed, modality="any", progress=steps.append)
+    assert transform.IsA("vtkMRMLLinearTransformNode") and moving.GetParentTransformNode() is transform
+    assert sameAsSeen(moving, fixed) < 1.0
+    assert [step.index for step in steps] == list(range(1, steps[-1].count + 1))
+    assert logic.result.similarityAfter > logic.result.similarityBefore
+    assert logic.result.report["transform"] == "affine"
+    np.testing.assert_allclose(np.linalg.inv(slicer.util.arrayFromTransformMatrix(transform)),
+                               np.linalg.inv(logic.result.after), atol=1e-9)
+
+
+def test_register_fills_what_is_given(logic, brains):
+    moving, fixed = brains
+    mine = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "Mine")
+    volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Resampled")
+    segmentation = segmentationOf(moving)
+    transform = logic.register(
+        moving, fixed, movingModality="t1-brain", fixedModality="any", transform="rigid", outputTransform=mine,
+        outputVolume=volume, alsoMove=[segmentation], steps=2, seed=4, threads=1, device="cpu")
+    assert transform is mine and segmentation.GetParentTransformNode() is mine
+    assert sameAsSeen(volume, fixed) < 1e-6
+    assert logic.result.report["modality"] == {"moving": "t1-brain", "fixed": "any"}
+
+
+def test_the_same_call_gives_the_same_matrix(logic, brains):
+    moving, fixed = brains
+    matrices = []
+    for _ in range(2):
+        transform = logic.register(moving, fixed)
+        matrices.append(slicer.util.arrayFromTransformMatrix(transform))
+        slicer.mrmlScene.RemoveNode(transform)
+    np.testing.assert_array_equal(*matrices)
+
+
+def test_progress_can_cancel(logic, brains):
+    before = sceneState()
+    assert logic.register(*brains, progress=lambda step: step.index < 3) is None
+    assert sceneState() == before
+
+
+def test_an_error_in_progress_leaves_the_scene_unchanged(logic, brains):
+    before = sceneState()
+
+    def progress(step):
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        logic.register(*brains, progress=progress)
+    assert sceneState() == before
+
+
+def test_bad_calls_raise_one_sentence(logic, brains):
+    moving, fixed = brains
+    before = sceneState()
+    for options, expected in (({"modality": "nonsense"}, "nonsense"), ({"transform": "bent"}, "bent"),
+                              ({"model": "none such"}, "none such"), ({"alsoMove": [fixed]}, "fixed volume")):
+        with pytest.raises(ValueError, match=expected):
+            logic.register(moving, fixed, **options)
+    with pytest.raises(ValueError, match="Select a fixed"):
+        logic.register(moving, None)
+    assert sceneState() == before
+
+
+def test_a_sequence_gets_a_note(logic, brains):
+    moving, fixed = brains
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Sequence")
+    sequence.SetDataNodeAtValue(moving, "0")
+    browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
+    browser.AddSynchronizedSequenceNodeID(sequence.GetID())
+    browser.AddProxyNode(moving, sequence, False)
+    logic.register(moving, fixed)
+    assert any("one frame of a sequence" in warning for warning in logic.result.warnings)
+
+
+def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
+    """Every Python block of the README that uses the logic is run, with its placeholders pointing at real files."""
+    import re
+    readme = Path(__file__).resolve().parents[1] / "README.md"
+    if not readme.is_file():
+        pytest.skip("there is no README yet")
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.S)
+              if "SpatialDiffusionRegistrationLogic" in block]
+    if not blocks:
+        pytest.skip("the README has no example of the logic yet")
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("moving.nii.gz", "subject1.nii.gz"):
+        shutil.copy(BRAIN, folder / name)
+    shutil.copy(TEMPLATE, tmp_path / "fixed.nii.gz")
+    shutil.copy(BRAIN, tmp_path / "moving.nii.gz")
+    segmentation = slicer.util.addVolumeFromArray(np.ones((4, 4, 4), np.uint8), name="labels",
+                                                  nodeClassName="vtkMRMLLabelMapVolumeNode")
+    assert slicer.util.saveNode(segmentation, str(tmp_path / "labels.nrrd"))
+    monkeypatch.chdir(tmp_path)
+
+    def stop(*_arguments):
+        raise SystemExit
+
+    monkeypatch.setattr(slicer.util, "exit", stop)
+    for block in blocks:
+        slicer.mrmlScene.Clear()
+        try:
+            exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+        except SystemExit:
+            pass
+
+
+# Many
+
+def test_register_many_nodes_and_files_with_a_report(logic, brains, tmp_path):
+    moving, fixed = brains
+    broken = slicer.util.addVolumeFromArray(np.full((20, 20, 20), 7.0), name="Constant")
+    report, out = tmp_path / "report.csv", tmp_path / "out"
+    out.mkdir()
+    transforms = logic.registerMany([moving, broken, BRAIN], fixed, outputFolder=out, keepVolumes=False, report=report,
+                                    transform="rigid")
+    assert transforms[0] is moving.GetParentTransformNode() and transforms[1] is None and transforms[2] is not None
+    assert sameAsSeen(moving, fixed) < 1.5
+    assert broken.GetParentTransformNode() is None
+    assert not [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetName() == BRAIN.name[:-7]]
+    rows = list(csv.DictReader(report.open(encoding="utf-8")))
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "constant" in rows[1]["error"] and rows[2]["file"] == str(BRAIN)
+    for row, transform in ((rows[0], transforms[0]), (rows[2], transforms[2])):
+        matrix = np.array(row["matrix_moving_to_fixed_ras"].split(), float).reshape(4, 4)
+        np.testing.assert_allclose(matrix, slicer.util.arrayFromTransformMatrix(transform), atol=1e-6)
+        again = slicer.util.loadTransform(row["transform_file"])
+        np.testing.assert_allclose(slicer.util.arrayFromTransformMatrix(again), matrix, atol=1e-5)
+        assert float(row["similarity_after"]) > float(row["similarity_before"]) - 0.01
+        assert row["confidence"] in ("good", "fair", "poor") and float(row["seconds"]) > 0
+
+
+def test_register_many_says_why_nothing_worked(logic, brains):
+    constant = slicer.util.addVolumeFromArray(np.full((20, 20, 20), 7.0), name="Constant")
+    with pytest.raises(ValueError, match="No volume could be registered: .*constant"):
+        logic.registerMany([constant], brains[1])
+    with pytest.raises(ValueError, match="fixed volume"):
+        logic.registerMany([brains[1]], brains[1])
+    with pytest.raises(ValueError, match="None"):
+        logic.registerMany([None], brains[1])
+
+
+# The Batch tab
+
+@pytest.fixture
+def batch(panel, brains):  # noqa: F811
+    panel._parameterNode.fixedVolume = brains[1]
+    panel.ui.tabs.setCurrentIndex(1)
+    yield panel
+    panel.ui.tabs.setCurrentIndex(0)
+
+
+def column(panel, number):  # noqa: F811
+    table = panel.ui.batchTable
+    return [table.item(row, number).text() for row in range(table.rowCount)]
+
+
+def test_the_batch_tab_registers_scene_and_folder(batch, brains, tmp_path):
+    ui, (moving, fixed) = batch.ui, brains
+    scans, out = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    out.mkdir()
+    shutil.copy(BRAIN, scans / "one.nii.gz")
+    (scans / "broken.nii.gz").write_bytes(b"not an image")
+    (scans / "notes.txt").write_text("not an image, either")
+    assert not ui.batchRunButton.enabled and "Add" in ui.batchRunButton.toolTip
+    ui.batchAddSceneButton.click()
+    ui.batchFolderPath.currentPath = str(scans)
+    ui.batchAddFolderButton.click()
+    assert column(batch, 0) == ["Brain", "broken", "one"] and set(column(batch, 1)) == {"Waiting"}
+    ui.batchOutputPath.currentPath = str(out)
+    assert "Same brain" in ui.batchFixedLabel.text
+    ui.batchRunButton.click()
+    assert ui.batchRunButton.text == "Stop" and not ui.registerButton.enabled
+    waitFor(batch)
+    statuses = column(batch, 1)
+    assert statuses[0] == "Done" and statuses[1].startswith("Failed") and statuses[2] == "Done"
+    assert "→" in column(batch, 2)[0] and column(batch, 3)[0]
+    assert sameAsSeen(moving, fixed) < 1.5
+    assert "2 registered, 1 failed" in ui.batchMessageLabel.text
+    rows = list(csv.DictReader((out / "registration_report.csv").open(encoding="utf-8")))
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert len(list(out.glob("*.tfm"))) == 2
+    assert ui.batchRunButton.text == "Register all"
+
+
+def test_stopping_a_batch_keeps_what_is_done(batch, brains, monkeypatch, tmp_path):
+    ui, (moving, fixed) = batch.ui, brains
+    second = duplicate(moving, "Second")
+    ui.batchAddSceneButton.click()
+    ui.batchRunButton.click()
+    waitFor(batch, lambda: column(batch, 0)[1] == "Second" and "/" in column(batch, 1)[1])
+    ui.batchRunButton.click()
+    assert column(batch, 1) == ["Done", "Stopped"]
+    assert moving.GetParentTransformNode() is not None and second.GetParentTransformNode() is None
+    import qt
+    path = tmp_path / "mine.csv"
+    monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: str(path))
+    ui.batchReportButton.click()
+    assert [row["status"] for row in csv.DictReader(path.open(encoding="utf-8"))] == ["done", "stopped"]
+    ui.batchRunButton.click()  # goes on with what is left
+    waitFor(batch)
+    assert column(batch, 1) == ["Done", "Done"] and sameAsSeen(second, fixed) < 1.5
+
+
+def test_closing_the_scene_in_mid_batch(batch, brains):
+    batch.ui.batchAddSceneButton.click()
+    batch.ui.batchRunButton.click()
+    waitFor(batch, lambda: "/" in column(batch, 1)[0])
+    slicer.mrmlScene.Clear()
+    assert not batch.batchTab.running and batch.ui.batchTable.rowCount == 0
+
+
+def test_batch_rows_can_be_removed_and_folders_can_be_wrong(batch, brains, tmp_path):
+    ui = batch.ui
+    ui.batchAddSceneButton.click()
+    ui.batchAddSceneButton.click()
+    assert ui.batchTable.rowCount == 1 and "no other volumes" in ui.batchMessageLabel.text
+    ui.batchTable.selectRow(0)
+    ui.batchRemoveButton.click()
+    assert ui.batchTable.rowCount == 0
+    ui.batchFolderPath.currentPath = str(tmp_path / "nowhere")
+    ui.batchAddFolderButton.click()
+    assert "no folder" in ui.batchMessageLabel.text
+    ui.batchFolderPath.currentPath = str(tmp_path)
+    ui.batchAddFolderButton.click()
+    assert "no image files" in ui.batchMessageLabel.text
