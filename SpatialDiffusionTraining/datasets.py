@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from SpatialDiffusionCore.errors import InputError
 
 from . import loaders

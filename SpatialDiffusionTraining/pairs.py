@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+
 from SpatialDiffusionCore import diffusion
 from SpatialDiffusionCore.modality import MODALITIES
 from SpatialDiffusionCore.network import preprocess

@@ -5,6 +5,7 @@ import argparse
 
 import numpy as np
 import torch
+
 from SpatialDiffusionCore import diffusion
 
 
@@ -52,6 +53,7 @@ def sheet(pairs, predicted=None, scale=2):
 def save_png(array, path):
     """Write an H×W×3 uint8 picture whole or not at all."""
     from PIL import Image
+
     from SpatialDiffusionCore.files import written_whole
 
     with written_whole(path) as temporary:

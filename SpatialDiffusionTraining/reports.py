@@ -31,6 +31,7 @@ def loss_curve(history, path, title=""):
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
     from SpatialDiffusionCore.files import written_whole
 
     training = [h for h in history if h["kind"] == "training"]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from SpatialDiffusionCore import diffusion
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.network import NETWORKS, build

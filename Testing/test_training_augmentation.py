@@ -73,7 +73,8 @@ def test_unknown_artifacts_and_impossible_probabilities_are_refused():
         a.Corruption({"noise": {"probability": 2}})
 
 
-@pytest.mark.parametrize("shape, controls", [((24, 24, 24), (7, 7, 7)), ((20, 32, 26), (14, 7, 7)), ((16, 16, 16), (4, 5, 6))])
+@pytest.mark.parametrize("shape, controls", [
+    ((24, 24, 24), (7, 7, 7)), ((20, 32, 26), (14, 7, 7)), ((16, 16, 16), (4, 5, 6))])
 def test_deformation_carries_no_affine(shape, controls):
     deformation = a.Deformation(controls=controls, amplitude=0.05)
     settled = deformation.displace(deformation.draw(4, generator(4)), shape)
@@ -196,7 +197,8 @@ def test_doubling_shows_the_copy_where_it_was_shifted():
 def test_noise_has_its_deviation_and_spares_air():
     source = torch.full((1, 1, 32, 32, 32), 0.5)
     source[:, :, :16] = 0
-    draw = {"sigma": torch.tensor([0.05]), "start": torch.tensor([0.3], dtype=torch.float64), "inside": torch.tensor([True])}
+    draw = {"sigma": torch.tensor([0.05]), "start": torch.tensor([0.3], dtype=torch.float64),
+            "inside": torch.tensor([True])}
     result = a.Noise().apply(source.clone(), draw)
     assert (result[:, :, :16] == 0).all()
     assert result[:, :, 16:].std().item() == pytest.approx(0.05, rel=0.05)

@@ -6,18 +6,17 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
-import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def development_data():
-    """The optional folder of development data; skips the test where there is none."""
+def real_scans():
+    """Four brains and heads of the development data, or the two bundled brains where there is none."""
     folder = Path(os.environ.get("SPATIAL_DIFFUSION_DATA", ROOT.parent / "shared" / "data"))
     for candidate in (folder, folder / "data"):
         if (candidate / "t1").is_dir():
-            return candidate
-    pytest.skip("needs the development data (set SPATIAL_DIFFUSION_DATA)")
+            return [sorted((candidate / "t1").glob(f"{kind}*"))[i] for kind in ("ds002748", "ixi") for i in (0, 1)]
+    return sorted((ROOT / "SpatialDiffusionCore" / "demo").glob("*.nii.gz"))
 
 
 def phantom(seed=0, shape=(40, 48, 44), spacing=(5.0, 4.0, 4.5)):
@@ -45,7 +44,6 @@ def write_phantoms(folder, count, **options):
 
 
 #: Options of a run that takes a fraction of a second per step.
-TINY = ["--dataset", "t1-brain", "--size", "16", "--spacing", "14", "--head", "points", "--channels", "8", "8",
-        "8", "8", "--set", "network.options.points=8", "--set", "network.options.groups=2", "--batch", "2", "--warmup", "2", "--log-every", "2",
-        "--checkpoint-every", "2", "--validate-every", "4", "--validate-draws", "4", "--picture-every", "0",
-        "--ema-start", "1", "--ema-every", "1", "--threads", "1", "--device", "cpu"]
+TINY = """--dataset t1-brain --size 16 --spacing 14 --head points --channels 8 8 8 8 --set network.options.points=8
+--set network.options.groups=2 --batch 2 --warmup 2 --log-every 2 --checkpoint-every 2 --validate-every 4
+--validate-draws 4 --picture-every 0 --ema-start 1 --ema-every 1 --threads 1 --device cpu""".split()
