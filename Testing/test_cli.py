@@ -1,0 +1,208 @@
+"""The shell command: outputs, bad input (one sentence, nothing written), apply, convert, models."""
+import json
+import os
+
+import nibabel
+import numpy as np
+import pytest
+
+from SpatialDiffusionCore import geometry, volume
+from SpatialDiffusionCore.cli import main
+from SpatialDiffusionCore.model import catalog, load_model, save_model
+from SpatialDiffusionCore.transform_file import read_transform, write_transform
+
+RNG = np.random.default_rng(1)
+HEADER = geometry.from_parts(np.diag([2.0, 2, 2]), [-20, -20, -20])
+
+
+def blob(shape=(24, 24, 24), center=(11, 12, 10)):
+    """A smooth off-center blob with texture."""
+    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    return (np.exp(-((grid - center) ** 2).sum(-1) / 40) * 200 + 5 * np.sin(grid).sum(-1)).clip(0).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a good pair, and every kind of bad file."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name, data, affine=HEADER):
+        nibabel.save(nibabel.Nifti1Image(data, affine), name)
+
+    write("moving.nii.gz", blob())
+    write("fixed.nii.gz", blob(center=(13, 11, 12)))
+    write("small.nii.gz", blob((24, 24, 8)))
+    write("four.nii.gz", np.stack([blob()] * 3, -1))
+    write("constant.nii.gz", np.full((20, 20, 20), 7, np.float32))
+    broken = blob()
+    broken[3, 4, 5] = np.nan
+    write("nan.nii.gz", broken)
+    broken[3, 4, 5] = np.inf
+    write("inf.nii.gz", broken)
+    write("flat.nii.gz", blob(), geometry.from_parts(np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])))
+    (tmp_path / "noise.nii.gz").write_bytes(RNG.bytes(500))
+    (tmp_path / "text.nii").write_text("not a volume")
+    (tmp_path / "volume.xyz").write_text("?")
+    write_transform(np.eye(4), "identity.tfm")
+    return tmp_path
+
+
+def files(folder):
+    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+BAD = {
+    "missing file": (["register", "nothing.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["nothing.nii.gz", "does not exist"]),
+    "damaged file": (["register", "noise.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["noise.nii.gz", "cannot be read"]),
+    "not NIfTI": (["register", "text.nii", "fixed.nii.gz", "-o", "x.tfm"], 1, ["text.nii", "cannot be read"]),
+    "unknown kind": (["register", "volume.xyz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["volume.xyz", ".nii.gz"]),
+    "4D": (["register", "four.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["4D", "0 to 2", "four.nii.gz@0"]),
+    "4D index": (["register", "four.nii.gz@3", "fixed.nii.gz", "-o", "x.tfm"], 1, ["no volume 3", "0 to 2"]),
+    "constant": (["register", "constant.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["constant", "7"]),
+    "fixed constant": (["register", "moving.nii.gz", "constant.nii.gz", "-o", "x.tfm"], 1, ["Fixed", "constant"]),
+    "NaN": (["register", "nan.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["NaN"]),
+    "infinite": (["register", "inf.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["infinite"]),
+    "degenerate": (["register", "flat.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["flat.nii.gz", "degenerate"]),
+    "too small": (["register", "small.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["24×24×8", "16"]),
+    "modality": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--modality", "xray"], 1, ["xray", "t1-brain", "octa"]),
+    "model": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--model", "no-such"], 1, ["no-such", "installed"]),
+    "no CUDA": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--device", "cuda"], 1, ["CUDA", "cpu"]),
+    "device": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--device", "tpu"], 1, ["tpu", "cuda"]),
+    "folder": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "no/x.tfm"], 1, ["no", "does not exist"]),
+    "extension": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.xfm"], 1, ["x.xfm", ".tfm"]),
+    "overwrite": (["register", "moving.nii.gz", "fixed.nii.gz", "--moved", "fixed.nii.gz"], 1, ["overwrite", "input"]),
+    "same output": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--inverse", "./x.tfm"], 1, ["overwrite", "another output"]),
+    "no output": (["register", "moving.nii.gz", "fixed.nii.gz"], 2, ["-o FILE"]),
+    "steps": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--steps", "66"], 1, ["1 to 65", "66"]),
+    "steps of reference": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--sampler", "reference", "--steps", "5"], 1, ["every timestep"]),
+    "bad init": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--init", "text.nii"], 1, ["text.nii"]),
+    "apply overwrites": (["apply", "identity.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moving.nii.gz"], 1, ["overwrite"]),
+    "apply missing": (["apply", "none.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "y.nii.gz"], 1, ["none.tfm"]),
+    "flirt without volumes": (["convert", "identity.tfm", "y.mat", "--to", "flirt"], 1, ["moving and the fixed image"]),
+    "import missing": (["models", "import", "none.pth", "--volume-size", "64", "64", "64", "-o", "m.safetensors"], 1, ["none.pth"]),
+    "import text": (["models", "import", "text.nii", "--volume-size", "64", "64", "64", "-o", "m.safetensors"], 1, ["plain dictionary"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_writes_nothing(folder, capsys, case):
+    arguments, expected, words = BAD[case]
+    if case == "no CUDA":
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a CUDA device here")
+    before = files(folder)
+    status = main(arguments)
+    captured = capsys.readouterr()
+    assert status == expected, captured.err
+    assert captured.out == "" and captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    for word in words:
+        assert word in captured.err
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [["register"], ["register", "a"], ["nonsense"], ["register", "a", "b", "--steps", "x"],
+                                       ["register", "a", "b", "--transform", "bspline"]])
+def test_a_wrong_command_line_exits_with_2_in_one_line(capsys, arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_model_without_the_modality_is_refused(folder, capsys):
+    assert main(["models", "list", "--json"]) == 0
+    name = next(iter(json.loads(capsys.readouterr().out)))
+    _, card = catalog()[name]
+    narrow = {**card, "name": "narrow", "modalities": {"t1-brain": 0}}
+    save_model("narrow.safetensors", load_model(name, *[next(iter(card["modalities"]))] * 2).network, narrow)
+    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--modality", "oct", "--model",
+                 "narrow.safetensors"]) == 1
+    error = capsys.readouterr().err
+    assert "not trained for oct" in error and "t1-brain" in error and not os.path.exists("x.tfm")
+
+
+def test_every_output_is_written_and_agrees(folder, capsys):
+    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "a.tfm", "--inverse", "b.lta", "--moved", "m.nii",
+                 "--report", "r.json", "--picture", "p.png", "--threads", "1"]) == 0
+    moving, fixed = volume.load("moving.nii.gz"), volume.load("fixed.nii.gz")
+    matrix, report = read_transform("a.tfm"), json.loads((folder / "r.json").read_text())
+    np.testing.assert_allclose(report["matrix_moving_to_fixed_ras"], matrix, atol=1e-9)
+    np.testing.assert_allclose(read_transform("b.lta"), np.linalg.inv(matrix), atol=1e-6)
+    expected = volume.resample(moving, fixed, matrix)
+    np.testing.assert_allclose(volume.load("m.nii").data, expected.data, atol=1e-3)
+    assert {"similarity_before", "similarity_after", "confidence", "warnings"} <= set(report["quality"])
+    assert (folder / "p.png").read_bytes()[:4] == b"\x89PNG"
+    assert "confidence" in capsys.readouterr().out
+
+
+def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(folder, capsys):
+    assert main(["register", "moving.nii.gz", "nan.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out",
+                 "--report", "out", "--quiet", "--threads", "1"]) == 1
+    assert sorted(os.listdir("out")) == ["four_1_report.json", "four_1_to_fixed.tfm", "moving_report.json",
+                                         "moving_to_fixed.tfm"]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "nan.nii.gz" in error
+    # volume 1 of the 4D file is the same as the 3D one, so is its transform
+    np.testing.assert_array_equal(read_transform("out/four_1_to_fixed.tfm"), read_transform("out/moving_to_fixed.tfm"))
+
+
+def test_torchrun_ranks_share_the_list(folder, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["register", "moving.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out", "--quiet"]) == 0
+    assert os.listdir("out") == ["four_1_to_fixed.tfm"]
+
+
+def test_apply_moves_label_maps_without_touching_their_values(folder):
+    labels = np.zeros((24, 24, 24), np.uint16)
+    labels[5:12, 6:14, 8:18], labels[12:15, 6:14, 8:18] = 40000, 3
+    nibabel.save(nibabel.Nifti1Image(labels, HEADER), "labels.nii.gz")
+    write_transform(geometry.from_parts(np.eye(3), [4, -2, 6]), "shift.tfm")  # 2, -1 and 3 voxels
+    assert main(["apply", "shift.tfm", "labels.nii.gz", "--reference", "fixed.nii.gz", "-o", "moved.nii.gz",
+                 "--interpolation", "nearest"]) == 0
+    moved = nibabel.load("moved.nii.gz")
+    assert moved.get_data_dtype() == np.uint16
+    expected = np.zeros_like(labels)
+    expected[2:, :-1, 3:] = labels[:-2, 1:, :-3]
+    np.testing.assert_array_equal(np.asarray(moved.dataobj), expected)
+    assert main(["apply", "shift.tfm", "moved.nii.gz", "--reference", "fixed.nii.gz", "-o", "back.nii.gz",
+                 "--interpolation", "nearest", "--invert"]) == 0
+    np.testing.assert_array_equal(np.asarray(nibabel.load("back.nii.gz").dataobj), labels)
+
+
+def test_convert_between_formats_and_back(folder):
+    matrix = geometry.about(geometry.rotation_about([1, 2, 3], 0.4), [5, 6, 7], [1, -2, 3]) @ np.diag([1.1, 1, 0.9, 1])
+    write_transform(matrix, "a.tfm")
+    volumes = ["--moving", "moving.nii.gz", "--fixed", "fixed.nii.gz"]
+    assert main(["convert", "a.tfm", "b.mat", "--to", "flirt", *volumes]) == 0
+    assert main(["convert", "b.mat", "c.lta", "--from", "flirt", *volumes]) == 0
+    assert main(["convert", "c.lta", "d.txt", "--invert"]) == 0
+    np.testing.assert_allclose(np.loadtxt("d.txt"), np.linalg.inv(matrix), atol=1e-6)
+
+
+def test_models_are_listed_and_described(capsys):
+    assert main(["models", "list"]) == 0
+    name = capsys.readouterr().out.split()[0]
+    assert main(["models", "info", name, "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["parameters"] > 1e5 and info["flops"] > 1e8 and info["layers"] > 10
+    assert {"architecture", "grid", "schedule", "modalities", "training", "license", "accuracy", "created"} <= set(info["card"])
+
+
+def test_an_imported_checkpoint_registers_like_any_other_model(folder, conditional, capsys):
+    config = conditional.config
+    size = [str(n) for n in config["volume_size"]]
+    checkpoint = str(conditional.checkpoint)
+    wrong = ["models", "import", checkpoint, "--volume-size", "72", "160", "66", "-o", "m.safetensors"]
+    assert main([*wrong, "--modality", "oct", "octa", "t1-brain", "t2-head-neck"]) == 1
+    assert "output_head.2.weight" in capsys.readouterr().err and not os.path.exists("m.safetensors")
+    assert main(["models", "import", checkpoint, "--volume-size", *size, "-o", "m.safetensors", "--modality", "oct"]) == 1
+    assert "4 modalities" in capsys.readouterr().err
+    assert main(["models", "import", checkpoint, "--volume-size", *size, "-o", "m.safetensors", "--modality", "oct",
+                 "octa", "t1-brain", "t2-head-neck"]) == 0
+    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--model", "m.safetensors", "--modality",
+                 "t1-brain", "--sampler", "reference", "--report", "r.json"]) == 0
+    report = json.loads((folder / "r.json").read_text())
+    assert len(report["steps"]) == 65 and report["polished"] is False
