@@ -331,12 +331,12 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     start = tuple(s // 2 for s in stride)
     coarse = np.asarray(volume.data[tuple(slice(b, None, s) for b, s in zip(start, stride))], np.float32)
     voxel = geometry.from_parts(np.diag(stride), start)
+    if coarse.min() == coarse.max():  # the subsample missed what little there is
+        coarse, voxel = np.asarray(volume.data, np.float32), np.eye(4)
     to_ras = volume.voxel_to_ras @ voxel
     low, high = (float(v) for v in np.percentile(coarse, percentiles))
     if high <= low:
         low, high = float(coarse.min()), float(coarse.max())
-    if high <= low:  # the subsample missed what little there is
-        low, high = float(volume.data.min()), float(volume.data.max())
     threshold = otsu(np.clip(coarse, low, high))
     foreground = coarse > threshold
     if mask is not None:
@@ -399,7 +399,7 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     array = np.require(volume.data, dtype=np.float32, requirements=["C", "W"])
     data = torch.from_numpy(array)[None, None].to(device)
     if max(factors) > 1:
-        data = F.avg_pool3d(data, factors)
+        data = F.avg_pool3d(data, factors, ceil_mode=True)  # the last voxels count, however many are left over
     data = ((data - low) / (high - low)).clamp_(0, 1)
     pooled = geometry.from_parts(np.diag(factors), (np.array(factors) - 1) / 2)
     theta = (
@@ -409,7 +409,11 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     theta = torch.as_tensor(theta, dtype=torch.float32, device=data.device)[None]
     coordinates = F.affine_grid(theta, [1, 1, *grid.shape], align_corners=False)
     values = F.grid_sample(data, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
-    support = (coordinates.abs() <= 1).all(dim=-1)[None].to(values.dtype)
+    # The volume's far faces: pooling may have reached beyond them.
+    pooled_size = np.array(data.shape[2:]) * factors
+    last = torch.as_tensor((2 * np.array(volume.shape) / pooled_size - 1)[::-1].copy(), dtype=torch.float32)
+    support = ((coordinates >= -1) & (coordinates <= last.to(data.device))).all(dim=-1)[None].to(values.dtype)
+    values = values * support
     if prepared.mask is not None:
         inside = resample(prepared.mask, grid, interpolation="nearest").data != 0
         support = support * torch.as_tensor(inside, dtype=values.dtype, device=values.device)

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, repeatable random examples, and the folders that a machine may or may not have."""
+"""What all tests share: one thread, repeatable examples, and folders that a machine may or may not have."""
 from __future__ import annotations
 
 import json
@@ -45,12 +45,13 @@ def data_folder() -> Path:
 
 
 def published_folder() -> Path:
-    """Where the published implementation's inputs and outputs lie (environment variable SPATIAL_DIFFUSION_FIXTURES)."""
-    return Path(os.environ.get("SPATIAL_DIFFUSION_FIXTURES", ROOT.parent / "shared" / "reference" / "fixtures"))
+    """The published implementation's inputs and outputs (environment variable SPATIAL_DIFFUSION_FIXTURES)."""
+    usual = ROOT.parent / "shared" / "reference" / "fixtures"
+    return Path(os.environ.get("SPATIAL_DIFFUSION_FIXTURES", usual))
 
 
 def read_published(name: str) -> SimpleNamespace:
-    """checkpoint (path), config (dict) and expected (arrays) of one folder of fixtures; skips where there is none."""
+    """checkpoint (path), config (dict), expected (arrays) of a folder of fixtures; skips where it is absent."""
     folder = published_folder() / name
     if not (folder / "expected.npz").is_file():
         pytest.skip("needs the fixtures of the published implementation (set SPATIAL_DIFFUSION_FIXTURES)")
