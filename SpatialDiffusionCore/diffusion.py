@@ -151,7 +151,9 @@ def reverse(
     theta = identity(moving.shape[0], moving) if start is None else start
     timesteps = list(range(schedule.timesteps, 0, -1)) if steps is None else schedule.visit(steps)
     for index, t in enumerate(timesteps, start=1):
-        prediction = denoise(fixed, warp(moving, theta), torch.full((moving.shape[0],), t, device=moving.device))
+        # Nothing has moved yet: the volume as it is, without the rounding of a warp.
+        moved = moving if index == 1 and start is None else warp(moving, theta)
+        prediction = denoise(fixed, moved, torch.full((moving.shape[0],), t, device=moving.device))
         if steps is None:
             shares = schedule.reference_share(t)
         else:
