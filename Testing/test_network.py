@@ -1,0 +1,233 @@
+"""The networks in parts that can be checked by hand; test_fixtures.py checks the published one as a whole."""
+from __future__ import annotations
+
+import inspect
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+from SpatialDiffusionCore import network as n  # noqa: E402
+from SpatialDiffusionCore.diffusion import homogeneous  # noqa: E402
+
+SMALL = {"volume_size": [20, 24, 18], "channels": [2, 4, 8, 8, 8, 8, 8], "groups": 4, "time_width": 16}
+POINTS = {"volume_size": [24, 32, 16], "channels": [4, 8, 8, 8], "points": 6, "groups": 4, "time_width": 16}
+
+
+def built(head="matrix", seed=0, **more):
+    torch.manual_seed(seed)
+    settings = {**(SMALL if head == "matrix" else POINTS), **more}
+    return n.build({"head": head, **settings}).eval()
+
+
+def pair(batch=2, size=(20, 24, 18), seed=1):
+    return torch.rand(2, batch, 1, *size, generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------------------------------------------- the codes
+def test_the_time_code_is_sines_then_cosines_of_falling_frequencies():
+    code = n.sinusoidal_code(torch.tensor([1, 65]), 256)
+    assert code.shape == (2, 256)
+    for row, t in ((0, 1), (1, 65)):
+        for k in (0, 1, 64, 127):
+            frequency = math.exp(-k * math.log(10000) / 127)
+            assert code[row, k] == pytest.approx(math.sin(t * frequency), abs=1e-5)
+            assert code[row, 128 + k] == pytest.approx(math.cos(t * frequency), abs=1e-5)
+
+
+@settings(max_examples=12)
+@given(st.tuples(*[st.integers(6, 40)] * 3))
+def test_the_head_covers_the_grid_that_remains_of_any_size(size):
+    network = built(volume_size=list(size))
+    with torch.no_grad():
+        code = torch.zeros(1, 16)
+        features = network.encoder(torch.zeros(1, 2, *size), code, [None] * 5)
+    assert tuple(features.shape[2:]) == n.remaining_grid(size) == tuple(network.output_head[2].kernel_size)
+    a, b = pair(1, size)
+    assert network(a, b, torch.ones(1)).shape == (1, 3, 4)
+
+
+def test_the_network_has_the_published_defaults_and_keys():
+    defaults = {k: p.default for k, p in inspect.signature(n.AffineTransformer).parameters.items()}
+    assert defaults["channels"] == (2, 64, 128, 256, 256, 512, 1024) and defaults["groups"] == 32
+    assert (defaults["time_width"], defaults["class_dropout"]) == (256, 0.15)
+    network = n.build({"volume_size": [256] * 3, "channels": [2, 8, 16, 32, 32, 64, 128], "groups": 8, "n_classes": 4})
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert shapes["time_mlp.0.weight"] == (1024, 256) and shapes["time_mlp.2.weight"] == (256, 1024)
+    assert shapes["encoder.in_conv.weight"] == (8, 2, 4, 4, 4)
+    assert shapes["encoder.encoder.0.conv1.2.weight"] == (16, 8, 3, 3, 3)
+    assert shapes["encoder.encoder.4.conv2.2.weight"] == (128, 128, 3, 3, 3)
+    assert shapes["encoder.encoder.0.res_conv.1.weight"] == (16, 8, 1, 1, 1)
+    assert "encoder.encoder.2.res_conv.1.weight" not in shapes  # 32 → 32: no change of channels
+    assert shapes["encoder.encoder.3.time_embed.1.weight"] == (64, 256)
+    assert shapes["encoder.encoder.3.class_embedding.weight"] == (5, 64)
+    assert shapes["output_head.2.weight"] == (12, 128, 4, 4, 4)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {m.eps for m in norms} == {1e-5} and len(norms) == 11
+    assert {m.approximate for m in network.modules() if isinstance(m, torch.nn.GELU)} == {"none"}
+
+
+def test_a_network_with_a_silent_head_predicts_the_identity():
+    network = built()
+    torch.nn.init.zeros_(network.output_head[2].weight)
+    torch.nn.init.zeros_(network.output_head[2].bias)
+    assert torch.equal(network(*pair(), torch.tensor([3, 60])), torch.eye(3, 4).repeat(2, 1, 1))
+
+
+def test_rows_of_the_output_are_rows_of_the_affine():
+    network = built()
+    torch.nn.init.zeros_(network.output_head[2].weight)
+    network.output_head[2].bias.data = torch.arange(12.0)
+    theta = network(*pair(1), torch.tensor([3])) - torch.eye(3, 4)
+    assert torch.allclose(theta[0], torch.arange(12.0).reshape(3, 4))
+
+
+# ------------------------------------------------------------------------------------------------------- inputs
+@pytest.mark.parametrize("head", ["matrix", "points"])
+def test_each_input_counts_and_samples_do_not_mix(head):
+    network = built(head, n_classes=2)
+    size = tuple(network.volume_size)
+    (a, b), t = pair(2, size), torch.tensor([5, 40])
+    theta = network(a, b, t, torch.tensor([1, 2]))
+    assert theta.shape == (2, 3, 4)
+    for index in range(2):
+        alone = network(a[index:index + 1], b[index:index + 1], t[index:index + 1], torch.tensor([index + 1]))
+        assert torch.allclose(alone[0], theta[index], atol=1e-4)
+    assert not torch.allclose(network(b, a, t, torch.tensor([1, 2])), theta, atol=1e-4)
+    assert not torch.allclose(network(a, b, t + 20, torch.tensor([1, 2])), theta, atol=1e-6)
+    assert not torch.allclose(network(a, b, t, torch.tensor([2, 1])), theta, atol=1e-5)
+    assert torch.equal(network(a, b, t), network(a, b, t, torch.tensor([0, 0])))  # no class given: class 0
+
+
+def test_volumes_of_another_size_are_resized_first():
+    network = built()
+    a, b = pair(2, (30, 17, 22))
+    smaller = [torch.nn.functional.interpolate(v, size=(20, 24, 18), mode="trilinear") for v in (a, b)]
+    t = torch.tensor([5, 40])
+    assert torch.equal(network(a, b, t), network(*smaller, t))
+
+
+def test_an_unconditional_network_has_no_classes_and_ignores_ids():
+    network = built(n_classes=1)
+    assert not any("class_embedding" in key for key in network.state_dict())
+    a, b = pair()
+    t = torch.tensor([5, 40])
+    assert torch.equal(network(a, b, t, torch.tensor([3, 7])), network(a, b, t))
+
+
+def test_without_class_dropout_there_is_no_row_for_no_modality():
+    assert built(n_classes=3, class_dropout=0.0).encoder.encoder[0].class_embedding.num_embeddings == 3
+    assert built(n_classes=3).encoder.encoder[0].class_embedding.num_embeddings == 4
+
+
+def test_classes_are_dropped_in_training_only_and_independently_in_every_block():
+    network = built(n_classes=3)
+    ids = torch.full((4000,), 2)
+    assert all(torch.equal(used, ids) for used in network.class_ids(ids, 4000, "cpu", 5))
+    network.train()
+    torch.manual_seed(0)
+    used = torch.stack(network.class_ids(ids, 4000, "cpu", 5))
+    assert set(used.unique().tolist()) == {0, 2}
+    dropped = (used == 0).double()
+    assert torch.allclose(dropped.mean(dim=1), torch.full((5,), 0.15, dtype=torch.float64), atol=0.025)
+    assert (torch.corrcoef(dropped) - torch.eye(5)).abs().max() < 0.06
+
+
+# ------------------------------------------------------------------------------------------------ preprocessing
+@pytest.mark.parametrize("omega", [0.5, 0.95])
+@pytest.mark.parametrize("angle", [0.0, math.pi / 2])
+def test_the_gabor_kernel_follows_its_formula(omega, angle):
+    kernel = n.gabor_kernel(omega, angle)
+    assert kernel.shape == (5, 5, 5) and kernel.sum() == pytest.approx(1, abs=1e-6)
+    assert torch.allclose(kernel, kernel.flip(0, 1, 2), atol=1e-7)
+
+    def value(z, y, x):
+        along, across = x * math.cos(angle) + y * math.sin(angle), -x * math.sin(angle) + y * math.cos(angle)
+        spread = -(omega**2) / (8 * math.pi**2) * (4 * along**2 + across**2 + z**2)
+        return math.exp(spread) * math.cos(omega * along)
+
+    total = sum(value(z, y, x) for z in range(-2, 3) for y in range(-2, 3) for x in range(-2, 3))
+    for z, y, x in ((0, 0, 0), (-2, 1, 0), (1, -2, 2), (0, 0, 2), (0, 2, 0)):
+        assert kernel[z + 2, y + 2, x + 2] == pytest.approx(value(z, y, x) / total, abs=1e-6)
+
+
+def test_preprocessing_is_a_threshold_of_the_larger_response():
+    volume = pair(1)[0]
+    assert n.preprocess(volume, "none") is volume
+    for name, omega, threshold in (("oct", 0.5, -0.4), ("octa", 0.95, -0.5)):
+        responses = [
+            torch.nn.functional.conv3d(volume, n.gabor_kernel(omega, angle)[None, None], padding=2) * 2 - 1
+            for angle in (math.pi / 2, 0.0)
+        ]
+        larger = torch.maximum(*responses)
+        sure = (larger - threshold).abs() > 1e-5
+        result = n.preprocess(volume, name)
+        assert set(result.unique().tolist()) <= {0.0, 1.0} and result.dtype == volume.dtype
+        assert torch.equal(result[sure], (larger >= threshold).float()[sure])
+    black, white = torch.zeros(1, 1, 9, 9, 9), torch.ones(1, 1, 9, 9, 9)
+    assert (n.preprocess(black, "oct") == 0).all() and (n.preprocess(white, "oct")[..., 4, 4, 4] == 1).all()
+    with pytest.raises(ValueError, match="none, oct, octa"):
+        n.preprocess(volume, "mri")
+
+
+@pytest.mark.parametrize("head", ["matrix", "points"])
+def test_each_volume_is_preprocessed_by_its_own_modality(head):
+    network = built(head)
+    (a, b), t = pair(1, tuple(network.volume_size)), torch.tensor([9])
+    mixed = network(a, b, t, None, ("octa", "none"))
+    assert torch.allclose(mixed, network(n.preprocess(a, "octa"), b, t), atol=1e-4)
+    mixed = network(a, b, t, None, ("none", "oct"))
+    assert torch.allclose(mixed, network(a, n.preprocess(b, "oct"), t), atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------------- feature points
+def test_weighted_least_squares_finds_the_affine_of_exact_correspondences():
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.eye(3, 4) + 0.3 * torch.randn(4, 3, 4, generator=generator)
+    source = torch.rand(4, 40, 3, generator=generator) * 2 - 1
+    target = (homogeneous(theta) @ torch.cat([source, torch.ones(4, 40, 1)], 2).transpose(1, 2)).transpose(1, 2)[..., :3]
+    weights = torch.rand(4, 40, generator=generator) + 0.1
+    assert torch.allclose(n.solve_affine(source, target, weights, ridge=0.0), theta, atol=1e-4)
+    target[:, 30:] += 1.0  # wrong points without weight do no harm
+    weights[:, 30:] = 0
+    assert torch.allclose(n.solve_affine(source, target, weights, ridge=1e-7), theta, atol=1e-4)
+
+
+def test_points_in_a_plane_leave_the_missing_direction_alone():
+    source = torch.rand(1, 30, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    source[..., 2] = 0.3
+    theta = n.solve_affine(source, source * torch.tensor([1.2, 1.0, 1.0]), torch.ones(1, 30))
+    expected = torch.diag(torch.tensor([1.2, 1.0, 1.0]))
+    assert torch.isfinite(theta).all() and torch.allclose(theta[0, :, :3], expected, atol=1e-3)
+
+
+def test_the_center_of_mass_of_a_sharp_heat_map_is_its_voxel_in_normalized_coordinates():
+    heat = torch.full((1, 2, 6, 8, 10), -50.0)
+    heat[0, 0, 1, 2, 3] = heat[0, 1, 5, 7, 0] = 50.0
+    centers = n.centers_of_mass(heat)
+    expected = [[2 * 3.5 / 10 - 1, 2 * 2.5 / 8 - 1, 2 * 1.5 / 6 - 1], [1 / 10 - 1, 2 * 7.5 / 8 - 1, 2 * 5.5 / 6 - 1]]
+    assert torch.allclose(centers[0], torch.tensor(expected), atol=1e-5)
+
+
+def test_the_point_network_maps_equal_volumes_by_the_identity_and_learns():
+    network = built("points")
+    a, b = pair(1, tuple(network.volume_size))
+    assert torch.allclose(network(a, a, torch.tensor([9])), torch.eye(3, 4)[None], atol=1e-4)
+    network(a, b, torch.tensor([9])).square().sum().backward()
+    missing = [name for name, p in network.named_parameters() if p.grad is None]
+    assert not missing
+
+
+# ------------------------------------------------------------------------------------------------------ building
+def test_an_architecture_that_went_through_json_builds_the_same_network():
+    for head in n.NETWORKS:
+        network = built(head, n_classes=2)
+        again = n.build(json.loads(json.dumps(network.architecture))).eval()
+        again.load_state_dict(network.state_dict())
+        (a, b), t = pair(1, tuple(network.volume_size)), torch.tensor([9])
+        assert torch.equal(again(a, b, t), network(a, b, t))
+    with pytest.raises(ValueError, match="matrix, points"):
+        n.build({"head": "flow", "volume_size": [16] * 3})
