@@ -65,12 +65,16 @@ def read_card(path) -> dict:
 
 def check_card(card: dict, where="the card") -> dict:
     """Return the card if this version can use it; raises ModelError that says what is missing or wrong."""
+    if not isinstance(card, dict):
+        raise ModelError(f"{where} has a card that is not a table of settings.")
     version = card.get("format")
     if version != FORMAT:
         raise ModelError(f"{where} has format version {version}; this program reads version {FORMAT}: update one of them.")
     for key in ("name", "architecture", "grid", "schedule", "modalities"):
         if key not in card:
             raise ModelError(f"{where} lacks the entry {key!r}, so the model cannot be used.")
+    if not isinstance(card["grid"], dict):
+        raise ModelError(f"{where} has the grid {card['grid']!r}; expected its size, spacing and loading.")
     size = card["grid"].get("size")
     if not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise ModelError(f"{where} has the grid size {size!r}; expected three positive whole numbers.")
@@ -232,6 +236,8 @@ def _fill(network, weights: dict, where) -> None:
                 f"{where}: {key!r} has shape {'×'.join(map(str, weights[key].shape)) or 'scalar'}, "
                 f"the network needs {'×'.join(map(str, tensor.shape))}."
             )
+        if not weights[key].isfinite().all():
+            raise ModelError(f"{where}: the weights {key!r} contain NaN or infinite numbers.")
     extra = sorted(set(weights) - set(expected))
     if extra:
         raise ModelError(f"{where} holds weights {extra[0]!r} that the network does not have.")

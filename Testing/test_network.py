@@ -188,7 +188,8 @@ def test_weighted_least_squares_finds_the_affine_of_exact_correspondences():
     generator = torch.Generator().manual_seed(0)
     theta = torch.eye(3, 4) + 0.3 * torch.randn(4, 3, 4, generator=generator)
     source = torch.rand(4, 40, 3, generator=generator) * 2 - 1
-    target = (homogeneous(theta) @ torch.cat([source, torch.ones(4, 40, 1)], 2).transpose(1, 2)).transpose(1, 2)[..., :3]
+    points = torch.cat([source, torch.ones(4, 40, 1)], dim=2)
+    target = (points @ homogeneous(theta).transpose(1, 2))[..., :3]
     weights = torch.rand(4, 40, generator=generator) + 0.1
     assert torch.allclose(n.solve_affine(source, target, weights, ridge=0.0), theta, atol=1e-4)
     target[:, 30:] += 1.0  # wrong points without weight do no harm

@@ -1,0 +1,361 @@
+"""Model files: what comes back, what is refused and why, where models are looked for, and published checkpoints."""
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from SpatialDiffusionCore import model as m  # noqa: E402
+from SpatialDiffusionCore.errors import InputError, ModelError  # noqa: E402
+from SpatialDiffusionCore.network import build  # noqa: E402
+from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
+
+ARCHITECTURE = {"head": "matrix", "volume_size": [20, 24, 18], "channels": [2, 4, 8, 8, 8, 8, 8], "groups": 4,
+                "time_width": 16, "n_classes": 2}
+CARD = {
+    "name": "small", "architecture": ARCHITECTURE,
+    "grid": {"size": [20, 24, 18], "spacing": 8.0, "loading": "canonical"}, "schedule": Schedule().to_dict(),
+    "modalities": {"any": 0, "t1-brain": 1, "oct": 2}, "training": {"data": "none"}, "license": "CC0",
+    "accuracy": {"dice": 0.5}, "created": "2025-01-01",
+}
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    return build({**ARCHITECTURE, **changes}).eval()
+
+
+def saved(path, card=None, **options):
+    m.save_model(path, network(), {**CARD, **(card or {})}, **options)
+    return path
+
+
+def pair(size=(20, 24, 18)):
+    return torch.rand(2, 1, 1, *size, generator=torch.Generator().manual_seed(1))
+
+
+def predict(model, modality="any"):
+    with torch.no_grad():
+        return model.denoiser(modality, modality)(*pair(model.size), torch.tensor([7]))
+
+
+def refusal(action):
+    """The message of a ModelError or InputError: one sentence for a person."""
+    with pytest.raises(InputError) as error:
+        action()
+    message = str(error.value)
+    assert message.endswith(".") and "\n" not in message
+    return message
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    m._loaded.clear()
+    yield
+    m._loaded.clear()
+
+
+# -------------------------------------------------------------------------------------------------- there and back
+def test_a_saved_model_loads_and_predicts_the_same(tmp_path):
+    model = m.load_model(saved(tmp_path / "small.safetensors"))
+    (a, b), t = pair(), torch.tensor([7])
+    with torch.no_grad():
+        assert torch.equal(predict(model), network()(a, b, t, torch.tensor([0])))
+        assert torch.equal(predict(model, "t1-brain"), network()(a, b, t, torch.tensor([1])))
+    assert {k: v for k, v in model.card.items() if k != "format"} == json.loads(json.dumps(CARD))
+    assert model.schedule == Schedule() and model.size == (20, 24, 18) and model.name == "small"
+    assert not model.network.training
+    assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_half_precision_halves_the_file_and_is_used_in_single(tmp_path):
+    whole, half = saved(tmp_path / "a.safetensors"), saved(tmp_path / "b.safetensors", half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    assert {t.dtype for t in load_file(half).values()} == {torch.float16}
+    model = m.load_model(half)
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+    assert torch.allclose(predict(model), predict(m.load_model(whole)), atol=2e-3)
+
+
+def test_the_last_model_is_kept_until_its_file_changes(tmp_path):
+    path = saved(tmp_path / "small.safetensors")
+    first = m.load_model(path)
+    assert m.load_model(path) is first
+    saved(path, {"license": "another one"})
+    os.utime(path, ns=(1, 1))
+    assert m.load_model(path).card["license"] == "another one"
+
+
+def test_the_class_of_a_pair(tmp_path):
+    model = m.load_model(saved(tmp_path / "small.safetensors"))
+    assert model.class_id("t1-brain", "t1-brain") == 1 and model.class_id("oct", "oct") == 2
+    assert model.class_id("t1-brain", "oct") == 0 and model.class_id("ct-head-neck", "ct-head-neck") == 0
+
+
+def test_layers_parameters_and_operations_are_counted(tmp_path):
+    facts = m.describe(m.load_model(saved(tmp_path / "small.safetensors")))
+    assert facts["parameters"] == sum(p.numel() for p in network().parameters())
+    assert facts["layers"] > 40
+    # The convolutions alone, by hand: 2 · outputs · kernel · input channels.
+    grid, flops = (10, 12, 9), 2 * 10 * 12 * 9 * 4 * 64 * 2
+    for inner, outer in zip([4, 8, 8, 8, 8], [8, 8, 8, 8, 8]):
+        grid = tuple((n - 1) // 2 + 1 for n in grid)
+        flops += 2 * int(np.prod(grid)) * outer * 27 * (inner + outer) + (
+            2 * int(np.prod(grid)) * outer * inner if inner != outer else 0)
+    assert flops < facts["flops"] < flops + 100_000
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+def rewrite(path, change):
+    """Change a model file's header (a dictionary) in place."""
+    raw = path.read_bytes()
+    length = struct.unpack("<Q", raw[:8])[0]
+    header = json.loads(raw[8: 8 + length])
+    text = change(header)
+    text = json.dumps(header if text is None else text).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length:])
+    return path
+
+
+def with_card(path, change):
+    def edit(header):
+        card = json.loads(header["__metadata__"][m.KEY])
+        result = change(card)
+        header["__metadata__"][m.KEY] = json.dumps(result if isinstance(result, list) else card)
+
+    return rewrite(path, edit)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00005, 0.01, 0.2, 0.6, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, share):
+    path = saved(tmp_path / "small.safetensors")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * share)])
+    assert str(path) in refusal(lambda: m.load_model(path))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    assert "does not exist" in refusal(lambda: m.load_model(tmp_path / "none.safetensors"))
+    path = tmp_path / "a.safetensors"
+    for content in (b"", b"text " * 100, pickle.dumps({"a": 1}), struct.pack("<Q", 2) + b"[]", b"\xff" * 64):
+        path.write_bytes(content)
+        assert str(path) in refusal(lambda: m.load_model(path))
+    save_file({"weight": torch.zeros(3)}, path)
+    assert "no card" in refusal(lambda: m.load_model(path))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda card: card.update(format=99), "format version 99; this program reads version 1"),
+        (lambda card: card.pop("format"), "format version None"),
+        (lambda card: card.pop("architecture"), "lacks the entry 'architecture'"),
+        (lambda card: card.pop("schedule"), "lacks the entry 'schedule'"),
+        (lambda card: card["grid"].update(size=[20, 24]), "grid size"),
+        (lambda card: card["grid"].update(size=[20, 24, -1]), "grid size"),
+        (lambda card: card.update(grid=7), "grid"),
+        (lambda card: card["grid"].update(loading="magic"), "loading 'magic'"),
+        (lambda card: card.update(modalities={}), "no modalities"),
+        (lambda card: card["schedule"].update(kind="square"), "schedule"),
+        (lambda card: card["schedule"].update(wrong=1), "schedule"),
+        (lambda card: card.update(schedule=None), "schedule"),
+        (lambda card: card["architecture"].update(head="flow"), "flow"),
+        (lambda card: card["architecture"].update(wrong=1), "wrong"),
+        (lambda card: card["architecture"].update(groups=3), "divisible"),
+        (lambda card: card["architecture"].update(n_classes=3), "class_embedding.* has shape 3×8, the network needs 4×8"),
+        (lambda card: card["architecture"].update(channels=[2, 4, 8, 8, 8, 8, 12]), "shape"),
+        (lambda card: card["architecture"].update(volume_size=[80, 24, 18]), "output_head.2.weight"),
+        (lambda card: [1, 2], "card"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused_with_the_reason(tmp_path, change, words):
+    path = with_card(saved(tmp_path / "small.safetensors"), change)
+    with pytest.raises(ModelError, match=words):
+        m.load_model(path)
+    refusal(lambda: m.load_model(path))
+
+
+def test_a_card_that_is_no_json_is_refused(tmp_path):
+    path = rewrite(saved(tmp_path / "small.safetensors"), lambda h: h["__metadata__"].update({m.KEY: "{half"}))
+    assert "not valid JSON" in refusal(lambda: m.load_model(path))
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    path = saved(tmp_path / "small.safetensors")
+    metadata = {m.KEY: json.dumps({"format": m.FORMAT, **CARD})}
+    weights = load_file(path)
+    key = "encoder.encoder.1.conv2.2.weight"
+
+    def message(**changes):
+        changed = {k: v for k, v in {**weights, **changes}.items() if v is not None}
+        save_file(changed, path, metadata=metadata)
+        return refusal(lambda: m.load_model(path))
+
+    assert f"lacks the weights '{key}' (8×8×3×3×3)" in message(**{key: None})
+    flat = weights[key][..., 0].contiguous()
+    assert f"'{key}' has shape 8×8×3×3, the network needs 8×8×3×3×3" in message(**{key: flat})
+    assert "'extra'" in message(extra=torch.zeros(2))
+    assert f"'{key}'" in message(**{key: torch.full_like(weights[key], float("nan"))})
+
+
+def test_a_network_that_diverged_is_not_saved(tmp_path):
+    broken = network()
+    broken.output_head[2].bias.data[3] = float("nan")
+    assert "output_head.2.bias" in refusal(lambda: m.save_model(tmp_path / "a.safetensors", broken, CARD))
+    assert "lacks the entry 'grid'" in refusal(
+        lambda: m.save_model(tmp_path / "a.safetensors", network(), {k: v for k, v in CARD.items() if k != "grid"}))
+    assert "no folder" in refusal(lambda: m.save_model(tmp_path / "none" / "a.safetensors", network(), CARD))
+    assert not list(tmp_path.iterdir())
+
+
+# --------------------------------------------------------------------------------------------------- search path
+def test_models_are_found_in_the_users_folder_which_wins(tmp_path, monkeypatch, user_models):
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    monkeypatch.setattr(m, "BUNDLED", bundled)
+    assert m.user_folder() == user_models and m.catalog() == {}
+    saved(bundled / "x.safetensors", {"name": "one"})
+    saved(bundled / "y.safetensors", {"name": "two"})
+    saved(user_models / "z.safetensors", {"name": "two", "license": "mine"})
+    (user_models / "broken.safetensors").write_bytes(b"no model")
+    (user_models / "notes.txt").write_text("no model either")
+    assert list(m.catalog()) == ["one", "two"]
+    assert m.load_model("two").card["license"] == "mine" and m.load_model("one").name == "one"
+    assert "installed: one, two" in refusal(lambda: m.load_model("three"))
+
+
+def test_without_the_variable_the_folder_is_the_platforms(tmp_path, monkeypatch):
+    monkeypatch.delenv("SPATIAL_DIFFUSION_MODELS", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setattr(m.sys, "platform", "linux")
+    assert m.user_folder() == tmp_path / "spatial-diffusion" / "models"
+    assert isinstance(m.catalog(), dict)  # a folder that is not there is no error
+
+
+def test_the_model_is_chosen_by_modality(user_models):
+    assert "installed models know: nothing" in refusal(lambda: m.choose())
+    saved(user_models / "a.safetensors", {"name": "retina", "modalities": {"oct": 0}})
+    saved(user_models / "b.safetensors", {"name": "general", "modalities": {"any": 0, "ct-head-neck": 1}})
+    saved(user_models / "c.safetensors", {"name": "brain", "modalities": {"t1-brain": 0}})
+    assert m.choose(None, "oct", "oct")[1]["name"] == "retina"
+    assert m.choose(None, "t1-brain", "t1-brain")[1]["name"] == "brain"
+    assert m.choose(None, "t1-brain", "oct")[1]["name"] == "general"  # trained on neither, but takes anything
+    assert m.choose()[1]["name"] == "general"
+    words = refusal(lambda: m.choose("brain", "oct", "oct"))
+    assert "brain was not trained for oct; it knows: t1-brain" in words
+    (user_models / "b.safetensors").unlink()
+    assert "know: oct, t1-brain" in refusal(lambda: m.choose(None, "ct-head-neck", "ct-head-neck"))
+
+
+# --------------------------------------------------------------------------------------------- published checkpoints
+def imported(published, folder, **changes):
+    options = {"volume_size": published.config["volume_size"], **changes}
+    if published.config["n_classes"] > 1:
+        options.setdefault("modality", ["oct", "octa", "t1", "t2"])
+    path = folder / "imported.safetensors"
+    return m.import_checkpoint(published.checkpoint, path, **options), path
+
+
+def test_an_imported_checkpoint_is_the_checkpoint_bit_for_bit(published, tmp_path):
+    card, path = imported(published, tmp_path)
+    model = m.load_model(path, *(["oct"] * 2 if "oct" in card["modalities"] else []))
+    original = torch.load(published.checkpoint, weights_only=True)
+    state = model.network.state_dict()
+    assert set(state) == set(original) and all(torch.equal(state[k], original[k]) for k in original)
+    config = published.config
+    assert card["architecture"]["channels"] == config["channels"]
+    assert card["architecture"]["n_classes"] == config["n_classes"]
+    assert card["architecture"]["time_width"] == config["time_dim"]
+    assert card["grid"] == {"size": config["volume_size"], "spacing": None, "loading": "published"}
+    assert model.schedule == Schedule(config["timesteps"], config["transf_range"], config["transl_range"],
+                                      config["schedule"])
+    names = {"architecture": {"channels": config["channels"], "volume_size": config["volume_size"],
+                              "n_classes": config["n_classes"], "time_width": config["time_dim"]}}
+    own = build(names["architecture"]).eval()
+    own.load_state_dict(original)
+    both = (torch.from_numpy(published.expected["pair"][:1]) + 1) / 2
+    t = torch.tensor([30])
+    with torch.no_grad():
+        ids = torch.tensor([card["modalities"].get("t1-brain", 0)])
+        ours = model.denoiser("t1-brain", "t1-brain")(both[:, :1], both[:, 1:], t)
+        assert torch.equal(ours, own(both[:, :1], both[:, 1:], t, ids))
+    # The class of a pair comes from the order of training; the published output for it is met.
+    if config["n_classes"] > 1:
+        assert card["modalities"] == {"any": 0, "oct": 1, "octa": 2, "t1-brain": 3, "t2-head-neck": 4}
+        assert model.class_id("t2-head-neck", "t2-head-neck") == 4
+    assert published.expected.get("class_id", [0])[0] == 0
+    with torch.no_grad():
+        ours = model.denoiser("any", "any")(both[:, :1], both[:, 1:], t)
+    assert np.abs(ours[0].numpy() - published.expected["affine_none_t30"][0]).max() < 1e-5
+
+
+def test_only_what_the_tensors_cannot_tell_is_asked(conditional, unconditional, tmp_path):
+    words = refusal(lambda: imported(unconditional, tmp_path, volume_size=[64, 64, 64]))
+    assert "output_head.2.weight" in words and "2×1×2" in words and "64×64×64" in words
+    assert "D H W" in refusal(lambda: imported(unconditional, tmp_path, volume_size=[66, 65]))
+    words = refusal(lambda: imported(conditional, tmp_path, modality=["oct", "octa"]))
+    assert "4 modalities" in words and "got 2" in words
+    assert "choose one of: any, t1-brain" in refusal(
+        lambda: imported(conditional, tmp_path, modality=["oct", "octa", "t1", "xray"]))
+    assert "at most one" in refusal(lambda: imported(unconditional, tmp_path, modality=["oct", "octa"]))
+    assert not list(tmp_path.iterdir())
+    card, _ = imported(unconditional, tmp_path, modality="oct", name="retina")
+    assert card["modalities"] == {"oct": 0} and card["name"] == "retina"
+
+
+class Trap:
+    """A pickle that leaves a mark when it is executed."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (open, (self.mark, "w"))
+
+
+def test_anything_but_plain_tensors_is_refused_and_never_executed(tmp_path):
+    size, out = [20, 24, 18], tmp_path / "out.safetensors"
+    mark = tmp_path / "executed"
+    plain = network(n_classes=1).state_dict()
+    contents = [
+        {**plain, "trap": Trap(str(mark))}, Trap(str(mark)), [torch.zeros(2)], {"model": plain}, {1: torch.zeros(2)}, {},
+        {**plain, "epoch": 3}, network(n_classes=1),
+    ]
+    for content in contents:
+        torch.save(content, tmp_path / "a.pth")
+        assert "plain dictionary of tensors" in refusal(
+            lambda: m.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
+    for raw in (b"", b"no checkpoint", pickle.dumps({"a": Trap(str(mark))})):
+        (tmp_path / "a.pth").write_bytes(raw)
+        refusal(lambda: m.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
+    assert "does not exist" in refusal(lambda: m.import_checkpoint(tmp_path / "b.pth", out, volume_size=size))
+    assert not mark.exists() and not out.exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_key(tmp_path):
+    size, out, path = [20, 24, 18], tmp_path / "out.safetensors", tmp_path / "a.pth"
+    plain = network(n_classes=1).state_dict()
+
+    def message(size=size, groups=4, **changes):
+        torch.save({k: v for k, v in {**plain, **changes}.items() if v is not None}, path)
+        return refusal(lambda: m.import_checkpoint(path, out, volume_size=size, groups=groups))
+
+    assert "'encoder.in_conv.weight'" in message(**{"encoder.in_conv.weight": None})
+    assert "'encoder.encoder.2.conv2.0.weight'" in message(**{"encoder.encoder.2.conv2.0.weight": None})
+    assert "'encoder.encoder.0.conv1.2.weight'" in message(**{"encoder.encoder.0.conv1.2.weight": None})
+    assert "'output_head.2.bias' has shape 13" in message(**{"output_head.2.bias": torch.zeros(13)})
+    assert "2 dimensions, expected 5" in message(**{"output_head.2.weight": torch.zeros(12, 8)})
+    assert "'spare'" in message(spare=torch.zeros(1))
+    assert "NaN" in message(**{"output_head.2.bias": torch.full((12,), float("nan"))})
+    assert "divisible" in message(groups=32)
+    assert not out.exists()
+    torch.save(plain, path)
+    m.import_checkpoint(path, out, volume_size=size, groups=4)
+    assert m.load_model(out).card["architecture"]["groups"] == 4
