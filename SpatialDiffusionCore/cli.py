@@ -146,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--model", metavar="NAME|FILE", help="trained model (default: the one for the modality)")
     how.add_argument("--sampler", metavar="NAME", default="fast", choices=("fast", "reference"),
                      help="fast, or reference: the published 65 steps and nothing else (default: fast)")
-    how.add_argument("--steps", metavar="N", type=int, help="diffusion steps of the fast sampler")
+    how.add_argument("--steps", metavar="N", type=int, help="diffusion steps of the fast sampler (0: no diffusion)")
+    how.add_argument("--search", action=argparse.BooleanOptionalAction, default=True,
+                     help="look for the pose among all rotations (default)")
     how.add_argument("--bidirectional", action="store_true", help="with reference: both directions, combined")
     how.add_argument("--polish", action=argparse.BooleanOptionalAction, default=None,
                      help="refine by intensities at the end (default: with fast only)")
@@ -322,7 +324,7 @@ def _register(arguments) -> int:
         loaders, fixed, on_step=progress, on_result=done, moving_modality=moving_key, fixed_modality=fixed_key,
         transform=arguments.transform, model=arguments.model, sampler=arguments.sampler, steps=arguments.steps,
         bidirectional=arguments.bidirectional, polish=arguments.polish, device=arguments.device, seed=arguments.seed,
-        init=init, **masks,
+        search=arguments.search, init=init, **masks,
     )
     return 1 if failed else 0
 

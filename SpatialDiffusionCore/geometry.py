@@ -62,6 +62,16 @@ def about(linear, center, translation=(0.0, 0.0, 0.0)) -> np.ndarray:
     return from_parts(linear, center - linear @ center + translation)
 
 
+def inverse(matrix) -> np.ndarray:
+    """Inverse of a 4×4 affine; that of a rigid one is rigid to the last digit."""
+    linear = np.asarray(matrix, float)[:3, :3]
+    if np.abs(linear.T @ linear - np.eye(3)).max() < 1e-12:
+        return from_parts(linear.T, -linear.T @ matrix[:3, 3])
+    result = np.linalg.inv(np.asarray(matrix, float))
+    result[3] = [0, 0, 0, 1]
+    return result
+
+
 def transform_points(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Map N×3 points by a 4×4 matrix."""
     return np.asarray(points, float) @ matrix[:3, :3].T + matrix[:3, 3]

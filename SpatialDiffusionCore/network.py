@@ -226,6 +226,11 @@ class PointTransformer(_Conditioned):
         self.heat = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, points, 1))
         self.trust = nn.Sequential(nn.GroupNorm(groups, c16), nn.SiLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
                                    nn.Linear(c16, points))
+        # Heat maps that start sharp spread the points over the head; from a flat start all of them sit in its middle
+        # and learning stalls (measured: after 4,800 pairs they still lay within 10 mm of it).
+        self.sharpness = nn.Parameter(torch.tensor(8.0))
+        nn.init.zeros_(self.trust[-1].weight)
+        nn.init.zeros_(self.trust[-1].bias)
 
     def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
         """Points (B×N×3, normalized x, y, z) and log-weights (B×N) of B×1×D×H×W volumes in 0…1."""
@@ -239,7 +244,7 @@ class PointTransformer(_Conditioned):
         f8 = self.mix8(f8 + up, code, ids[3])
         up = F.interpolate(self.up4(f8), size=f4.shape[2:], mode="trilinear", align_corners=False)
         f4 = f4 + up
-        heat = self.heat(f4 + self.mix4(f4)).float()
+        heat = self.sharpness * self.heat(f4 + self.mix4(f4)).float()
         return centers_of_mass(heat), self.trust(f16).float()
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):

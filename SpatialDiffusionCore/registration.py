@@ -6,9 +6,10 @@ a few steps, and refines the best of them by intensities.
 """
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -121,7 +122,15 @@ class Options:
     polish: bool
     device: str
     seed: int
+    search: bool
     init: Optional[np.ndarray]
+
+    def swapped(self) -> "Options":
+        """The same with the two volumes' roles exchanged."""
+        return replace(
+            self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality,
+            init=None if self.init is None else np.linalg.inv(self.init),
+        )
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -145,7 +154,8 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def _options(
-    modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed, init
+    modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed, search,
+    init,
 ) -> Options:
     moving_key = modalities.get(moving_modality or modality).key
     fixed_key = modalities.get(fixed_modality or modality).key
@@ -157,7 +167,7 @@ def _options(
         raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
     return Options(
         moving_key, fixed_key, transform, sampler, steps, bool(bidirectional),
-        (sampler == "fast") if polish is None else bool(polish), resolve_device(device), int(seed),
+        (sampler == "fast") if polish is None else bool(polish), resolve_device(device), int(seed), bool(search),
         None if init is None else geometry.as_affine(init, "the initial transform"),
     )
 
@@ -180,6 +190,7 @@ def registration_steps(
     polish: Optional[bool] = None,
     device: str = "auto",
     seed: int = 0,
+    search: bool = True,
     init=None,
     moving_mask: Optional[Volume] = None,
     fixed_mask: Optional[Volume] = None,
@@ -191,7 +202,8 @@ def registration_steps(
     """
     started = time.perf_counter()
     options = _options(
-        modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed, init
+        modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed, search,
+        init,
     )
     validate(moving, "moving")
     validate(fixed, "fixed")
@@ -200,21 +212,25 @@ def registration_steps(
 
     if not isinstance(model, Model):
         model = load_model(model, options.moving_modality, options.fixed_modality, options.device)
-    if options.steps is not None and not 1 <= options.steps <= model.schedule.timesteps:
-        raise InputError(f"The number of steps must be 1 to {model.schedule.timesteps}, got {options.steps}.")
+    if options.steps is not None and not 0 <= options.steps <= model.schedule.timesteps:
+        raise InputError(f"The number of steps must be 0 (no diffusion) to {model.schedule.timesteps}, got {steps}.")
     fixed_cube = _fixed_cube or model_cube(fixed, fixed_mask, options.fixed_modality, model.card, options.device)
     moving_cube = model_cube(moving, moving_mask, options.moving_modality, model.card, options.device)
-    process = _reference if options.sampler == "reference" else _fast
+    process, swap = _reference, False
+    if options.sampler == "fast":
+        # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
+        process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
+    first, second, ordered = moving_cube, fixed_cube, options
+    if swap:
+        first, second, ordered = fixed_cube, moving_cube, options.swapped()
     history: List[Step] = []
-    outcome = yield from _recorded(process(moving_cube, fixed_cube, model, options), history)
-    fixed_to_moving, polished, spread, details = outcome
+    outcome = yield from _recorded(process(first, second, model, ordered), history, swap)
+    second_to_first, polished, spread, details = outcome
     # A rigid or similar answer is the one nearest to the affine over the tissue.
-    tissue = fixed_cube.prepared.tissue_center, fixed_cube.prepared.tissue_covariance
-    fixed_to_moving = geometry.project(fixed_to_moving, options.transform, *tissue)
-    matrix = np.linalg.inv(fixed_to_moving)
-    if options.transform == "rigid":
-        rotation = fixed_to_moving[:3, :3].T
-        matrix = geometry.from_parts(rotation, -rotation @ fixed_to_moving[:3, 3])
+    tissue = second.prepared.tissue_center, second.prepared.tissue_covariance
+    second_to_first = geometry.project(second_to_first, options.transform, *tissue)
+    fixed_to_moving = geometry.inverse(second_to_first) if swap else second_to_first
+    matrix = second_to_first if swap else geometry.inverse(second_to_first)
     before = np.eye(4) if options.init is None else np.linalg.inv(options.init)
     result = Registration(
         matrix=matrix, transform=options.transform, steps=history,
@@ -228,15 +244,24 @@ def registration_steps(
     return result
 
 
-def _recorded(process, history):
-    """Pass a process's steps on and keep them."""
+def _recorded(process, history, swap: bool):
+    """Pass a process's steps on, inverted if it works on the pair the other way round, and keep them."""
     while True:
         try:
             step = next(process)
         except StopIteration as end:
             return end.value
+        if swap:
+            step = replace(step, matrix=geometry.inverse(step.matrix))
         history.append(step)
         yield step
+
+
+def _signature(cube) -> bytes:
+    """What orders a pair: depends on the volume's content alone, not on its role."""
+    digest = hashlib.blake2b(cube.values.cpu().numpy().tobytes(), digest_size=16)
+    digest.update(np.round(cube.grid.voxel_to_ras, 6).tobytes())
+    return digest.digest()
 
 
 def _quality(moving, fixed, before, after, spread) -> quality_module.Quality:
@@ -289,11 +314,11 @@ def _reference(moving, fixed, model, options: Options):
     extra = 1 if options.polish else 0
     for step in steps:
         world = _theta_to_world(step.theta[0], moving, fixed)
-        yield Step(step.index, step.count + extra, "Diffusion", np.linalg.inv(world))
+        yield Step(step.index, step.count + extra, "Diffusion", geometry.inverse(world))
     polished = False
     if options.polish:
         world, polished = _polish(moving, fixed, world, options)
-        yield Step(step.count + 1, step.count + 1, "Refining", np.linalg.inv(world))
+        yield Step(step.count + 1, step.count + 1, "Refining", geometry.inverse(world))
     return world, polished, None, {}
 
 
@@ -303,34 +328,37 @@ def _fast(moving, fixed, model, options: Options):
 
     from . import diffusion, search
 
-    count = options.steps or DEFAULT_STEPS
+    count = DEFAULT_STEPS if options.steps is None else options.steps
     total = 2 + count + (1 if options.polish else 0)
     if options.init is not None:
         candidates = [np.linalg.inv(options.init)]
+    elif options.search:
+        candidates = [_to_world(m, moving, fixed) for m in search.poses(moving, fixed, options.seed)]
     else:
-        matrices = search.poses(moving, fixed, options.seed)
-        candidates = [_to_world(m, moving, fixed) for m in matrices]
-    yield Step(1, total, "Searching the pose", np.linalg.inv(candidates[0]))
-
-    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
-    start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
-    batch = (len(candidates), -1, -1, -1, -1)
+        centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
+        candidates = [geometry.from_parts(np.eye(3), centers)]
+    yield Step(1, total, "Searching the pose", geometry.inverse(candidates[0]))
     worlds = candidates
-    steps = diffusion.reverse(
-        denoise, fixed.values.expand(batch), moving.values.expand(batch), model.schedule, steps=count, start=start
-    )
-    for step in steps:
-        worlds = [_theta_to_world(theta, moving, fixed) for theta in step.theta]
-        yield Step(1 + step.index, total, "Diffusion", np.linalg.inv(worlds[0]))
-    ranked = search.rank(moving, fixed, [_to_frames(w, moving, fixed) for w in worlds + candidates])
-    world = (worlds + candidates)[ranked.best]
-    details = {"candidates": len(candidates), "best_candidate": int(ranked.best)}
+    if count:
+        denoise = model.denoiser(options.moving_modality, options.fixed_modality)
+        start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
+        batch = (len(candidates), -1, -1, -1, -1)
+        for step in diffusion.reverse(denoise, fixed.values.expand(batch), moving.values.expand(batch), model.schedule,
+                                      steps=count, start=start):
+            worlds = [_theta_to_world(theta, moving, fixed) for theta in step.theta]
+            yield Step(1 + step.index, total, "Diffusion", geometry.inverse(worlds[0]))
+    world, details = worlds[0], {"candidates": len(candidates)}
+    if options.search or options.polish:
+        # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
+        everything = worlds + candidates if count else candidates
+        best = search.rank(moving, fixed, [_to_frames(w, moving, fixed) for w in everything]).best
+        world, details["best"] = everything[best], "diffusion" if count and best < len(worlds) else "search"
     polished = False
     if options.polish:
         world, polished = _polish(moving, fixed, world, options)
-        yield Step(total - 1, total, "Refining", np.linalg.inv(world))
+        yield Step(total - 1, total, "Refining", geometry.inverse(world))
     spread = search.spread(moving, fixed, _to_frames(world, moving, fixed), options.transform, options.seed)
-    yield Step(total, total, "Checking", np.linalg.inv(world))
+    yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
 
 
@@ -363,10 +391,10 @@ def register(
     modality: what both volumes are (modality.MODALITIES), or moving_modality and fixed_modality each; "any" for
     anything else. transform: "rigid", "similarity" or "affine". model: name or file of a trained model (default: one
     for the modality). sampler: "fast" or "reference" (the published 65 steps and nothing else). steps: diffusion
-    steps of "fast". bidirectional: with "reference", run both directions. polish: refine by intensities (default:
+    steps of "fast"; 0 leaves the network out. bidirectional: with "reference", run both directions. polish: refine by intensities (default:
     only in "fast"). device: "auto", "cpu", "cuda", "cuda:N", "mps". seed: of the points drawn; the same input and
     seed give the same output. init: 4×4 moving → fixed RAS to start from; no other pose is searched then.
-    moving_mask, fixed_mask: volumes that are not 0 where the tissue matters. on_step: called with every Step; it may
+    search: look for the pose among all rotations first. moving_mask, fixed_mask: volumes that are not 0 where the tissue matters. on_step: called with every Step; it may
     raise, or return False, to stop.
 
     Returns a Registration. Raises InputError (one sentence) before any work where the input cannot be used, and

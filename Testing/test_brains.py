@@ -97,6 +97,15 @@ def test_the_demo_lays_the_brain_on_the_template(tmp_path, pair, capsys):
     assert disagreement[1] < 0.5 * disagreement[0]
 
 
+def test_both_directions_are_inverse_to_each_other(brain, pair):
+    fixed = volume.load(pair[1])
+    there = register(brain, fixed, modality="t1-brain")
+    back = register(fixed, brain, modality="t1-brain")
+    corners = brain_corners(brain)
+    np.testing.assert_allclose(geometry.transform_points(back.matrix @ there.matrix, corners), corners, atol=1e-6)
+    assert there.quality.overlap > 0.9 and back.quality.overlap > 0.9
+
+
 def test_steps_run_from_first_to_last_and_cancel_stops(brain, pair):
     fixed = volume.load(pair[1])
     process = registration_steps(brain, fixed, modality="t1-brain")
