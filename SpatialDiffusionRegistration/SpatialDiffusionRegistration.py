@@ -8,9 +8,8 @@ import sys
 import unittest
 
 import numpy as np
-import vtk
-
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import *  # noqa: F403
@@ -21,7 +20,6 @@ from slicer.ScriptedLoadableModule import (
     ScriptedLoadableModuleWidget,
 )
 from slicer.util import VTKObservationMixin
-
 from SpatialDiffusionRegistrationLib import batch as batchRuns
 from SpatialDiffusionRegistrationLib import engine, scene, torchsetup
 from SpatialDiffusionRegistrationLib.batch_tab import BatchTab

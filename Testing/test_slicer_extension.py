@@ -1,4 +1,4 @@
-"""The extension around the module: what is packaged, what the Extensions Index checks, what opening the module costs."""
+"""The extension around the module: packaging, the Extensions Index, what opening the module costs, self tests."""
 from __future__ import annotations
 
 import ast
@@ -24,7 +24,6 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     panel,
     scene,
     slicer,
-    someModel,
 )
 
 NAME = "SpatialDiffusionRegistration"

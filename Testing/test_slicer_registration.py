@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vtk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
@@ -15,19 +16,16 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     loaded,
     pair,
     panel,
+    qt,
     sameAsSeen,
     scene,
     sceneState,
     segmentationOf,
     slicer,
-    someModel,
     turn,
     turnHeader,
     waitFor,
 )
-
-
-import qt  # noqa: E402
 
 
 @pytest.fixture
@@ -115,8 +113,10 @@ def test_the_moving_volume_moves_while_it_runs(turned):
     turned.registerTab.runner._onStep = lambda step: (
         positions.append(slicer.util.arrayFromTransformMatrix(moving.GetParentTransformNode())), original(step))
     waitFor(turned)
-    assert len(positions) >= 4
-    assert any(not np.allclose(a, b) for a, b in zip(positions, positions[1:]))
+    corner = np.array([80, 80, 80, 1.0])
+    jumps = [np.linalg.norm((b - a)[:3] @ corner) for a, b in zip([np.eye(4), *positions], positions)]
+    assert sum(jump > 0.5 for jump in jumps) >= 5
+    assert max(jumps) < 25  # it glides over the 25 degrees and 20 mm, it does not jump
     assert turned.ui.inputsSection.enabled and turned.ui.progressFrame.isHidden()
 
 
@@ -344,7 +344,9 @@ def test_an_initial_transform_is_used(turned):
     slicer.util.updateTransformMatrixFromArray(p.initialTransform, np.linalg.inv(turn()))
     p.livePreview = True
     press(turned)
-    untilStep(turned, 1)
+    waitFor(turned, lambda: turned.ui.progressBar.maximum > 0 and turned.ui.progressBar.value >= 1)
+    waitFor(turned, lambda: turned.registerTab.task._placement is not None and np.allclose(
+        turned.registerTab.task._placement.matrix, np.linalg.inv(turn()), atol=1e-9))
     assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1e-6  # the first step shows where it starts
     waitFor(turned)
     assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
@@ -362,7 +364,6 @@ def test_masks_of_both_kinds(turned):
 
 
 def _ijkToRas(node):
-    import vtk
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     return matrix

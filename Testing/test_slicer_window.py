@@ -7,22 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import vtk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     exceptionsFail,
     loaded,
     panel,
+    qt,
     scene,
     sceneState,
     slicer,
-    someModel,
     turn,
     waitFor,
 )
-
-import qt  # noqa: E402
-import vtk  # noqa: E402
 
 
 @pytest.fixture
@@ -236,7 +234,7 @@ def test_without_torch_one_line_and_a_button(panel, loaded, volumes, monkeypatch
 def test_an_old_torch_is_named(panel, loaded, monkeypatch):  # noqa: F811
     withTorch(monkeypatch, "1.13.1+cu117")
     loaded.enter()
-    assert "1.13.1+cu117" in panel.ui.setupLabel.text and "2.0 or newer" in panel.ui.setupLabel.text
+    assert "1.13.1+cu117" in panel.ui.setupLabel.text and "2.1 or newer" in panel.ui.setupLabel.text
     assert panel.ui.setupButton.text == "Update PyTorch…"
 
 
@@ -270,7 +268,7 @@ def test_the_button_asks_and_installs_through_the_extension(panel, loaded, monke
     withTorch(monkeypatch, None)
     loaded.enter()
     panel.ui.setupButton.click()
-    assert asked == [(True, ">=2.0")]
+    assert asked == [(True, ">=2.1")]
     assert panel.ui.setupFrame.isHidden() == agrees
 
 
@@ -308,8 +306,9 @@ def test_the_modules_own_requirements_come_with_slicer(loaded):  # noqa: F811
 def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
     from SpatialDiffusionRegistrationLib.parameters import Device, Polish, Sampler, TransformType
     p, ui = panel._parameterNode, panel.ui
-    for combo, name, values in ((ui.transformCombo, "transformType", TransformType), (ui.samplerCombo, "sampler", Sampler),
-                                (ui.polishCombo, "polish", Polish), (ui.deviceCombo, "device", Device)):
+    for combo, name, values in ((ui.transformCombo, "transformType", TransformType),
+                                (ui.samplerCombo, "sampler", Sampler), (ui.polishCombo, "polish", Polish),
+                                (ui.deviceCombo, "device", Device)):
         for index, value in enumerate(values):
             combo.setCurrentIndex(index)
             assert getattr(p, name) == value

@@ -13,6 +13,7 @@ from .problem import Problem, explain
 from .runner import Runner
 
 REPORT_NAME = "registration_report.csv"
+SHOWN_FAILURES = 5  # the others are in the table's tooltips and in the report
 
 
 class BatchTab:
@@ -34,10 +35,12 @@ class BatchTab:
         ui.batchTable.setColumnCount(5)
         ui.batchTable.setHorizontalHeaderLabels(
             [_("Volume"), _("Status"), _("Similarity"), _("Confidence"), _("Seconds")])
+        ui.batchTable.verticalHeader().setVisible(False)
+        ui.batchTable.setWordWrap(False)
         header = ui.batchTable.horizontalHeader()
         for column in range(5):
             header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
-        header.setSectionResizeMode(1, qt.QHeaderView.Stretch)
+        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
         ui.batchProgressBar.setVisible(False)
         ui.batchMessageLabel.setVisible(False)
 
@@ -81,8 +84,6 @@ class BatchTab:
             status = words[item.status]
             if item.status == batch.RUNNING and item.progress:
                 status = item.progress
-            elif item.error:
-                status = f"{status}: {item.error}"
             result = item.result
             texts = (item.name, status, result.similarityText() if result else "",
                      result.confidence if result else "", f"{result.seconds:.1f}" if result else "")
@@ -212,8 +213,9 @@ class BatchTab:
         self.updateTable()
 
     def onDone(self):
-        failed = sum(item.status == batch.FAILED for item in self.items)
-        message = _("Done: {done} registered, {failed} failed.").format(done=len(self.items) - failed, failed=failed)
+        failed = [item for item in self.items if item.status == batch.FAILED]
+        message = _("Done: {done} registered, {failed} failed.").format(
+            done=len(self.items) - len(failed), failed=len(failed))
         folder = self.batch.outputFolder
         if folder:
             path = os.path.join(folder, REPORT_NAME)
@@ -222,7 +224,7 @@ class BatchTab:
                 message += " " + _("The report is {path}.").format(path=path)
             except Problem as problem:
                 message += " " + str(problem)
-        self._ended(message)
+        self._ended("\n".join([message, *(f"{item.name}: {item.error}" for item in failed[:SHOWN_FAILURES])]))
 
     def onError(self, error):
         self._ended(explain(error).sentence)

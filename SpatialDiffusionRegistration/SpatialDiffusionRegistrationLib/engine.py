@@ -102,6 +102,29 @@ def resample(moving, reference, matrix, interpolation="linear"):
     return resampled(moving, reference, matrix, interpolation)
 
 
+GLIDE_FRAMES = 8
+GLIDE_MILLIMETERS = 3.0
+
+
+def glide(start, end, volume) -> list:
+    """Matrices on the way from `start` to `end` (4x4, RAS), the last of them `end` itself.
+
+    Just `end` where a corner of the core Volume moves less than GLIDE_MILLIMETERS, or where there is no way between
+    (a mirrored volume, or a half turn).
+    """
+    core()
+    from SpatialDiffusionCore import geometry
+    corners = volume.corners()
+    distances = geometry.transform_points(end, corners) - geometry.transform_points(start, corners)
+    if (distances ** 2).sum(axis=1).max() < GLIDE_MILLIMETERS ** 2:
+        return [end]
+    try:
+        way = geometry.log(geometry.inverse(start) @ end)
+    except ValueError:
+        return [end]
+    return [start @ geometry.exp(way * frame / GLIDE_FRAMES) for frame in range(1, GLIDE_FRAMES)] + [end]
+
+
 def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixedMask=None):
     """Generator of the core's steps (index, count, stage, matrix); returns its Registration.
 

@@ -14,6 +14,7 @@ from .review import Review
 from .runner import Runner
 from .task import Request, Task
 
+PREVIEW_MILLISECONDS = 20  # so that the views are drawn between two steps
 SAME = ""
 """Value of the fixed modality that means "as the moving volume"."""
 
@@ -187,7 +188,8 @@ class RegisterTab:
         self.clearMessage()
         self._volumeResult = None
         self.task = Task(self.request(device))
-        self.runner = Runner(self.task.run(), self.onStep, self.onDone, self.onError)
+        self.runner = Runner(self.task.run(), self.onStep, self.onDone, self.onError,
+                             PREVIEW_MILLISECONDS if self.task.request.preview else 1)
         self.showResult()
         self._setRunning(True)
         self.ui.progressBar.setRange(0, 0)  # busy, until the first step tells how many there are
@@ -259,6 +261,7 @@ class RegisterTab:
             logging.error("%s\n%s", explanation.sentence, explanation.details)
         self._details, self._remedy = explanation.details, explanation.remedy
         self.ui.messageLabel.text = explanation.sentence
+        self.ui.messageButtons.setVisible(bool(explanation.details or explanation.remedy))
         self.ui.detailsButton.setVisible(bool(explanation.details))
         self.ui.remedyButton.setVisible(bool(explanation.remedy))
         self.ui.remedyButton.text = {REMEDY_CPU: _("Use the CPU"), REMEDY_TORCH: _("Set up PyTorch…")}.get(

@@ -41,7 +41,8 @@ class Result:
             similarityBefore=float(quality.similarity_before), similarityAfter=float(quality.similarity_after),
             overlap=_number(quality.overlap), spread=_number(quality.spread_mm), confidence=str(quality.confidence),
             warnings=[*map(str, quality.warnings), *notes], summary=quality.summary(),
-            decomposition=registration.decomposition.text(), seconds=float(registration.seconds),
+            decomposition=describe(registration.decomposition, registration.transform),
+            seconds=float(registration.seconds),
             model=str(getattr(registration.model, "name", registration.model)), modality=str(registration.modality),
             before=np.asarray(before).tolist(), after=np.asarray(after).tolist(),
             report=json.loads(json.dumps(registration.report(), default=str)))
@@ -71,6 +72,24 @@ class Result:
         if self.spread is None:
             return word
         return _("{word} (repeated runs agree within {spread:.1f} mm)").format(word=word, spread=self.spread)
+
+
+def describe(parts, transform) -> str:
+    """What a transform does, a line for each thing: `parts` is the core's Decomposition."""
+    ends = (_("R"), _("L")), (_("A"), _("P")), (_("S"), _("I"))
+    shift = ", ".join(f"{abs(mm):.1f} {pair[mm < 0]}" for mm, pair in zip(parts.translation_mm, ends))
+    lines = [
+        _("turned {degrees:.1f}°").format(degrees=parts.rotation_deg),
+        _("shifted {length:.1f} mm ({parts})").format(length=float(np.linalg.norm(parts.translation_mm)), parts=shift)]
+    scales = [f"{percent:.1f}" for percent in parts.scales_percent]
+    if transform == "similarity":
+        lines.append(_("scaled to {percent} %").format(percent=scales[0]))
+    elif transform == "affine":
+        lines.append(_("scaled to {percents} %").format(percents=", ".join(scales)))
+        lines.append(_("sheared by {shears}").format(shears=", ".join(f"{shear:.3f}" for shear in parts.shears)))
+    if getattr(parts, "mirrored", False):
+        lines.append(_("mirrored"))
+    return "\n".join(lines)
 
 
 def _number(value):

@@ -5,15 +5,18 @@ import qt
 
 
 class Runner:
-    """`onStep(step)`, then one of `onDone()` or `onError(exception)`; after `stop` neither."""
+    """`onStep(step)` after every step, then one of `onDone()` or `onError(exception)`; after `stop` none of them.
 
-    def __init__(self, steps, onStep, onDone, onError):
+    `milliseconds`: pause between two steps.
+    """
+
+    def __init__(self, steps, onStep, onDone, onError, milliseconds=1):
         self._steps, self._onStep, self._onDone, self._onError = steps, onStep, onDone, onError
         self._stepping = self._stopRequested = False
         self.active = True
         self._timer = qt.QTimer()
         self._timer.setSingleShot(True)
-        self._timer.setInterval(1)
+        self._timer.setInterval(milliseconds)
         self._timer.connect("timeout()", self._tick)
         self._timer.start()
 

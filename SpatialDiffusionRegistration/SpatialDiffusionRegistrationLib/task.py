@@ -114,7 +114,7 @@ class Task:
         """Set before closing the generator when the scene goes away: there is nothing to put back."""
 
     def run(self):
-        """Generator of the core's steps."""
+        """Generator of the core's steps; with preview, one that moves far comes several times, as the volume glides."""
         change = scene.SceneChange()
         try:
             yield from self._run(change)
@@ -147,8 +147,11 @@ class Task:
                     break
                 if request.preview:
                     self._placement = self._placement or Placement(request, change)
-                    self._placement.move(step.matrix)
-                yield step
+                    for matrix in engine.glide(self._placement.matrix, step.matrix, movingVolume):
+                        self._placement.move(matrix)
+                        yield step
+                else:
+                    yield step
         finally:
             steps.close()
         self._finish(change, registration, movingVolume, fixedVolume)
@@ -235,6 +238,7 @@ class Placement:
         return np.asarray(matrix, dtype=float) @ self.before
 
     def move(self, matrix):
+        self.matrix = np.asarray(matrix, dtype=float)
         slicer.util.updateTransformMatrixFromArray(self.transformNode, self._parentFromWorld @ self.after(matrix))
 
 

@@ -10,7 +10,7 @@ from slicer.i18n import tr as _
 
 from .problem import Problem
 
-MINIMUM = "2.0"
+MINIMUM = "2.1"
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class LayoutManager:
             node = logic.AddSliceNode(name)
             node.SetSingletonTag(name)
             node.SetOrientation(orientation)
-            node.SetDimensions(260, 260, 1)
+            node.SetDimensions(330, 330, 1)
             node.SetFieldOfView(260, 260, 1)
             self._widgets[name] = SliceWidget(logic)
             self._logics.AddItem(logic)
@@ -327,7 +327,7 @@ def loadModule(path) -> Loaded:
     return Loaded(pymodule, instance, container)
 
 
-def sliceImage(name, size=(260, 260)):
+def sliceImage(name, size=(330, 330)):
     """What a slice view shows (background and foreground blended by MRML's own pipeline) as a QImage."""
     import numpy as np
     import qt
@@ -337,6 +337,7 @@ def sliceImage(name, size=(260, 260)):
     node = logic.GetSliceNode()
     if tuple(node.GetDimensions()[:2]) != tuple(size):
         node.SetDimensions(size[0], size[1], 1)
+        logic.FitSliceToBackground()
     logic.UpdatePipeline()
     connection = logic.GetImageDataConnection()
     if connection is None:
@@ -358,7 +359,8 @@ def grabPanel(container, path, width=440):
     container.show()
     for _ in range(3):
         slicer.app.processEvents()
-        container.resize(width, max(container.sizeHint().height(), container.minimumSizeHint().height()))
+        container.resize(width, max(container.sizeHint().height(), container.minimumSizeHint().height(),
+                                    container.layout().totalHeightForWidth(width)))
     slicer.app.processEvents()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = container.grab()
@@ -369,7 +371,10 @@ def grabPanel(container, path, width=440):
 def grabWindow(container, path, panelWidth=440, view=330, caption=""):
     """Write a picture of the panel beside the three slice views, as they stand in the application."""
     import qt
+    import slicer
     panel = grabPanel(container, path, panelWidth).toImage()
+    for name in LayoutManager.VIEWS:
+        slicer.app.layoutManager().sliceWidget(name).sliceLogic().FitSliceToBackground()
     height = max(panel.height(), 2 * view + 6)
     picture = qt.QtGui.QImage(panel.width() + 2 * view + 12, height, qt.QtGui.QImage.Format_RGB888)
     picture.fill(qt.QtGui.QColor(36, 36, 40))

@@ -1,7 +1,6 @@
 """pytest fixtures shared by ``test_slicer_*.py``; import them by name."""
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ MODULE = REPOSITORY / "SpatialDiffusionRegistration" / "SpatialDiffusionRegistra
 OUTPUT = REPOSITORY / "Testing" / "Output"
 
 slicer = application.start()
+
 if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
@@ -60,25 +60,6 @@ def panel(loaded, scene):
 
 
 # Data
-
-@pytest.fixture(scope="session", autouse=True)
-def someModel(tmp_path_factory):
-    """The installed model; a checkout without one gets an untrained network, so that the window can be tested."""
-    import torch
-    torch.set_num_threads(1)
-    from SpatialDiffusionCore.model import catalog, save_model
-    if not catalog():
-        from SpatialDiffusionCore.network import build
-        folder = tmp_path_factory.mktemp("models")
-        os.environ["SPATIAL_DIFFUSION_MODELS"] = str(folder)
-        architecture = {"head": "points", "volume_size": [48, 48, 48], "channels": [8, 16, 16, 16], "points": 16}
-        torch.manual_seed(0)
-        save_model(folder / "untrained.safetensors", build(architecture), {
-            "name": "untrained", "architecture": architecture,
-            "grid": {"size": [48, 48, 48], "spacing": 4.6, "loading": "canonical"},
-            "schedule": {}, "modalities": {"any": 0}})
-    return catalog()
-
 
 DEMO = REPOSITORY / "SpatialDiffusionCore" / "demo"
 BRAIN, TEMPLATE = DEMO / "moving_t1_brain.nii.gz", DEMO / "fixed_mni152_brain.nii.gz"

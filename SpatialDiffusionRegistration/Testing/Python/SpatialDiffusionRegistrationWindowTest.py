@@ -5,7 +5,6 @@ import unittest
 from unittest import mock
 
 import numpy as np
-
 import slicer
 
 
@@ -31,10 +30,11 @@ class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
             matrix[:3, 3] = self.matrix[:3, 3] * index / 6
             yield types.SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
         return types.SimpleNamespace(
-            matrix=self.matrix, model="scripted", modality=("any", "any"), seconds=0.1, report=dict,
+            matrix=self.matrix, transform="affine", model="scripted", modality=("any", "any"), seconds=0.1, report=dict,
             quality=types.SimpleNamespace(similarity_before=0.2, similarity_after=0.9, overlap=1.0, spread_mm=0.5,
                                           confidence="good", warnings=[], summary=lambda: ""),
-            decomposition=types.SimpleNamespace(text=lambda: "translation 1, 2, 3 mm"))
+            decomposition=types.SimpleNamespace(rotation_deg=0.0, translation_mm=(1, 2, 3),
+                                                scales_percent=(100, 100, 100), shears=(0, 0, 0), mirrored=False))
 
     def run_(self, until):
         # Not the module imported by name: after Reload, this is the one that the window uses.

@@ -79,7 +79,8 @@ def parameterNodeWrapper(cls):
         if hasattr(cls, name):
             parameter.default = getattr(cls, name)
         elif not parameter.nodeClasses:
-            parameter.default = next(iter(parameter.type)) if issubclass(parameter.type, enum.Enum) else parameter.type()
+            isEnum = issubclass(parameter.type, enum.Enum)
+            parameter.default = next(iter(parameter.type)) if isEnum else parameter.type()
         setattr(cls, name, property(lambda self, p=parameter: p.read(self.parameterNode),
                                     lambda self, value, p=parameter: p.write(self.parameterNode, value)))
 
