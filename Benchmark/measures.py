@@ -1,0 +1,58 @@
+"""How right a registration is: overlap of labelled structures."""
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+
+from SpatialDiffusionCore import volume
+
+
+def read_groups(path) -> dict:
+    """{label id: structure} of a table with columns id, name, group; ids without a group are left out."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return {int(row["id"]): row["group"] for row in csv.DictReader(file, delimiter="\t") if row["group"]}
+
+
+def group_labels(labels: np.ndarray, groups: dict):
+    """(array of structure numbers from 1, names of the structures); other labels become 0."""
+    names = sorted(set(groups.values()))
+    labels = np.asarray(labels)
+    table = np.zeros(max(int(labels.max()), max(groups)) + 1, np.uint8)
+    for label, group in groups.items():
+        table[label] = names.index(group) + 1
+    return table[np.clip(labels, 0, None).astype(np.int64)], names
+
+
+def dice(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """Dice of structures 1…count of two label arrays on one grid; NaN where neither holds the structure."""
+    both = np.bincount(first[first == second], minlength=count + 1)[1 : count + 1]
+    total = sum(np.bincount(a.ravel(), minlength=count + 1)[1 : count + 1] for a in (first, second))
+    with np.errstate(invalid="ignore"):
+        return np.where(total > 0, 2 * both / total, np.nan)
+
+
+class Overlap:
+    """Mean Dice of structures after a transform; label files are read once."""
+
+    def __init__(self, table):
+        self.groups = read_groups(table)
+        self._read = {}
+
+    def _labels(self, path):
+        if path not in self._read:
+            loaded = volume.load(path, keep_type=True)
+            numbers, names = group_labels(loaded.data, self.groups)
+            present = np.bincount(numbers.ravel(), minlength=len(names) + 1)[1:] > 0
+            self._read[path] = volume.Volume(numbers, loaded.voxel_to_ras, loaded.name), present
+        return self._read[path]
+
+    def __call__(self, labels, moved, matrix) -> float:
+        """labels: (moving, fixed) files; moved: what the moving header was moved by; matrix: moving → fixed RAS.
+
+        Nearest neighbor on the fixed grid; the unweighted mean over the structures that both subjects have.
+        """
+        (moving, in_moving), (fixed, in_fixed) = (self._labels(path) for path in labels)
+        there = volume.resample(moving.moved(moved), fixed, matrix, "nearest")
+        values = dice(there.data, fixed.data, len(in_fixed))
+        return float(np.mean(values[in_moving & in_fixed]))
