@@ -12,7 +12,9 @@ def main(argv=None) -> int:
     """Run or report; returns the exit status."""
     from . import cases, runner
 
-    parser = argparse.ArgumentParser(prog="python -m Benchmark", description="This project and its peers on the same pairs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m Benchmark", description="This project and its peers on the same pairs."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="register; what is in the results already is not done again")
     run.add_argument("--data", required=True, metavar="DIR", help="folder with bench/, t1/ and oasis_labels.tsv")

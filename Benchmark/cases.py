@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
@@ -109,7 +110,7 @@ CONDITIONS = {
     "contrast": {"contrast": {"monotone": 0.0}},
     "crop": {"crop": {}},
     "motion": {"motion": {"most": 6, "thickness": (8 / _EDGE, 24 / _EDGE), "shift": (5 / _EDGE, 25 / _EDGE)}},
-    "shadow": {"shadow": {"controls": (6, 6, 6)}},
+    "shadow": {"shadow": {"controls": (6, 6, 6), "dark": 0.45, "depth": 1.0}},
     "bias": {"bias": {"amplitude": 1.2}},
     "slices": {"thick_slices": {"thickness": (5 / _EDGE, 7 / _EDGE)}},
     "noise": {"noise": {"sigma": 0.2, "inside": 0.0}},
@@ -155,42 +156,54 @@ def draw_transform(generator, degrees: float, scale: float, shear: float) -> np.
     return turn @ stretch
 
 
-def hard_case(scan, condition: str, seed: int, folder) -> Case:
-    """Make one hard case: fixed and moving volume of one scan, and the transform between them.
-
-    The voxels are sampled under a small turn (fixed) and an affine with scales 0.8–1.25 and shear (moving); the
-    moving header is turned by up to 180° and shifted by up to 50 mm on top.
-    """
+@lru_cache(maxsize=1)
+def hard_pair(scan, seed: int):
+    """A scan's clean pair: (turn of the moving header, its degrees, fixed and moving values, grid, truth, mean,
+    covariance). The transform belongs to the scan and the seed, so that every condition meets the same one."""
     from SpatialDiffusionCore import volume
 
-    subject = scan.name.split(".")[0]
     source = volume.prepare(volume.load(scan))
     center = source.tissue_center
-    generator = rng("hard", subject, seed)  # of the subject: every condition meets the same transform
+    generator = rng("hard", _subject(scan), seed)
     to_fixed = geometry.about(draw_transform(generator, 8, 1.0, 0.0), center, generator.uniform(-6, 6, 3))
     to_moving = geometry.about(draw_transform(generator, 20, 1.25, 0.08), center, generator.uniform(-6, 6, 3))
-    degrees = generator.uniform(0, 180)
+    degrees = float(generator.uniform(0, 180))
     axis, shift = generator.normal(size=(2, 3))
     turn = geometry.about(
         geometry.rotation_about(axis, np.radians(degrees)), center,
         shift / np.linalg.norm(shift) * generator.uniform(0, 50),
     )
     grid = volume.canonical_grid(source, SIZE, SPACING)
-    paths = []
-    for role, matrix in (("fixed", to_fixed), ("moving", to_moving)):
-        values = volume.sample(source, grid.moved(matrix))
-        corrupted, header = corrupt(values, grid.voxel_to_ras, condition, rng("hard", subject, seed, condition, role))
-        paths.append(Path(folder) / f"{role}.nii")
-        volume.save(volume.Volume(corrupted, header, role), paths[-1])
-    # The subject's point p lies at to_fixed⁻¹·p in the fixed volume and at turn·to_moving⁻¹·p in the moving one.
+    values = [volume.sample(source, grid.moved(matrix)) for matrix in (to_fixed, to_moving)]
+    # The scan's point p lies at to_fixed⁻¹·p in the fixed volume and at turn·to_moving⁻¹·p in the moving one.
     to_world = turn @ np.linalg.inv(to_moving)
     linear = to_world[:3, :3]
-    return Case(
-        "hard", f"{condition}/{subject}", round(float(degrees), 1), seed, paths[1], paths[0], turn,
-        truth=np.linalg.inv(to_fixed) @ np.linalg.inv(to_world),
-        mean=geometry.transform_points(to_world, center[None])[0],
-        covariance=linear @ source.tissue_covariance @ linear.T,
-    )
+    return (turn, round(degrees, 1), values, grid, np.linalg.inv(to_fixed) @ np.linalg.inv(to_world),
+            geometry.transform_points(to_world, center[None])[0], linear @ source.tissue_covariance @ linear.T)
+
+
+def _subject(scan) -> str:
+    return Path(scan).name.split(".")[0]
+
+
+def hard_case(scan, condition: str, seed: int, folder) -> Case:
+    """Make one hard case: fixed and moving volume of one scan, and the transform between them.
+
+    The voxels are sampled under a small turn (fixed) and an affine with scales 0.8–1.25 and shear (moving); the
+    moving header is turned by up to 180° and shifted by up to 50 mm on top. The files are written to ``folder``.
+    """
+    from SpatialDiffusionCore import volume
+
+    subject = _subject(scan)
+    turn, degrees, clean, grid, truth, mean, covariance = hard_pair(scan, seed)
+    paths = []
+    for role, values in zip(("fixed", "moving"), clean):
+        numbers = rng("hard", subject, seed, condition, role)
+        corrupted, header = corrupt(values.clone(), grid.voxel_to_ras, condition, numbers)
+        paths.append(Path(folder) / f"{role}.nii")
+        volume.save(volume.Volume(corrupted, header, role), paths[-1])
+    return Case("hard", f"{condition}/{subject}", degrees, seed, paths[1], paths[0], turn, truth=truth, mean=mean,
+                covariance=covariance)
 
 
 def corrupt(values, voxel_to_ras, condition: str, generator):

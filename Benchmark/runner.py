@@ -99,7 +99,7 @@ def judge(case: cases.Case, answer: dict, overlap) -> dict:
     else:
         matrix = np.array(answer["matrix"])
         record.update(
-            seconds=round(answer["seconds"], 3), cpu_seconds=round(answer["cpu_seconds"], 3),
+            seconds=round(answer["seconds"], 4), cpu_seconds=round(answer["cpu_seconds"], 4),
             peak_mb=round(answer["peak_mb"]), matrix=[round(v, 6) for v in matrix[:3].ravel().tolist()],
         )
         record.update({k: round(v, 4) if isinstance(v, float) else v for k, v in answer["details"].items()})
