@@ -144,8 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--fixed-mask", metavar="FILE", help="only the part of the fixed volume that is not 0 here")
     how = register.add_argument_group("how (rarely needed)")
     how.add_argument("--model", metavar="NAME|FILE", help="trained model (default: the one for the modality)")
-    how.add_argument("--sampler", metavar="NAME", default="fast", choices=("fast", "reference"),
-                     help="fast, or reference: the published 65 steps and nothing else (default: fast)")
+    how.add_argument("--sampler", metavar="NAME", choices=("fast", "reference"),
+                     help="fast, or reference: the published 65 steps and nothing else (default: fast; reference "
+                          "for an imported checkpoint)")
     how.add_argument("--steps", metavar="N", type=int, help="diffusion steps of the fast sampler (0: no diffusion)")
     how.add_argument("--search", action=argparse.BooleanOptionalAction, default=True,
                      help="look for the pose among all rotations (default)")
@@ -272,7 +273,7 @@ def _register(arguments) -> int:
         raise _Usage("Nothing would be written; give -o FILE or another output.")
     if arguments.threads is not None and arguments.threads < 1:
         raise _Usage(f"--threads must be at least 1, got {arguments.threads}.")
-    if arguments.bidirectional and arguments.sampler != "reference":
+    if arguments.bidirectional and arguments.sampler == "fast":
         raise _Usage("--bidirectional belongs to --sampler reference; the fast sampler is symmetric already.")
     for name in ("modality", "moving_modality", "fixed_modality"):
         if getattr(arguments, name):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Optional
 
 from . import modality as modalities
-from .errors import InputError, ModelError
+from .errors import ModelError
 from .files import written_whole
 from .schedule import Schedule
 
@@ -53,7 +53,9 @@ def read_card(path) -> dict:
             header = json.loads(file.read(length))
         text = header.get("__metadata__", {}).get(KEY)
     except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(f"{path} is not a safetensors file ({error}); import checkpoints with 'models import'.") from None
+        raise ModelError(
+            f"{path} is not a safetensors file ({error}); import checkpoints with 'models import'."
+        ) from None
     if text is None:
         raise ModelError(f"{path} holds weights but no card of this program; import it with 'models import'.")
     try:
@@ -69,7 +71,9 @@ def check_card(card: dict, where="the card") -> dict:
         raise ModelError(f"{where} has a card that is not a table of settings.")
     version = card.get("format")
     if version != FORMAT:
-        raise ModelError(f"{where} has format version {version}; this program reads version {FORMAT}: update one of them.")
+        raise ModelError(
+            f"{where} has format version {version}; this program reads version {FORMAT}: update one of them."
+        )
     for key in ("name", "architecture", "grid", "schedule", "modalities"):
         if key not in card:
             raise ModelError(f"{where} lacks the entry {key!r}, so the model cannot be used.")
@@ -125,7 +129,9 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
             installed = catalog()
             if name not in installed:
                 listed = ", ".join(installed) or "none"
-                raise ModelError(f"There is no model {name!r}; installed: {listed}. Give one of them or a {SUFFIX} file.")
+                raise ModelError(
+                    f"There is no model {name!r}; installed: {listed}. Give one of them or a {SUFFIX} file."
+                )
             path, card = installed[name]
         if not serves(card, *wanted):
             raise ModelError(

@@ -1,4 +1,4 @@
-"""A before/after picture that a person can judge at a glance: fixed in green, moving in magenta, gray where they agree."""
+"""A before/after picture to judge at a glance: fixed in green, moving in magenta, gray where they agree."""
 from __future__ import annotations
 
 import os

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import geometry, polish as gauss_newton
-from .volume import sample
+from . import geometry
+from . import polish as gauss_newton
 
 #: Number of candidate poses that go into the diffusion.
 CANDIDATES = 3
