@@ -17,6 +17,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     pair,
     panel,
     qt,
+    quick,
     scene,
     segmentationOf,
     slicer,
@@ -101,6 +102,7 @@ def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):  # noqa: F811
 
 def test_pictures_of_a_batch(ready, loaded, pair):  # noqa: F811
     slicer.util.addVolumeFromArray(np.full((20, 20, 20), 7.0), name="Constant volume")
+    quick(ready)
     second = duplicate(pair.moving, "Second brain")
     turnHeader(second, turn(40))
     ready.ui.tabs.setCurrentIndex(1)

@@ -12,20 +12,20 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     BRAIN,
+    QUICK,
     TEMPLATE,
     duplicate,
     exceptionsFail,
     loaded,
-    pair,
     panel,
     qt,
+    quick,
     sameAsSeen,
     scene,
     sceneState,
     segmentationOf,
     slicer,
-    turn,
-    turnHeader,
+    twins,
     waitFor,
 )
 
@@ -36,12 +36,9 @@ def logic(loaded):  # noqa: F811
 
 
 @pytest.fixture
-def brains(pair):  # noqa: F811
-    """The brain turned by 25 degrees in its header, and unturned."""
-    fixed = duplicate(pair.moving, "Same brain")
-    turnHeader(pair.moving, turn())
-    slicer.mrmlScene.RemoveNode(pair.fixed)
-    return pair.moving, fixed
+def brains(twins):  # noqa: F811
+    """The brain turned in its header, and unturned."""
+    return twins.moving, twins.fixed
 
 
 # One
@@ -76,7 +73,7 @@ def test_the_same_call_gives_the_same_matrix(logic, brains):
     moving, fixed = brains
     matrices = []
     for _ in range(2):
-        transform = logic.register(moving, fixed)
+        transform = logic.register(moving, fixed, **QUICK)
         matrices.append(slicer.util.arrayFromTransformMatrix(transform))
         slicer.mrmlScene.RemoveNode(transform)
     np.testing.assert_array_equal(*matrices)
@@ -84,7 +81,7 @@ def test_the_same_call_gives_the_same_matrix(logic, brains):
 
 def test_progress_can_cancel(logic, brains):
     before = sceneState()
-    assert logic.register(*brains, progress=lambda step: step.index < 3) is None
+    assert logic.register(*brains, progress=lambda step: step.index < 3, **QUICK) is None
     assert sceneState() == before
 
 
@@ -95,7 +92,7 @@ def test_an_error_in_progress_leaves_the_scene_unchanged(logic, brains):
         raise KeyError("mine")
 
     with pytest.raises(KeyError):
-        logic.register(*brains, progress=progress)
+        logic.register(*brains, progress=progress, **QUICK)
     assert sceneState() == before
 
 
@@ -118,7 +115,7 @@ def test_a_sequence_gets_a_note(logic, brains):
     browser = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceBrowserNode", "Browser")
     browser.AddSynchronizedSequenceNodeID(sequence.GetID())
     browser.AddProxyNode(moving, sequence, False)
-    logic.register(moving, fixed)
+    logic.register(moving, fixed, **QUICK)
     assert any("one frame of a sequence" in warning for warning in logic.result.warnings)
 
 
@@ -163,7 +160,7 @@ def test_register_many_nodes_and_files_with_a_report(logic, brains, tmp_path):
     report, out = tmp_path / "report.csv", tmp_path / "out"
     out.mkdir()
     transforms = logic.registerMany([moving, broken, BRAIN], fixed, outputFolder=out, keepVolumes=False, report=report,
-                                    transform="rigid")
+                                    transform="rigid", **QUICK)
     assert transforms[0] is moving.GetParentTransformNode() and transforms[1] is None and transforms[2] is not None
     assert sameAsSeen(moving, fixed) < 1.5
     assert broken.GetParentTransformNode() is None
@@ -195,6 +192,7 @@ def test_register_many_says_why_nothing_worked(logic, brains):
 @pytest.fixture
 def batch(panel, brains):  # noqa: F811
     panel._parameterNode.fixedVolume = brains[1]
+    quick(panel)
     panel.ui.tabs.setCurrentIndex(1)
     yield panel
     panel.ui.tabs.setCurrentIndex(0)
@@ -251,6 +249,18 @@ def test_stopping_a_batch_keeps_what_is_done(batch, brains, monkeypatch, tmp_pat
     ui.batchRunButton.click()  # goes on with what is left
     waitFor(batch)
     assert column(batch, 1) == ["Done", "Done"] and sameAsSeen(second, fixed) < 1.5
+
+
+def test_leaving_the_module_keeps_the_batch(batch, loaded, brains):  # noqa: F811
+    """In mid-run it goes on; afterwards the table still shows what was found."""
+    batch.ui.batchAddSceneButton.click()
+    batch.ui.batchRunButton.click()
+    waitFor(batch, lambda: "/" in column(batch, 1)[0])
+    loaded.exit()
+    waitFor(batch)
+    loaded.enter()
+    assert column(batch, 1) == ["Done"] and "→" in column(batch, 2)[0]
+    assert sameAsSeen(*brains) < 1.5
 
 
 def test_closing_the_scene_in_mid_batch(batch, brains):

@@ -334,6 +334,15 @@ def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
     assert p.movingVolume is volumes[1]
 
 
+def test_values_are_checked(panel):  # noqa: F811
+    p = panel._parameterNode
+    for name, value, error in (("steps", -1, ValueError), ("steps", "many", Exception), ("livePreview", 3, TypeError),
+                               ("transformType", "affine", TypeError), ("movingVolume", 3, Exception)):
+        with pytest.raises(error):
+            setattr(p, name, value)
+    assert p.steps == 0 and p.livePreview is True
+
+
 def test_settings_reach_the_core(panel, volumes):  # noqa: F811
     from SpatialDiffusionRegistrationLib import parameters
     p = panel._parameterNode

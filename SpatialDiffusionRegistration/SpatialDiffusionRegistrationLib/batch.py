@@ -68,7 +68,9 @@ class Batch:
 
     def __init__(self, items, fixedVolume, settings, outputFolder="", keepVolumes=False):
         self.items, self.fixedVolume, self.settings = list(items), fixedVolume, settings
-        self.outputFolder, self.keepVolumes = str(outputFolder), keepVolumes
+        # Absolute, because storage nodes take a relative path from the scene's folder.
+        self.outputFolder = os.path.abspath(str(outputFolder)) if str(outputFolder) else ""
+        self.keepVolumes = keepVolumes
         self.sceneClosed = False
         self._task = None
 
@@ -110,7 +112,7 @@ class Batch:
     def _runItem(self, item):
         moving, loaded = item.node, False
         if moving is None:
-            moving, loaded = slicer.util.loadVolume(item.path, {"show": False}), True
+            moving, loaded = slicer.util.loadVolume(os.path.abspath(item.path), {"show": False}), True
         elif moving.GetScene() is None:
             raise Problem(_("The volume was removed from the scene."))
         finished = False

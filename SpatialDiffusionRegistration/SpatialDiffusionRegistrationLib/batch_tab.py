@@ -52,8 +52,10 @@ class BatchTab:
         self.parameters = parameterNode
         self.ui.batchTab.setEnabled(parameterNode is not None)
         if parameterNode is not None and not self.running:
-            self.items = batch.newItems(parameters.nodeList(parameterNode, parameters.BATCH_VOLUME_ROLE),
-                                        parameters.batchFiles(parameterNode))
+            listed = batch.newItems(parameters.nodeList(parameterNode, parameters.BATCH_VOLUME_ROLE),
+                                    parameters.batchFiles(parameterNode))
+            known = {(item.node, item.path): item for item in self.items}  # with what was found for them
+            self.items = [known.get((item.node, item.path), item) for item in listed]
         self.update()
 
     def setAvailable(self, available):

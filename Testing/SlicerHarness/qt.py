@@ -15,9 +15,10 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 from PySide6.QtCore import Property, Signal  # noqa: F401
 
 if sys.version_info < (3, 12):
-    # PySide6 6.12 is built for Pythons whose None is immortal: every call that returns None takes a reference away,
-    # and after some thousand calls an older Python ends with "deallocating None".  So give None plenty.
-    ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
+    # PySide6 6.12 is built for Pythons whose None, True and False are immortal: every call that returns one of them
+    # takes a reference away, until an older Python ends with "deallocating None".  So give them plenty.
+    for _immortal in (None, True, False, NotImplemented):
+        ctypes.c_ssize_t.from_address(id(_immortal)).value += 1 << 40
 
 _SOURCES = (QtWidgets, QtGui, QtCore, QtUiTools)
 # Qt properties that PythonQt leaves as methods, and two that classes here override as methods.
