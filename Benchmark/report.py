@@ -9,7 +9,8 @@ from . import results
 
 LABELS = {
     "default": "Spatial Diffusion (default)", "no-network": "· without the network", "no-polish": "· without polish",
-    "diffusion": "· diffusion alone, no search", "reference": "· reference sampler, 65 steps",
+    "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
+    "reference": "· reference sampler, 65 steps",
     "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",
     "greedy": "greedy", "greedy-search": "greedy -search", "mattes": "SimpleITK Mattes MI",
     "centers": "centers of mass",
