@@ -572,6 +572,27 @@ class Intensity:
         return (volume.clamp(min=0) * draw["gain"].view(shape)).clamp_(max=1).pow_(draw["gamma"].view(shape))
 
 
+@dataclass
+class Strip:
+    """Everything outside a brain mask set to 0, before anything else happens: skull or no skull.
+
+    Samples without a mask stay as they are. smooth: deviation (fraction of the edge) of the blur after which the
+    mask is cut anew at a random level between the two of `level`, so that its border moves in and out.
+    """
+
+    smooth: float = 0.015
+    level: tuple = (0.15, 0.6)
+
+    def draw(self, count, generator, strength=1.0):
+        return {"level": uniform(generator, *self.level, count)}
+
+    def apply(self, volume, mask, draw):
+        """B×1×D×H×W volumes with their masks (0..1, same shape)."""
+        sigma = torch.full((len(volume), 3), self.smooth, device=volume.device)
+        level = draw["level"].to(volume.device).view(-1, 1, 1, 1, 1)
+        return volume * (Blur().apply(mask, {"sigma": sigma}) > level)
+
+
 # --------------------------------------------------------------------------------------------- the pipeline
 WARPS = {"deformation": Deformation, "motion": Motion, "stretch": Stretch}
 # In the order in which they happen: the tissue, the coil and the light, the scanner's sampling, the reader's
@@ -579,7 +600,7 @@ WARPS = {"deformation": Deformation, "motion": Motion, "stretch": Stretch}
 FILTERS = {"contrast": Contrast, "lesion": Lesion, "bias": Bias, "shadow": Shadow, "doubling": Doubling,
            "blur": Blur, "thick_slices": ThickSlices, "intensity": Intensity, "noise": Noise,
            "field_of_view": FieldOfView}
-ARTIFACTS = {**WARPS, **FILTERS}
+ARTIFACTS = {"strip": Strip, **WARPS, **FILTERS}
 
 
 class Corruption:
@@ -611,6 +632,17 @@ class Corruption:
             draw["on"] = (torch.rand(count, generator=generator) < probability) & (self.strength > 0)
             draws[name] = draw
         return draws
+
+    def strip(self, source, masks, draws):
+        """The source volumes without what lies outside their masks, where drawn. masks: (rows, their masks)."""
+        rows, mask = masks
+        on = draws["strip"]["on"][rows] if "strip" in draws else torch.zeros(len(rows), dtype=torch.bool)
+        if not bool(on.any()):
+            return source
+        chosen = rows[on]
+        part = {"level": draws["strip"]["level"][chosen]}
+        stripped = self.artifacts["strip"][1].apply(source[chosen.to(source.device)], mask[on.to(mask.device)], part)
+        return source.index_copy(0, chosen.to(source.device), stripped)
 
     def warp(self, source, affine, draws):
         """The volumes under affine and the drawn displacements, by one look at every voxel."""

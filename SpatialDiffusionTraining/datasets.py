@@ -10,6 +10,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,7 @@ class Source:
     validation: list
     weight: float = 1.0
     loader: str = "canonical"
+    masks: str = ""  # folder of brain masks, each named like its scan; "" for none
 
 
 @dataclass
@@ -99,6 +101,7 @@ class Cache:
     grid: dict
     means: torch.Tensor = field(repr=False, default=None)
     covariances: torch.Tensor = field(repr=False, default=None)
+    masks: np.ndarray = field(repr=False, default=None)
 
     @property
     def shape(self):
@@ -119,6 +122,18 @@ class Cache:
         block = np.stack([self.cubes[r] for r in rows])
         return torch.from_numpy(block).to(device)[:, None].float().div_(255)
 
+    def read_masks(self, rows, device="cpu"):
+        """(places in `rows` that have a mask, their masks as M×1×D×H×W floats 0 or 1)."""
+        places = [i for i, row in enumerate(rows) if self.masks is not None and row in self._masked]
+        if not places:
+            return torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, *self.shape, device=device)
+        block = np.stack([self.masks[rows[i]] for i in places])
+        return torch.tensor(places), torch.from_numpy(block).to(device)[:, None].float()
+
+    @cached_property
+    def _masked(self):
+        return {e["row"] for e in self.entries if e.get("masked")}
+
     def files(self, rows):
         """The files behind rows, for messages."""
         by_row = {e["row"]: e["file"] for e in self.entries}
@@ -136,17 +151,26 @@ def _fingerprint(sources, grid):
                                  int(state.st_mtime)])
                 except OSError:
                     what.append([source.class_id, part, str(path), None])
+                mask = mask_of(path, source.masks)
+                if mask is not None:
+                    what.append([str(mask), mask.stat().st_size, int(mask.stat().st_mtime)])
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
+def mask_of(path, folder):
+    """The mask of a scan in a folder of masks named like their scans, or None."""
+    mask = Path(folder) / Path(path).name if folder else None
+    return mask if mask is not None and mask.is_file() else None
+
+
 def _prepare(task):
-    """(bytes, mean, covariance, None) of one scan, or (None, None, None, reason); runs in a worker process."""
-    path, loader, modality, grid = task
+    """(bytes, mask, mean, covariance, None) of one scan, or four None and the reason; runs in a worker process."""
+    path, loader, modality, grid, mask = task
     try:
-        cube, mean, covariance = loaders.load(path, loader, modality, grid)
-        return np.round(cube * 255).astype(np.uint8), mean, covariance, None
+        cube, mean, covariance, inside = loaders.load(path, loader, modality, grid, mask)
+        return np.round(cube * 255).astype(np.uint8), inside, mean, covariance, None
     except Exception as error:  # any broken file must only cost itself
-        return None, None, None, " ".join(str(error).split()) or type(error).__name__
+        return None, None, None, None, " ".join(str(error).split()) or type(error).__name__
 
 
 def build(folder, sources, grid, workers=1, report=print):
@@ -166,20 +190,26 @@ def build(folder, sources, grid, workers=1, report=print):
     for source in sources:
         for part, paths in (("train", source.train), ("validation", source.validation)):
             for path in paths:
-                tasks.append((str(path), source.loader, source.modality, grid))
+                tasks.append((str(path), source.loader, source.modality, grid, mask_of(path, source.masks)))
                 about.append({"file": str(path), "part": part, "modality": source.modality,
                               "class_id": source.class_id})
     temporary = folder / f"cubes.{os.getpid()}.part"
     index_file.unlink(missing_ok=True)  # from here on an old index would not fit the cubes
     entries, skipped = [], []
     shape = (len(tasks), *grid["size"])
+    masks, temporary_masks = None, folder / f"masks.{os.getpid()}.part"
     try:
         cubes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint8, shape=shape)
+        if any(task[-1] is not None for task in tasks):
+            masks = np.lib.format.open_memmap(temporary_masks, mode="w+", dtype=np.uint8, shape=shape)
         for number, (what, result) in enumerate(zip(about, _map(tasks, workers)), start=1):
-            cube, mean, covariance, reason = result
+            cube, inside, mean, covariance, reason = result
             if reason is None:
                 cubes[len(entries)] = cube
-                entries.append({"row": len(entries), **what, "mean": mean, "covariance": covariance})
+                if inside is not None:
+                    masks[len(entries)] = inside
+                entries.append({"row": len(entries), **what, "mean": mean, "covariance": covariance,
+                                "masked": inside is not None})
             else:
                 skipped.append({"file": what["file"], "reason": reason})
             if number % 50 == 0 or number == len(tasks):
@@ -187,8 +217,13 @@ def build(folder, sources, grid, workers=1, report=print):
         cubes.flush()
         del cubes
         os.replace(temporary, folder / "cubes.npy")
+        if masks is not None:
+            masks.flush()
+            del masks
+            os.replace(temporary_masks, folder / "masks.npy")
     finally:
         temporary.unlink(missing_ok=True)
+        temporary_masks.unlink(missing_ok=True)
     lines = "".join(f"{s['file']}\t{s['reason']}\n" for s in skipped)
     (folder / "skipped.txt").write_text(lines, encoding="utf-8")
     if skipped:
@@ -218,12 +253,14 @@ def open_cache(folder):
     try:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         cubes = np.load(folder / "cubes.npy", mmap_mode="r")
+        masked = any(e.get("masked") for e in index["entries"])
+        masks = np.load(folder / "masks.npy", mmap_mode="r") if masked else None
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no usable cache ({error}).") from None
     entries = index["entries"]
     means = torch.tensor([e["mean"] for e in entries], dtype=torch.float32)
     covariances = torch.tensor([e["covariance"] for e in entries], dtype=torch.float32)
-    return Cache(folder, cubes, entries, index["skipped"], index["grid"], means, covariances)
+    return Cache(folder, cubes, entries, index["skipped"], index["grid"], means, covariances, masks)
 
 
 # ------------------------------------------------------------------------------------------------ sampling

@@ -15,11 +15,12 @@ from SpatialDiffusionCore.modality import MODALITIES
 LOADERS = ("canonical", "published")
 
 
-def load(path, loader, modality, grid):
-    """(D×H×W float32 in 0..1, mean, covariance) of a scan.
+def load(path, loader, modality, grid, mask=None):
+    """(D×H×W float32 in 0..1, mean, covariance, mask) of a scan.
 
     grid: {"size", "spacing"}. mean (3) and covariance (3×3) are those of the tissue's normalized coordinates
-    (x, y, z), as lists. A modality that the core does not know is loaded like "any". Raises InputError where the
+    (x, y, z), as lists. mask: a file with voxels other than 0 inside; it comes back as D×H×W uint8 0 or 1 on the
+    grid (None without one). A modality that the core does not know is loaded like "any". Raises InputError where the
     scan cannot be used.
     """
     if loader not in LOADERS:
@@ -34,4 +35,8 @@ def load(path, loader, modality, grid):
     to_normalized = np.linalg.inv(cube.grid.normalized_to_ras)
     mean = geometry.transform_points(to_normalized, cube.prepared.tissue_center[None])[0]
     linear = to_normalized[:3, :3]
-    return values, mean.tolist(), (linear @ cube.prepared.tissue_covariance @ linear.T).tolist()
+    covariance = linear @ cube.prepared.tissue_covariance @ linear.T
+    inside = None
+    if mask is not None:
+        inside = (volume.resample(volume.load(mask), cube.grid, interpolation="nearest").data != 0).astype(np.uint8)
+    return values, mean.tolist(), covariance.tolist(), inside

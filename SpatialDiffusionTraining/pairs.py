@@ -100,7 +100,8 @@ class PairMaker:
         mean, covariance = losses.moved_moments(self.cache.means[index], self.cache.covariances[index], pose[own])
         both = torch.cat([pose[own], compose(pose, affine)[own]]).to(self.device)
         source = self.cache.read(mine, self.device)
-        volumes = self.corruption.warp(torch.cat([source, source]), both, draws)
+        source = self.corruption.strip(torch.cat([source, source]), self.cache.read_masks(mine * 2, self.device), draws)
+        volumes = self.corruption.warp(source, both, draws)
         volumes = self.corruption.filter(volumes, draws)
         for name, rows_ in self.preprocessed.items():
             chosen = [i for i, row in enumerate(mine * 2) if row in rows_]

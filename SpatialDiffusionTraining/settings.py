@@ -44,6 +44,8 @@ class Data:
                                "model's cube by the header, the default), or published (the published loading "
                                "of the modality)",
                            metavar="LOADER", type=str)
+    masks: list = _option([], "folders of brain masks, one for all or one per --train ('-' for none); a mask is named "
+                              "like its scan", metavar="DIR|-", type=str)
     cache: str = _option("", "folder of the preprocessed scans; runs with the same scans and grid may share it "
                              "(default: RUN/cache)", metavar="DIR")
     workers: int = _option(1, "processes that preprocess scans")

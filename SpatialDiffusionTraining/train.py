@@ -88,10 +88,11 @@ def sources(data):
     count = len(data.train)
     if len(data.dataset) != count:
         raise InputError(f"{count} --train but {len(data.dataset)} --dataset; give one modality for each.")
-    if len(data.loader) == 1:
-        data.loader = data.loader * count
+    for name in ("loader", "masks"):
+        if len(getattr(data, name)) == 1:
+            setattr(data, name, getattr(data, name) * count)
     data.dataset = [modality_key(name) for name in data.dataset]
-    for name in ("val", "weights", "loader"):
+    for name in ("val", "weights", "loader", "masks"):
         value = getattr(data, name)
         if value and len(value) != count:
             raise InputError(f"{count} --train but {len(value)} --{name}; give one for each, or none.")
@@ -100,6 +101,9 @@ def sources(data):
         loader = data.loader[index] if data.loader else "canonical"
         if loader not in loaders.LOADERS:
             raise InputError(f"Unknown --loader {loader}; choose from {', '.join(loaders.LOADERS)}.")
+        masks = data.masks[index] if data.masks and data.masks[index] != "-" else ""
+        if masks and not Path(masks).is_dir():
+            raise InputError(f"The folder of masks {masks} does not exist.")
         found = datasets.find_scans(place)
         held = data.val[index] if data.val else "-"
         if held == "-":
@@ -112,7 +116,7 @@ def sources(data):
                                  f"{sorted(both)[0]}.")
         class_id = 1 if data.unconditional else index + 1
         out.append(datasets.Source(modality, class_id, training, validation,
-                                   data.weights[index] if data.weights else 1.0, loader))
+                                   data.weights[index] if data.weights else 1.0, loader, masks))
     return out
 
 

@@ -136,6 +136,34 @@ def test_a_damaged_index_is_no_cache(tmp_path):
         datasets.open_cache(tmp_path)
 
 
+def test_brain_masks_lie_beside_the_cubes_and_strip_what_is_outside(tmp_path):
+    from SpatialDiffusionTraining.augmentation import Corruption
+
+    scans = datasets.find_scans(write_phantoms(tmp_path / "scans", 3))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    image = nibabel.load(scans[1])
+    inside = (np.asarray(image.dataobj) > 0).astype(np.uint8)
+    inside[: inside.shape[0] // 2] = 0
+    nibabel.save(nibabel.Nifti1Image(inside, image.affine), masks / scans[1].name)
+    with_masks = datasets.Source("t1-brain", 1, scans, [], masks=str(masks))
+    cache = datasets.build(tmp_path / "cache", [with_masks], GRID, report=lambda text: None)
+    rows = [2, 1, 0, 1]
+    places, mask = cache.read_masks(rows)
+    assert places.tolist() == [1, 3] and set(mask.unique().tolist()) == {0.0, 1.0}
+    volumes = cache.read(rows)
+    pipeline = Corruption({"strip": {"probability": 1.0}})
+    draws = pipeline.draw(4, torch.Generator().manual_seed(0))
+    draws["strip"]["on"] = torch.tensor([True, True, True, False])
+    stripped = pipeline.strip(volumes, (places, mask), draws)
+    assert torch.equal(stripped[[0, 2, 3]], volumes[[0, 2, 3]])  # no mask, no mask, not drawn
+    kept, all_of_it = (stripped[1] > 0).sum(), (volumes[1] > 0).sum()
+    assert 0.35 * all_of_it < kept < 0.75 * all_of_it
+    # Without masks nothing is stripped, and the cache says so.
+    plain = datasets.build(tmp_path / "plain", [source(scans)], GRID, report=lambda text: None)
+    assert plain.read_masks(rows)[0].numel() == 0
+
+
 # ----------------------------------------------------------------------------------------------- sampling
 def test_every_row_comes_equally_often():
     sampler = datasets.Sampler([list(range(10)), list(range(10, 200))], [1, 1], seed=3)
