@@ -221,7 +221,7 @@ def _draw_hard(axis, records, colors):
     width = 0.8 / len(methods)
     for index, method in enumerate(methods):
         groups = [[r for r in records if r["method"] == method and r["case"].startswith(c + "/")] for c in conditions]
-        heights = [100 * np.mean([r["success"] for r in g]) if g else 0 for g in groups]
+        heights = [100 * np.mean([r["success"] for r in g]) if g else np.nan for g in groups]
         axis.bar(np.arange(len(conditions)) + (index - (len(methods) - 1) / 2) * width, heights, width,
                  color=colors.get(method), label=LABELS.get(method, method))
     axis.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
