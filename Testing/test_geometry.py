@@ -125,6 +125,7 @@ def test_angles_are_about_x_then_y_then_z_and_text_says_what_happens():
 
 
 # ------------------------------------------------------------------------------------------- log, exp, mean
+@settings(max_examples=25)
 @given(affines(most=3.0, mirrored=False))
 def test_exp_undoes_log(matrix):
     try:
@@ -145,7 +146,7 @@ def test_there_is_no_log_of_a_mirror_or_a_half_turn():
         g.log(np.diag([-1.0, -1, 1, 1]))
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(st.lists(affines(most=0.5, mirrored=False), min_size=2, max_size=3), affines(mirrored=False))
 def test_the_mean_knows_no_frame_order_or_direction(matrices, frame):
     middle = g.mean(matrices)
@@ -157,6 +158,7 @@ def test_the_mean_knows_no_frame_order_or_direction(matrices, frame):
     assert np.allclose(back @ g.mean([frame @ m @ back for m in matrices]) @ frame, middle, atol=1e-5)
 
 
+@settings(max_examples=25)
 @given(affines(most=1.0, mirrored=False))
 def test_the_mean_of_a_transform_and_the_identity_is_its_square_root(matrix):
     assert np.allclose(g.mean([matrix, matrix]), matrix, atol=1e-9)
