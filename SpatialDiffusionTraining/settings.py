@@ -32,7 +32,7 @@ class Data:
     dataset: list = _option([], "the modality of each --train, in the same order; class ids count from 1 in this "
                                 "order", metavar="MODALITY", type=str)
     val: list = _option([], "validation folders or lists, one per --train; '-' holds out a part of the training "
-                            "scans (the default)", metavar="DIR|LIST|-", type=str)
+                            "scans (the default), 'none' is no validation", metavar="DIR|LIST|-", type=str)
     weights: list = _option([], "share of the draws that each data set gets, whatever its size (default: all "
                                 "alike)", metavar="W", type=float)
     held_out: float = _option(0.1, "part of the scans held out where --val is '-'")

@@ -54,8 +54,9 @@ def train_command(argv):
         run = Path(arguments.resume)
         chosen = settings_module.Settings.from_dict(
             settings_module.read_json(run / "settings.json", "The run's settings"))
-        chosen.update_all(settings_module.given(arguments))
         chosen.run.output = str(run)
+        keep_split(chosen)
+        chosen.update_all(settings_module.given(arguments))
     else:
         chosen = settings_module.resolve(arguments)
         if not chosen.data.train:
@@ -77,6 +78,21 @@ def modality_key(name):
             return name
         raise InputError(f"The modality {name!r} is not known, and a name of your own may only have small letters, "
                          "digits and '-'.") from None
+
+
+def split_files(run, index):
+    """The lists of a run's training and validation scans of data set `index`."""
+    return Path(run) / f"train_{index + 1}.txt", Path(run) / f"val_{index + 1}.txt"
+
+
+def keep_split(chosen):
+    """Let a run go on with the scans that it began with, whatever has come into their folders since."""
+    for index in range(len(chosen.data.train)):
+        training, validation = split_files(chosen.run.output, index)
+        if training.exists() and validation.exists():
+            chosen.data.val = chosen.data.val or ["-"] * len(chosen.data.train)
+            chosen.data.train[index] = str(training)
+            chosen.data.val[index] = str(validation) if validation.stat().st_size else "none"
 
 
 def sources(data):
@@ -108,6 +124,8 @@ def sources(data):
         held = data.val[index] if data.val else "-"
         if held == "-":
             training, validation = datasets.split(found, data.held_out)
+        elif held == "none":
+            training, validation = found, []
         else:
             training, validation = found, datasets.find_scans(held)
             both = set(training) & set(validation)
@@ -120,11 +138,15 @@ def sources(data):
     return out
 
 
-def prepare(chosen, report=print):
-    """(cache, sampler, validation rows) of a run's settings; split lists and skipped files land in the run."""
+def prepare(chosen, report=print, lists=False):
+    """(cache, sampler, validation rows) of a run's settings; with `lists` the split is written into the run."""
     from . import datasets
 
     found = sources(chosen.data)
+    if lists:
+        for index, source in enumerate(found):
+            for file, paths in zip(split_files(chosen.run.output, index), (source.train, source.validation)):
+                datasets.write_list(paths, file)
     run = Path(chosen.run.output)
     grid = {"size": chosen.shape, "spacing": chosen.data.spacing}
     cache = datasets.build(chosen.data.cache or run / "cache", found, grid, chosen.data.workers, report)
@@ -187,7 +209,7 @@ def train(chosen, resume=False, report=None):
             if first:
                 print(text, flush=True)
     if first:  # the others find the finished cache
-        prepare(chosen, report)
+        prepare(chosen, report, lists=True)
         (run / "settings.json").write_text(json.dumps(chosen.to_dict(), indent=1) + "\n", encoding="utf-8")
     fabric.barrier()
     cache, sampler, held_out = prepare(chosen, report)

@@ -158,7 +158,7 @@ def test_brain_masks_lie_beside_the_cubes_and_strip_what_is_outside(tmp_path):
     stripped = pipeline.strip(volumes, (places, mask), draws)
     assert torch.equal(stripped[[0, 2, 3]], volumes[[0, 2, 3]])  # no mask, no mask, not drawn
     kept, all_of_it = (stripped[1] > 0).sum(), (volumes[1] > 0).sum()
-    assert 0.35 * all_of_it < kept < 0.75 * all_of_it
+    assert 0.2 * all_of_it < kept < 0.75 * all_of_it
     # Without masks nothing is stripped, and the cache says so.
     plain = datasets.build(tmp_path / "plain", [source(scans)], GRID, report=lambda text: None)
     assert plain.read_masks(rows)[0].numel() == 0

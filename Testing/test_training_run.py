@@ -174,6 +174,19 @@ def test_settings_come_from_preset_file_options_and_set_in_this_order(tmp_path):
         Corruption(preset.augmentation.artifacts, preset.augmentation.strength), Pose(**preset.augmentation.pose)
 
 
+def test_a_resumed_run_keeps_its_split(scans, tmp_path):
+    folder = write_phantoms(tmp_path / "scans", 4)
+    assert run(folder, tmp_path / "run", steps=2) == 0
+    before = [(tmp_path / "run" / name).read_text() for name in ("train_1.txt", "val_1.txt")]
+    assert [text.count("\n") for text in before] == [3, 1]
+    write_phantoms(folder / "new", 6)
+    assert train.main(["--resume", str(tmp_path / "run"), "--steps", "3"]) == 0
+    assert [(tmp_path / "run" / name).read_text() for name in ("train_1.txt", "val_1.txt")] == before
+    assert run(folder, tmp_path / "none", "--val", "none", steps=2) == 0
+    assert train.main(["--resume", str(tmp_path / "none"), "--steps", "3"]) == 0
+    assert (tmp_path / "none" / "train_1.txt").read_text().count("\n") == 10
+
+
 def test_a_run_is_not_overwritten(scans, tmp_path, capsys):
     assert run(scans, tmp_path / "run", steps=2) == 0
     assert run(scans, tmp_path / "run", steps=2) == 2
