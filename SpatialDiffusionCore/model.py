@@ -6,6 +6,7 @@ grid, schedule, modalities and their classes, training data and license, measure
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -209,17 +210,41 @@ def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "a
     status = path.stat()
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
     if key not in _loaded:
-        from safetensors.torch import load_file
-
-        try:
-            weights = load_file(path)
-        except Exception as error:  # safetensors raises its own kinds for damaged files
-            raise ModelError(f"{path} cannot be read ({str(error).splitlines()[0]}); the file is damaged.") from error
+        weights = read_weights(path)
         network = _build(card["architecture"], path)
         _fill(network, weights, path)
         _loaded.clear()
         _loaded[key] = Model(network.to(device).eval(), card, str(device))
     return _loaded[key]
+
+
+def read_weights(path) -> dict:
+    """{key: tensor} of a safetensors file, with torch alone: Slicer does not bundle the safetensors package.
+
+    The format: 8 bytes with the header's length (little endian), a JSON header of types, shapes and byte ranges, the
+    bytes (https://github.com/huggingface/safetensors). Raises ModelError where a range does not fit the file.
+    """
+    import torch
+
+    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+             "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+    try:
+        content = Path(path).read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        header.pop("__metadata__", None)
+        weights = {}
+        for key, entry in header.items():
+            dtype, (first, last) = types[entry["dtype"]], entry["data_offsets"]
+            part = bytearray(content[start + first : start + last])
+            count = math.prod(entry["shape"])
+            if first < 0 or len(part) != last - first or len(part) != count * dtype.itemsize:
+                raise ValueError(f"the bytes of {key!r} are not all there")
+            flat = torch.frombuffer(part, dtype=dtype) if part else torch.zeros(0, dtype=dtype)
+            weights[key] = flat.reshape(entry["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ModelError(f"{path} cannot be read ({str(error).splitlines()[0]}); the file is damaged.") from error
+    return weights
 
 
 def _build(architecture: dict, where):

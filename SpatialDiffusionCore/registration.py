@@ -135,12 +135,18 @@ class Options:
 
 
 def resolve_device(device: str = "auto") -> str:
-    """"auto" → "cuda" where there is one, else "cpu". Raises InputError for a device that is not there."""
+    """"auto" → "cuda" where there is one (this process's own under torchrun), else "cpu".
+
+    Raises InputError for a device that is not there.
+    """
     import torch
 
     device = str(device)
     if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if not torch.cuda.is_available():
+            return "cpu"
+        local = os.environ.get("LOCAL_RANK")
+        return "cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}"
     kind, _, index = device.partition(":")
     if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()) or (index and kind != "cuda"):
         raise InputError(f"Unknown device {device!r}; choose auto, cpu, cuda, cuda:N or mps.")

@@ -360,3 +360,20 @@ def test_a_checkpoint_of_another_network_is_refused_by_key(tmp_path):
     torch.save(plain, path)
     m.import_checkpoint(path, out, volume_size=size, groups=4)
     assert m.load_model(out).card["architecture"]["groups"] == 4
+
+
+def test_weights_are_read_as_the_safetensors_package_reads_them(tmp_path):
+    """Slicer has no safetensors package, so models are read without it: every type, a scalar and an empty tensor."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(3, 4, 5, generator=generator)
+    tensors = {str(t): (values * 50).to(t) for t in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)}
+    tensors.update({"bool": values > 0, "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)})
+    save_file(tensors, tmp_path / "w.safetensors", metadata={"a": "b"})
+    ours, theirs = m.read_weights(tmp_path / "w.safetensors"), load_file(tmp_path / "w.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key].dtype == value.dtype and torch.equal(ours[key], value), key
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-3])
+    with pytest.raises(ModelError, match="damaged"):
+        m.read_weights(tmp_path / "cut.safetensors")
