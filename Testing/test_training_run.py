@@ -83,6 +83,19 @@ def test_a_run_leaves_checkpoints_figures_and_a_model(scans, tmp_path, capsys):
     assert all(torch.allclose(v, best[k], atol=1e-3) for k, v in loaded.network.state_dict().items())
 
 
+def test_the_published_recipe_in_small(scans, tmp_path):
+    """The published preset as it is, but for the size: its loading, pose, artifacts, loss, Adam, network."""
+    small = ["--preset", "published", "--size", "48", "56", "52", "--channels", "2", "8", "8", "8", "8", "8", "8",
+             "--set", "network.options.groups=4", "--dataset", "t1-brain", "--batch", "2", "--log-every", "1",
+             "--device", "cpu", "--threads", "1", "--validate-draws", "4", "--picture-every", "0"]
+    assert train.main(["--train", str(scans), *small, "--steps", "2", "-o", str(tmp_path / "run")]) == 0
+    assert all(np.isfinite(training_losses(tmp_path / "run")))
+    card = model.read_card(train.export(tmp_path / "run"))
+    assert card["grid"] == {"size": [48, 56, 52], "spacing": None, "loading": "published"}
+    assert card["sampler"] == "reference" and card["schedule"]["translation_range"] == [0.5, 4.0]
+    assert card["architecture"]["head"] == "matrix" and card["architecture"]["class_dropout"] == 0.15
+
+
 def test_install_puts_the_model_where_programs_look(scans, tmp_path, monkeypatch):
     monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(tmp_path / "models"))
     run(scans, tmp_path / "run", steps=2)
