@@ -155,3 +155,22 @@ def test_torch_is_not_imported_for_help():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "MOVING" in done.stdout and "--moving-mask" in done.stdout
+
+
+def test_volumes_in_memory_need_only_torch_numpy_and_scipy(pair, brain, tmp_path):
+    """Inside Slicer there is no nibabel, safetensors, pillow or tqdm; registering arrays must not need them."""
+    fixed = volume.load(pair[1])
+    code = (
+        "import sys\n"
+        "for name in ('nibabel', 'safetensors', 'PIL', 'tqdm', 'skimage'):\n    sys.modules[name] = None\n"
+        "import numpy as np\nfrom SpatialDiffusionCore import Volume, register\n"
+        "arrays = np.load(sys.argv[1])\n"
+        "m, f = (Volume(arrays[k], arrays[k + '_ras'], k) for k in ('moving', 'fixed'))\n"
+        "r = register(m, f, modality='t1-brain')\nassert r.quality.similarity_after > 0.5, r.quality\n"
+        "r.apply(m, f)\nr.report()\n"
+    )
+    np.savez(tmp_path / "pair.npz", moving=brain.data, moving_ras=brain.voxel_to_ras, fixed=fixed.data,
+             fixed_ras=fixed.voxel_to_ras)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "pair.npz")], capture_output=True, text=True,
+                          cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr
