@@ -109,7 +109,8 @@ class Optimization:
     warmup: int = _option(5000, "steps of linear warm-up")
     weight_decay: float = _option(0.0, "decoupled weight decay (adamw)")
     clip: float = _option(0.0, "largest gradient norm (0: no clipping)")
-    precision: str = _option("auto", "auto: bf16 where the GPU has it, else 32", choices=("auto", "32", "bf16"))
+    precision: str = _option("auto", "auto: bf16 where the GPU has it and the head is matrix (feature points "
+                                        "need exact sums), else 32", choices=("auto", "32", "bf16"))
     ema_decay: float = _option(0.995, "decay of the weights' running mean")
     ema_power: float = _option(0.75, "power of its warm-up")
     ema_start: int = _option(100, "steps before it begins")

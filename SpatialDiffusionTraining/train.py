@@ -180,7 +180,8 @@ def make_fabric(chosen):
         torch.set_num_threads(run.threads)
     precision = optimization.precision
     if precision == "auto":
-        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "32"
+        able = device == "cuda" and torch.cuda.is_bf16_supported()
+        precision = "bf16" if able and chosen.network.head == "matrix" else "32"
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", run.devices))
     nodes = run.nodes
     if "LOCAL_WORLD_SIZE" in os.environ:
