@@ -57,9 +57,20 @@ MODALITIES = {
 
 
 def get(name: str) -> Modality:
-    """The modality of that key or alias, in any case; raises InputError that lists the known ones."""
+    """The modality of that key or alias, in any case, or one that an installed model of the user's own brings.
+
+    Raises InputError that lists the known ones.
+    """
     wanted = str(name).strip().lower().replace("_", "-").replace(" ", "-")
     for modality in MODALITIES.values():
         if wanted == modality.key or wanted in modality.aliases:
             return modality
-    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join(MODALITIES)}.")
+    own = {}
+    from .model import catalog  # the catalog reads cards only; this module must stay light to import
+
+    for _, card in catalog().values():
+        for key in card["modalities"]:
+            own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
+    if wanted in own:
+        return own[wanted]
+    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**MODALITIES, **own})}.")

@@ -377,3 +377,18 @@ def test_weights_are_read_as_the_safetensors_package_reads_them(tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-3])
     with pytest.raises(ModelError, match="damaged"):
         m.read_weights(tmp_path / "cut.safetensors")
+
+
+def test_a_modality_of_ones_own_is_known_once_its_model_is_installed(user_models):
+    from SpatialDiffusionCore import modality
+
+    with pytest.raises(InputError, match="my-eye.*t1-brain"):
+        modality.get("my-eye")
+    network = build({"head": "points", "volume_size": [16, 16, 16], "channels": [8, 8, 8, 8], "points": 8})
+    card = {"name": "mine", "architecture": network.architecture, "schedule": Schedule().to_dict(),
+            "grid": {"size": [16, 16, 16], "spacing": 3.5, "loading": "canonical"}, "modalities": {"my-eye": 0}}
+    m.save_model(user_models / "mine.safetensors", network, card)
+    assert modality.get("My eye").key == "my-eye"
+    assert m.choose(None, "my-eye", "my-eye")[1]["name"] == "mine"
+    with pytest.raises(InputError, match="my-eye"):
+        modality.get("your-eye")
