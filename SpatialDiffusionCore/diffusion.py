@@ -5,6 +5,7 @@ batches are B×3×4 float32 tensors. Method: Sumpena et al., IOVS 66(8):1475, 20
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Callable, Iterator, Optional, Sequence
 
@@ -129,7 +130,24 @@ def blend(theta: torch.Tensor, share_transform: float, share_translation: float)
     """(1 − α)·I + α·θ with a share α of its own for the 3×3 part and for the translation."""
     eye = identity(theta.shape[0], theta)
     share = theta.new_tensor([share_transform] * 3 + [share_translation])
-    return eye + (theta - eye) * share
+    return (1 - share) * eye + share * theta
+
+
+def published_shares(schedule: Schedule) -> list:
+    """(α of the 3×3 part, α of the translation) of every timestep 1…T, as the published implementation has them.
+
+    The same as Schedule.reference_share but for rounding: tables, sums and quotients in single precision. With
+    thresholded volumes (OCT, OCTA) the last digit decides about voxels and so, in the end, about where a run ends.
+    """
+    shares = []
+    for low, high in (schedule.transform_range, schedule.translation_range):
+        if schedule.kind == "linear":
+            steps = torch.linspace(low, high, schedule.timesteps)
+        else:
+            rise = 1.0 - torch.cos(0.5 * math.pi * torch.linspace(0, 1, schedule.timesteps)) ** 2
+            steps = low + (high - low) * rise
+        shares.append((steps / torch.sqrt(torch.cumsum(steps**2, dim=0))).tolist())
+    return list(zip(*shares))
 
 
 @torch.no_grad()
@@ -150,12 +168,16 @@ def reverse(
     """
     theta = identity(moving.shape[0], moving) if start is None else start
     timesteps = list(range(schedule.timesteps, 0, -1)) if steps is None else schedule.visit(steps)
+    reference = published_shares(schedule) if steps is None else []
     for index, t in enumerate(timesteps, start=1):
         # Nothing has moved yet: the volume as it is, without the rounding of a warp.
         moved = moving if index == 1 and start is None else warp(moving, theta)
+        if steps is None:
+            # The published process takes the volume to −1…1 and back, which rounds; see published_shares.
+            moved = ((moved * 2 - 1) + 1) / 2
         prediction = denoise(fixed, moved, torch.full((moving.shape[0],), t, device=moving.device))
         if steps is None:
-            shares = schedule.reference_share(t)
+            shares = reference[t - 1]
         else:
             shares = schedule.share(t, timesteps[index] if index < len(timesteps) else 0)
         theta = compose(theta, blend(prediction.float(), *shares))

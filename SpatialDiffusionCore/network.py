@@ -39,27 +39,34 @@ PREPROCESSING = {"none": None, "oct": (0.5, -0.4), "octa": (0.95, -0.5)}
 
 
 def gabor_kernel(omega: float, angle: float) -> torch.Tensor:
-    """5×5×5 cosine Gabor kernel (axes z, y, x = D, H, W) with φ = 0 and κ = π, normalized to sum 1."""
-    offsets = torch.arange(-2, 3, dtype=torch.float32)
+    """5×5×5 cosine Gabor kernel (axes z, y, x = D, H, W) with φ = 0 and κ = π, normalized to sum 1.
+
+    All in single precision, in the published order of operations: the response is compared with a threshold, so the
+    last digit decides about voxels.
+    """
+    offsets = torch.arange(-2, 3)
     z, y, x = torch.meshgrid(offsets, offsets, offsets, indexing="ij")
-    x1 = x * math.cos(angle) + y * math.sin(angle)
-    y1 = -x * math.sin(angle) + y * math.cos(angle)
-    kappa = math.pi
-    envelope = torch.exp(-(omega**2) / (8 * kappa**2) * (4 * x1**2 + y1**2 + z**2))
-    kernel = omega**2 / (4 * math.pi * kappa**2) * envelope * torch.cos(omega * x1) * math.exp(kappa**2 / 2)
+    omega, angle, kappa = torch.tensor(float(omega)), torch.tensor(float(angle)), torch.tensor(math.pi)
+    x1 = x * torch.cos(angle) + y * torch.sin(angle)
+    y1 = -x * torch.sin(angle) + y * torch.cos(angle)
+    spread = -(omega**2) / (8 * kappa**2) * (4 * x1**2 + y1**2 + z**2)
+    envelope = omega**2 / (4 * math.pi * kappa**2) * torch.exp(spread)
+    kernel = envelope * (torch.cos(omega * x1) * torch.exp(kappa**2 / 2))
     return kernel / kernel.sum()
 
 
 def preprocess(volume: torch.Tensor, name: str) -> torch.Tensor:
-    """Apply a modality's preprocessing to B×1×D×H×W volumes in 0…1; the result is in 0…1."""
+    """Apply a modality's preprocessing to each channel of B×C×D×H×W volumes in 0…1; the result is in 0…1."""
     if name not in PREPROCESSING:
         raise ValueError(f"unknown preprocessing {name!r}; choose one of: {', '.join(PREPROCESSING)}")
     if PREPROCESSING[name] is None:
         return volume
     omega, threshold = PREPROCESSING[name]
-    kernels = torch.stack([gabor_kernel(omega, math.pi / 2), gabor_kernel(omega, 0.0)])[:, None]
-    response = F.conv3d(volume, kernels.to(volume), padding=2)
-    return ((2 * response - 1).amax(dim=1, keepdim=True) >= threshold).to(volume.dtype)
+    channels, responses = volume.shape[1], []
+    for angle in (math.pi / 2, 0.0):
+        kernel = gabor_kernel(omega, angle).to(volume).repeat(channels, 1, 1, 1, 1)
+        responses.append(F.conv3d(volume, kernel, padding="same", groups=channels) * 2 - 1)
+    return (torch.maximum(*responses) >= threshold).to(volume.dtype)
 
 
 # --- the published network ---------------------------------------------------------------------------------
@@ -79,9 +86,10 @@ class _Block(nn.Module):
             self.class_embedding = nn.Embedding(rows, outer)
 
     def forward(self, x, time_code, class_id):
-        h = self.conv1(x) + self.time_embed(time_code)[:, :, None, None, None]
+        code = self.time_embed(time_code)
         if class_id is not None:
-            h = h + self.class_embedding(class_id)[:, :, None, None, None]
+            code = code + self.class_embedding(class_id)
+        h = self.conv1(x) + code[:, :, None, None, None]
         return self.conv2(h) + self.res_conv(x)
 
 
@@ -159,9 +167,11 @@ class AffineTransformer(_Conditioned):
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
         """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
-        pair = torch.cat(
-            [preprocess(self.fit_size(v), name) for v, name in zip((fixed, moving), preprocessing)], dim=1
-        )
+        pair = self.fit_size(torch.cat([fixed, moving], dim=1))
+        if preprocessing[0] == preprocessing[1]:
+            pair = preprocess(pair, preprocessing[0])
+        else:
+            pair = torch.cat([preprocess(pair[:, i:i + 1], name) for i, name in enumerate(preprocessing)], dim=1)
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
         ids = self.class_ids(class_id, pair.shape[0], pair.device, len(self.encoder.encoder))
         features = self.encoder(pair * 2 - 1, code, ids)

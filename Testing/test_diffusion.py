@@ -179,6 +179,15 @@ class Oracle:
         return left.float()
 
 
+@pytest.mark.parametrize("kind", ["cosine", "linear"])
+def test_published_shares_are_the_schedules_in_single_precision(kind):
+    schedule = Schedule(kind=kind)
+    shares = np.array(d.published_shares(schedule))
+    assert shares.shape == (65, 2) and np.array_equal(shares, shares.astype(np.float32))
+    assert np.allclose(shares, [schedule.reference_share(t) for t in range(1, 66)], rtol=3e-6)
+    assert tuple(shares[0]) == (1, 1)
+
+
 def shares_of(steps):
     if steps is None:
         return [SCHEDULE.reference_share(t) for t in range(65, 0, -1)]
