@@ -223,8 +223,8 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
 
     def register(self, movingVolume, fixedVolume, modality="any", *, movingModality=None, fixedModality=None,
                  transform="affine", outputTransform=None, outputVolume=None, alsoMove=(), initialTransform=None,
-                 movingMask=None, fixedMask=None, model=None, sampler="fast", steps=None, bidirectional=None,
-                 polish=None, device="auto", threads=None, seed=0, progress=None):
+                 movingMask=None, fixedMask=None, model=None, sampler=None, steps=None, bidirectional=None,
+                 polish=None, device="auto", threads=None, seed=0, search=True, progress=None):
         """Register and wait; return the transform node, with the moving volume under it.
 
         :param movingVolume, fixedVolume: scalar volume nodes, taken where they are seen, with the linear transforms
@@ -237,7 +237,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param alsoMove: segmentations, models, markups and volumes that follow the moving volume.
         :param initialTransform: linear transform node from moving to fixed to begin with.
         :param movingMask, fixedMask: label volume or segmentation nodes; what is outside is ignored.
-        :param model, sampler, steps, bidirectional, polish, device, seed: as in SpatialDiffusionCore.register;
+        :param model, sampler, steps, bidirectional, polish, device, seed, search: as in SpatialDiffusionCore.register;
           None leaves the choice to it.
         :param threads: processor threads that PyTorch may use.
         :param progress: called with every step (index, count, stage, matrix); if it returns False, the registration
@@ -247,7 +247,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         settings = engine.Settings(
             movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform,
             model=model, sampler=sampler, steps=steps, bidirectional=bidirectional, polish=polish, device=device,
-            threads=threads, seed=seed)
+            threads=threads, seed=seed, search=search)
         task = Task(Request(movingVolume, fixedVolume, settings, outputTransform=outputTransform,
                             outputVolume=outputVolume, alsoMove=tuple(alsoMove), initialTransform=initialTransform,
                             movingMask=movingMask, fixedMask=fixedMask))
@@ -260,8 +260,9 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         return task.transformNode
 
     def registerMany(self, movingVolumes, fixedVolume, modality="any", *, movingModality=None, fixedModality=None,
-                     transform="affine", model=None, sampler="fast", steps=None, bidirectional=None, polish=None,
-                     device="auto", threads=None, seed=0, outputFolder="", keepVolumes=True, report="", progress=None):
+                     transform="affine", model=None, sampler=None, steps=None, bidirectional=None, polish=None,
+                     device="auto", threads=None, seed=0, search=True, outputFolder="", keepVolumes=True, report="",
+                     progress=None):
         """Register many volumes to one, one after the other; return a transform node for each, None where it failed.
 
         :param movingVolumes: volume nodes, or paths of image files, or both.
@@ -277,7 +278,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         settings = engine.Settings(
             movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform,
             model=model, sampler=sampler, steps=steps, bidirectional=bidirectional, polish=polish, device=device,
-            threads=threads, seed=seed)
+            threads=threads, seed=seed, search=search)
         items = [batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
                  for m in movingVolumes]
         many = batchRuns.Batch(items, fixedVolume, settings, outputFolder, keepVolumes)

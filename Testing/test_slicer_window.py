@@ -321,7 +321,8 @@ def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
         setattr(p, name, 0)
         assert spin.value == 0
     ui.livePreviewBox.setChecked(False)
-    assert p.livePreview is False
+    ui.searchBox.setChecked(False)
+    assert p.livePreview is False and p.search is False
 
     ui.movingModalityCombo.setCurrentIndex(ui.movingModalityCombo.findData("t1-brain"))
     ui.fixedModalityCombo.setCurrentIndex(ui.fixedModalityCombo.findData("ct-head-neck"))
@@ -348,12 +349,12 @@ def test_settings_reach_the_core(panel, volumes):  # noqa: F811
     p = panel._parameterNode
     assert parameters.settings(p) == parameters.engine.Settings()
     p.movingModality, p.fixedModality, p.polish = "t1-brain", "any", parameters.Polish.OFF
-    p.steps, p.threads, p.seed, p.modelName = 5, 2, 3, "mine"
+    p.steps, p.threads, p.seed, p.modelName, p.search = 5, 2, 3, "mine", False
     p.sampler, p.device, p.transformType = (parameters.Sampler.REFERENCE, parameters.Device.CPU,
                                             parameters.TransformType.RIGID)
     assert parameters.settings(p) == parameters.engine.Settings(
         movingModality="t1-brain", fixedModality="any", transform="rigid", model="mine", sampler="reference", steps=5,
-        polish=False, device="cpu", threads=2, seed=3)
+        polish=False, device="cpu", threads=2, seed=3, search=False)
 
 
 def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noqa: F811

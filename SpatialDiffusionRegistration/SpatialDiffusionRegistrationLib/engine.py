@@ -36,13 +36,14 @@ class Settings:
     fixedModality: Optional[str] = None  # None: as the moving volume
     transform: str = "affine"
     model: Optional[str] = None
-    sampler: str = "fast"
+    sampler: Optional[str] = None
     steps: Optional[int] = None
     bidirectional: Optional[bool] = None
     polish: Optional[bool] = None
     device: str = "auto"
     threads: Optional[int] = None
     seed: int = 0
+    search: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixe
             moving, fixed, modality=settings.movingModality, fixed_modality=settings.fixedModality,
             transform=settings.transform, model=settings.model, sampler=settings.sampler, steps=settings.steps,
             bidirectional=settings.bidirectional, polish=settings.polish, device=settings.device, seed=settings.seed,
-            init=init, moving_mask=movingMask, fixed_mask=fixedMask))
+            search=settings.search, init=init, moving_mask=movingMask, fixed_mask=fixedMask))
     finally:
         torch.set_num_threads(threads)
 

@@ -31,11 +31,13 @@ class TransformType(enum.Enum):
 
 
 class Sampler(enum.Enum):
+    AUTOMATIC = None
     FAST = "fast"
     REFERENCE = "reference"
 
     def label(self):
-        return {"fast": _("Fast (recommended)"), "reference": _("As published (65 steps)")}[self.value]
+        return {None: _("Automatic (as the model was made for)"), "fast": _("Fast: search, few steps, polish"),
+                "reference": _("As published: every step, no search")}[self.value]
 
 
 class Polish(enum.Enum):
@@ -72,6 +74,7 @@ class SpatialDiffusionRegistrationParameterNode:
     initialTransform, movingMask, fixedMask - Optional helps.
     modelName - Name or file of a trained model; empty leaves the choice to the core.
     steps, threads - 0 leaves the choice to the core.
+    search - Whether the starting pose is looked for among all rotations.
     livePreview - Whether the moving volume moves after every step.
     batchFiles - Files of the batch (JSON); its volumes of the scene are node references.
     """
@@ -88,7 +91,8 @@ class SpatialDiffusionRegistrationParameterNode:
     fixedMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None] = None
     livePreview: bool = True
     modelName: str = ""
-    sampler: Sampler = Sampler.FAST
+    sampler: Sampler = Sampler.AUTOMATIC
+    search: bool = True
     steps: Annotated[int, WithinRange(0, 1000)] = 0
     polish: Polish = Polish.AUTOMATIC
     device: Device = Device.AUTO
@@ -104,8 +108,9 @@ def settings(parameters, device=None) -> engine.Settings:
     return engine.Settings(
         movingModality=parameters.movingModality, fixedModality=parameters.fixedModality or None,
         transform=parameters.transformType.value, model=parameters.modelName or None,
-        sampler=parameters.sampler.value, steps=parameters.steps or None, polish=parameters.polish.value,
-        device=device or parameters.device.value, threads=parameters.threads or None, seed=parameters.seed)
+        sampler=parameters.sampler.value, steps=parameters.steps or None, search=parameters.search,
+        polish=parameters.polish.value, device=device or parameters.device.value,
+        threads=parameters.threads or None, seed=parameters.seed)
 
 
 def nodeList(parameters, role):

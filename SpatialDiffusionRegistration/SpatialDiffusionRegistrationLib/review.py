@@ -104,9 +104,7 @@ class Review:
             gone, self._before = self._before, None
             if gone is not None and not self._ui.checkerboardBox.isChecked():
                 self._plain()  # before the node goes, or the views would be empty for a moment
-            if gone is not None:
-                gone.SetAndObserveDisplayNodeID(None)  # it is the moving volume's
-            _remove(gone)
+            _remove(gone)  # but not its display node, which is the moving volume's
             _remove(self._beforeTransform)
             self._beforeTransform = None
         if self._ui.checkerboardBox.isChecked():
@@ -136,10 +134,11 @@ class Review:
         slicer.util.setSliceViewerLayers(background=self._board, foreground=None)
 
     def _removeBoard(self):
-        if self._board is not None:
-            _remove(self._board.GetDisplayNode())
-        _remove(self._board)
-        self._board = None
+        board, self._board = self._board, None
+        if board is not None:
+            display = board.GetDisplayNode()
+            _remove(board)  # first: a view that shows a volume without a display node would make it a new one
+            _remove(display)
 
 
 def _hidden(className, name):
