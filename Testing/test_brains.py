@@ -174,3 +174,10 @@ def test_volumes_in_memory_need_only_torch_numpy_and_scipy(pair, brain, tmp_path
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "pair.npz")], capture_output=True, text=True,
                           cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
+
+
+def test_noise_gets_an_answer_that_calls_itself_poor(brain):
+    noise = np.random.default_rng(3).normal(100, 20, (40, 44, 48)).astype(np.float32)
+    result = register(Volume(noise, np.diag([4.0, 4, 4, 1]), "noise"), brain, modality="t1-brain")
+    assert result.quality.confidence == "poor" and result.quality.warnings
+    assert "poor" in result.quality.summary()
