@@ -266,8 +266,9 @@ class PointTransformer(_Conditioned):
         else:
             described = [self.describe(v, t, class_id, p) for v, p in zip((fixed, moving), preprocessing)]
             points, trust = zip(*described)
-        weights = torch.softmax(trust[0] + trust[1], dim=1)
-        return solve_affine(points[0], points[1], weights)
+        # The solve needs single precision whatever the convolutions run in.
+        with torch.autocast(fixed.device.type, enabled=False):
+            return solve_affine(points[0], points[1], torch.softmax(trust[0] + trust[1], dim=1))
 
 
 def centers_of_mass(heat: torch.Tensor) -> torch.Tensor:
