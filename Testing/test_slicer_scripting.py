@@ -120,7 +120,7 @@ def test_a_sequence_gets_a_note(logic, brains):
 
 
 def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
-    """Every Python block of the README that uses the logic is run, with its placeholders pointing at real files."""
+    """Every Python block of the READMEs that uses the logic is run, beside real files with the names that it reads."""
     import re
     repository = Path(__file__).resolve().parents[1]
     blocks = [block for name in ("README.md", "SpatialDiffusionRegistration/README.md")
@@ -145,8 +145,12 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
     monkeypatch.setattr("SpatialDiffusionCore.registration.DEFAULT_STEPS", 1)  # it is the examples that are tested
     for block in blocks:
         slicer.mrmlScene.Clear()
+        names = {"__name__": "__main__"}
+        if "movingVolume" in block:  # a line or two for a session that has the volumes
+            names["movingVolume"] = slicer.util.loadVolume(str(tmp_path / "moving.nii.gz"))
+            names["fixedVolume"] = slicer.util.loadVolume(str(tmp_path / "fixed.nii.gz"))
         try:
-            exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
+            exec(compile(block, "README.md", "exec"), names)
         except SystemExit:
             pass
     assert (tmp_path / "moving_to_fixed.tfm").is_file() and (tmp_path / "labels_in_fixed.nrrd").is_file()

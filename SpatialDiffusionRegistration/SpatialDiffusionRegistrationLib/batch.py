@@ -119,8 +119,7 @@ class Batch:
         try:
             self._task = Task(Request(moving, self.fixedVolume, self.settings))
             for step in self._steps(self._task):
-                item.progress = _("{stage} {index}/{count}").format(
-                    stage=step.stage, index=step.index, count=step.count)
+                item.progress = _("Step {index}/{count}").format(index=step.index, count=step.count)
                 yield item, step
             item.result, item.transformNode = self._task.result, self._task.transformNode
             if self.outputFolder:
