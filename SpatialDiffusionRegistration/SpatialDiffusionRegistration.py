@@ -133,6 +133,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
 
     def onSceneEndImport(self, caller=None, event=None):
         # The wrapper caches node references, which an imported scene has just replaced: wrap anew.
+        self.setParameterNode(None)
         if self.parent.isEntered:
             self.initializeParameterNode()
 
@@ -147,7 +148,10 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
     # Parameters
 
     def initializeParameterNode(self):
-        self.setParameterNode(self.logic.getParameterNode())
+        current = self._parameterNode
+        if current is None or current.parameterNode.GetScene() is not slicer.mrmlScene:
+            current = self.logic.getParameterNode()
+        self.setParameterNode(current)
 
     def setParameterNode(self, parameterNode):
         if self._parameterNode:
