@@ -225,8 +225,8 @@ def _draw_hard(axis, records, colors):
         axis.bar(np.arange(len(conditions)) + (index - (len(methods) - 1) / 2) * width, heights, width,
                  color=colors.get(method), label=LABELS.get(method, method))
     axis.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
-    axis.set(ylabel="success (< 5 mm), %", ylim=(0, 105), title="Known transforms, corrupted volumes")
-    axis.legend(fontsize=7, loc="lower left")
+    axis.set(ylabel="success (< 5 mm), %", ylim=(0, 135), yticks=range(0, 101, 20), title="Known transforms, corrupted volumes")
+    axis.legend(fontsize=7, loc="upper center", ncols=2)
     axis.grid(axis="y", alpha=0.3)
 
 
