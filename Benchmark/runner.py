@@ -116,11 +116,14 @@ def judge(case: cases.Case, answer: dict, overlap) -> dict:
 
 
 def fingerprint(model) -> str:
-    """Name and hash of the model file that ours would use."""
-    from SpatialDiffusionCore.model import choose
+    """Name and hash of the weights of the model that ours would use; what else its card says does not count."""
+    from SpatialDiffusionCore.model import choose, read_weights
 
     path, card = choose(model, "t1-brain", "t1-brain")
-    return f"{card['name']}-{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]}"
+    digest = hashlib.sha256()
+    for key, value in sorted(read_weights(path).items()):
+        digest.update(key.encode() + value.numpy().tobytes())
+    return f"{card['name']}-{digest.hexdigest()[:8]}"
 
 
 def machine(threads: int) -> dict:
