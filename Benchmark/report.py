@@ -172,10 +172,11 @@ def text(folder) -> str:
     for m in machines:
         parts.append(f"Measured on {m['cpu']}, {m['threads']} thread(s) of {m['cores']}; {m['system']}, Python "
                      f"{m['python']}, PyTorch {m['torch']}. Wall seconds without process start and file reading.")
-    builds = sorted({r["build"] for r in records if r.get("build")})
-    if builds:
-        parts.append(f"Model: {', '.join(builds)}." + (
-            " **More than one model: these results do not belong together.**" if len(builds) > 1 else ""))
+    for task in ("brains", "hard"):
+        builds = sorted({r["build"] for r in records if r["task"] == task and r.get("build")})
+        if builds:
+            parts.append(f"Model of the task {task}: {', '.join(builds)}." + (
+                " **More than one model: its results do not belong together.**" if len(builds) > 1 else ""))
     for task, section in (("brains", _brains), ("hard", _hard)):
         mine = [r for r in records if r["task"] == task]
         if mine:
@@ -225,7 +226,8 @@ def _draw_hard(axis, records, colors):
         axis.bar(np.arange(len(conditions)) + (index - (len(methods) - 1) / 2) * width, heights, width,
                  color=colors.get(method), label=LABELS.get(method, method))
     axis.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
-    axis.set(ylabel="success (< 5 mm), %", ylim=(0, 135), yticks=range(0, 101, 20), title="Known transforms, corrupted volumes")
+    axis.set(ylabel="success (< 5 mm), %", ylim=(0, 135), yticks=range(0, 101, 20),
+             title="Known transforms, corrupted volumes")
     axis.legend(fontsize=7, loc="upper center", ncols=2)
     axis.grid(axis="y", alpha=0.3)
 
