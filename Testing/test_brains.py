@@ -181,3 +181,17 @@ def test_noise_gets_an_answer_that_calls_itself_poor(brain):
     result = register(Volume(noise, np.diag([4.0, 4, 4, 1]), "noise"), brain, modality="t1-brain")
     assert result.quality.confidence == "poor" and result.quality.warnings
     assert "poor" in result.quality.summary()
+
+
+def test_confidence_follows_spread_and_similarity():
+    """The limits that separated right from wrong answers in the benchmark's hard task."""
+    from SpatialDiffusionCore.quality import Quality, judge
+
+    still = geometry.decompose(np.eye(4))
+
+    def confidence(similarity, spread):
+        return judge(Quality(0.05, similarity, 1.0, spread), still).confidence
+
+    assert [confidence(0.6, 0.3), confidence(0.3, 0.3), confidence(0.5, 2.2)] == ["good", "good", "fair"]
+    assert [confidence(0.19, 1.1), confidence(0.21, 1.8), confidence(0.5, 6.0), confidence(0.05, 0.1)] == ["poor"] * 4
+    assert confidence(0.2, None) == "fair"
