@@ -382,9 +382,12 @@ def _polish(moving, fixed, world: np.ndarray, options: Options):
     """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike."""
     from .polish import polish
 
+    # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
+    tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
+    world = geometry.project(world, options.transform, *tissue)
     refined = polish(moving, fixed, world, kind=options.transform, seed=options.seed)
-    before = _quality(moving, fixed, world, refined, None)
-    if before.similarity_after < before.similarity_before:
+    change = _quality(moving, fixed, world, refined, None)
+    if change.similarity_after < change.similarity_before:
         return world, False
     return refined, True
 
@@ -447,10 +450,9 @@ def register_many(
     from .cube import model_cube
     from .model import load_model
 
-    keys = {k: options.get(k) for k in ("moving_modality", "fixed_modality")}
     base = options.get("modality", "any")
-    moving_key = modalities.get(keys["moving_modality"] or base).key
-    fixed_key = modalities.get(keys["fixed_modality"] or base).key
+    moving_key = modalities.get(options.get("moving_modality") or base).key
+    fixed_key = modalities.get(options.get("fixed_modality") or base).key
     device = resolve_device(options.get("device", "auto"))
     model = load_model(options.pop("model", None), moving_key, fixed_key, device)
     validate(fixed, "fixed")
