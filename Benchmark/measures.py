@@ -6,6 +6,7 @@ import csv
 import numpy as np
 
 from SpatialDiffusionCore import volume
+from SpatialDiffusionCore.quality import dice
 
 
 def read_groups(path) -> dict:
@@ -22,14 +23,6 @@ def group_labels(labels: np.ndarray, groups: dict):
     for label, group in groups.items():
         table[label] = names.index(group) + 1
     return table[np.clip(labels, 0, None).astype(np.int64)], names
-
-
-def dice(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
-    """Dice of structures 1…count of two label arrays on one grid; NaN where neither holds the structure."""
-    both = np.bincount(first[first == second], minlength=count + 1)[1 : count + 1]
-    total = sum(np.bincount(a.ravel(), minlength=count + 1)[1 : count + 1] for a in (first, second))
-    with np.errstate(invalid="ignore"):
-        return np.where(total > 0, 2 * both / total, np.nan)
 
 
 class Overlap:

@@ -94,20 +94,9 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     return quality
 
 
-def dice(first: np.ndarray, second: np.ndarray, labels=None) -> dict:
-    """{label: Dice} of two label maps on one grid, for the labels given or all but 0 that occur in both."""
-    if labels is None:
-        labels = np.intersect1d(np.unique(first), np.unique(second))
-        labels = labels[labels != 0]
-    result = {}
-    for label in labels:
-        a, b = first == label, second == label
-        total = a.sum() + b.sum()
-        if total:
-            result[int(label)] = float(2 * (a & b).sum() / total)
-    return result
-
-
-def landmark_errors(matrix, moving_points, fixed_points) -> np.ndarray:
-    """Distances in mm between moving landmarks (N×3 RAS) under a moving → fixed matrix and the fixed ones."""
-    return np.linalg.norm(geometry.transform_points(matrix, moving_points) - np.asarray(fixed_points, float), axis=1)
+def dice(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray:
+    """Dice of structures 1…count of two label arrays on one grid; NaN where neither holds the structure."""
+    both = np.bincount(first[first == second], minlength=count + 1)[1 : count + 1]
+    total = sum(np.bincount(a.ravel(), minlength=count + 1)[1 : count + 1] for a in (first, second))
+    with np.errstate(invalid="ignore"):
+        return np.where(total > 0, 2 * both / total, np.nan)
