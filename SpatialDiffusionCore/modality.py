@@ -14,9 +14,12 @@ from .errors import InputError
 class Modality:
     """Facts about one modality.
 
-    key: what is typed and stored; label: what people read; description: one sentence of help. preprocessing: which
-    enhancement of network.PREPROCESSING the network's input gets. oriented: whether headers carry an anatomical
-    orientation worth trusting. published_loader: how the published method loads it (SpatialDiffusionTraining.loaders).
+    key: what is typed and stored; label: what people read; description: help in a sentence or two. preprocessing: which
+    enhancement of network.PREPROCESSING a network with the published loading gets. oriented: whether headers carry an
+    anatomical orientation worth trusting; where not, only spacings count, and the axis with the finest one is depth
+    (volume.canonical_grid). rotations: which poses are searched: "all" rotations, or "depth", any turn about the depth
+    axis with tilts of a few degrees (eyes are scanned from the front). published_loader: how the published method
+    loads it (SpatialDiffusionTraining.loaders).
     """
 
     key: str
@@ -24,6 +27,7 @@ class Modality:
     description: str
     preprocessing: str = "none"
     oriented: bool = True
+    rotations: str = "all"
     published_loader: str = "minmax"
     aliases: tuple = ()
 
@@ -45,12 +49,14 @@ MODALITIES = {
         ),
         Modality("ct-head-neck", "CT head and neck", "Computed tomography of head and neck.", aliases=("ct",)),
         Modality(
-            "oct", "Retinal OCT", "Optical coherence tomography of the retina.",
-            preprocessing="oct", oriented=False, published_loader="oct",
+            "oct", "Retinal OCT",
+            "Optical coherence tomography of the retina. A left and a right eye mirror each other: mirror one first.",
+            preprocessing="oct", oriented=False, rotations="depth", published_loader="oct",
         ),
         Modality(
-            "octa", "Retinal OCTA", "Optical coherence tomography angiography of the retina.",
-            preprocessing="octa", oriented=False, published_loader="octa",
+            "octa", "Retinal OCTA",
+            "OCT angiography of the retina. A left and a right eye mirror each other: mirror one first.",
+            preprocessing="octa", oriented=False, rotations="depth", published_loader="octa",
         ),
     )
 }

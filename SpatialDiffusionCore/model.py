@@ -85,6 +85,12 @@ def check_card(card: dict, where="the card") -> dict:
         raise ModelError(f"{where} has the grid size {size!r}; expected three positive whole numbers.")
     if card["grid"].get("loading") not in ("canonical", "published"):
         raise ModelError(f"{where} has grid loading {card['grid'].get('loading')!r}; expected canonical or published.")
+    spacing = card["grid"].get("spacing")
+    numbers = spacing if isinstance(spacing, list) else [spacing] * 3
+    if card["grid"]["loading"] == "canonical" and not (
+        len(numbers) == 3 and all(isinstance(n, (int, float)) and 0 < n < math.inf for n in numbers)
+    ):
+        raise ModelError(f"{where} has the grid spacing {spacing!r}; expected one or three positive numbers of mm.")
     if not isinstance(card["modalities"], dict) or not card["modalities"]:
         raise ModelError(f"{where} names no modalities.")
     try:
@@ -189,7 +195,10 @@ class Model:
         import torch
 
         class_id = self.class_id(moving_modality, fixed_modality)
-        preprocessing = tuple(modalities.get(m).preprocessing for m in (fixed_modality, moving_modality))
+        # Enhancement to black and white is part of the published recipe; other models see intensities.
+        preprocessing = ("none", "none")
+        if self.card["grid"]["loading"] == "published":
+            preprocessing = tuple(modalities.get(m).preprocessing for m in (fixed_modality, moving_modality))
 
         def denoise(fixed, moving, t):
             classes = torch.full((moving.shape[0],), class_id, device=moving.device, dtype=torch.long)

@@ -8,7 +8,7 @@ import numpy as np
 from . import modality as modalities
 from .cube import on_grid
 from .files import written_whole
-from .volume import canonical_grid, prepare
+from .volume import canonical_grid, prepare, scan_order
 
 SIZE = 200
 MARGIN = 8
@@ -37,7 +37,8 @@ def draw(registration, moving, fixed, path=None, size: int = SIZE):
     prepared = prepare(fixed), prepare(moving)
     reach = 2 * 2.6 * float(np.sqrt(np.linalg.eigvalsh(prepared[0].tissue_covariance).max()))
     oriented = modalities.get(fixed_key).oriented and modalities.get(moving_key).oriented
-    spacing = reach / size if oriented else 1.1 * np.array(fixed.shape) * fixed.spacing / size
+    extent = np.array(fixed.shape) * fixed.spacing
+    spacing = reach / size if oriented else 1.1 * extent[list(scan_order(fixed))] / size
     grid = canonical_grid(prepared[0], size, spacing, oriented)
     shown = on_grid(prepared[0], grid, "cpu").values[0, 0].numpy()
     index = [size // 2] * 3

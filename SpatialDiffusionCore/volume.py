@@ -365,15 +365,38 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     return float(edges[int(np.nanargmax(between[:-1])) + 1])
 
 
+def scan_order(volume: Volume) -> tuple:
+    """The array axes of a scan without anatomical orientation, as (lateral, depth, lateral).
+
+    Depth is the axis with the finest spacing, of nearly equal ones (5 %) the one with the shortest extent, and in the
+    middle, where the published method has it. The other two keep the array's order.
+    """
+    near = volume.spacing <= 1.05 * volume.spacing.min()
+    depth = int(np.argmin(np.where(near, volume.spacing * volume.shape, np.inf)))
+    first, last = (axis for axis in range(3) if axis != depth)
+    return first, depth, last
+
+
+def scan_axes(volume: Volume) -> np.ndarray:
+    """3×3: unit vectors in RAS along (lateral, depth, lateral), in columns.
+
+    Depth runs as in the array; the last axis is turned round where the three would be a mirror image of the world.
+    """
+    axes = (volume.voxel_to_ras[:3, :3] / volume.spacing)[:, scan_order(volume)]
+    if np.linalg.det(axes) < 0:
+        axes[:, 2] *= -1
+    return axes
+
+
 def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:
     """The model's cube around a volume's tissue.
 
-    size: voxels (D, H, W); spacing: mm, one number or three. Oriented volumes get axes along R, A, S; others
-    (OCT) keep their own array axes, spacing only.
+    size: voxels (D, H, W); spacing: mm, one number or three, also along (D, H, W). Oriented volumes get these axes
+    along R, A, S; others (OCT) along their own array axes, see ``scan_axes``.
     """
     size = tuple(int(n) for n in np.broadcast_to(size, 3))
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
-    axes = np.eye(3) if oriented else prepared.volume.voxel_to_ras[:3, :3] / prepared.volume.spacing
+    axes = np.eye(3) if oriented else scan_axes(prepared.volume)
     linear = axes * spacing
     return Grid(size, geometry.from_parts(linear, prepared.tissue_center - linear @ ((np.array(size) - 1) / 2)))
 

@@ -42,9 +42,15 @@ def rotations(generator, count, max_degrees):
     """count×3×3 rotations about random axes, the angle uniform in ±max_degrees."""
     axis = F.normalize(torch.randn(count, 3, generator=generator), dim=1)
     angle = uniform(generator, -1, 1, count) * math.radians(max_degrees)
+    return _turn(axis, angle)
+
+
+def _turn(axis, angle):
+    """B×3×3 rotations by B angles (radians) about B×3 unit axes."""
+    count = len(axis)
     x, y, z = axis.unbind(1)
     zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(count, 3, 3)
     sine, cosine = angle.sin().view(-1, 1, 1), angle.cos().view(-1, 1, 1)
     return torch.eye(3) + sine * cross + (1 - cosine) * (cross @ cross)
 
@@ -112,32 +118,41 @@ def renormalize(volume):
 class Pose:
     """The random pose that both volumes of a pair share, so that a network meets every orientation.
 
-    rotation_degrees: largest angle; rotation_axis: "any", or "y" for turns in the x-z plane as published.
+    rotation_degrees: largest angle; rotation_axis: "any", or "y" for turns in the x-z plane as published, with a tilt
+    of up to tilt_degrees about an axis in that plane.
     shift: largest shift along each axis; scale: largest log scale (uniform in ±).
     free: share of the samples whose rotation is any of all rotations (uniform), whatever rotation_degrees.
     """
 
     rotation_degrees: float = 45.0
     rotation_axis: str = "any"
+    tilt_degrees: float = 0.0
     shift: float = 0.06
     scale: float = 0.15
     free: float = 0.0
 
-    def draw(self, count, generator, shape):
-        """count×3×4 affines in normalized coordinates that sample a source of shape (D, H, W)."""
+    def draw(self, count, generator, shape, spacing=1.0):
+        """count×3×4 affines in normalized coordinates that sample a source of shape (D, H, W) and that spacing."""
         if self.rotation_axis == "y":
             angle = uniform(generator, -1, 1, count) * math.radians(self.rotation_degrees)
             zero, one = torch.zeros(count), torch.ones(count)
             rows = [angle.cos(), zero, angle.sin(), zero, one, zero, -angle.sin(), zero, angle.cos()]
             linear = torch.stack(rows, 1).view(-1, 3, 3)
+            if self.tilt_degrees:
+                # A turn about a random axis of the x-z plane by a random part of the largest tilt.
+                way = uniform(generator, -math.pi, math.pi, count)
+                tilt = uniform(generator, -1, 1, count) * math.radians(self.tilt_degrees)
+                axis = torch.stack([way.cos(), zero, way.sin()], 1)
+                linear = _turn(axis, tilt) @ linear
         else:
             linear = rotations(generator, count, self.rotation_degrees)
             quaternion = F.normalize(torch.randn(count, 4, generator=generator), dim=1)
             free = torch.rand(count, generator=generator) < self.free
             linear = torch.where(free.view(-1, 1, 1), _quaternion_rotation(quaternion), linear)
         linear = linear * uniform(generator, -self.scale, self.scale, count, 1, 1).exp()
-        # A rotation of voxels; on grids that are no cubes it is none of normalized coordinates.
-        half = torch.tensor([float(n) for n in reversed(shape)])
+        # A rotation of millimeters; on grids that are no cubes it is none of normalized coordinates.
+        edges = torch.tensor(shape) * torch.broadcast_to(torch.tensor(spacing), (3,))
+        half = edges.flip(0).float()
         linear = linear * half / half[:, None]
         shift = uniform(generator, -2 * self.shift, 2 * self.shift, count, 3, 1)
         return torch.cat([linear, linear @ shift], 2)

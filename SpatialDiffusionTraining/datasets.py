@@ -110,8 +110,8 @@ class Cache:
 
     @property
     def spacing(self):
-        """Edge of a voxel in mm (1 where a loader ignores the spacing)."""
-        return float(self.grid["spacing"])
+        """mm between voxels along (D, H, W) (as set where a loader ignores it)."""
+        return tuple(float(n) for n in np.broadcast_to(self.grid["spacing"], 3))
 
     def rows(self, part, class_id=None):
         """Row numbers of the "train" or "validation" part, of one data set if its class id is given."""
@@ -176,12 +176,12 @@ def _prepare(task):
 def build(folder, sources, grid, workers=1, report=print):
     """Make (or find unchanged) the cache of all scans of `sources` in `folder` and open it.
 
-    grid: {"size": (D, H, W), "spacing": mm} of the model. Scans that cannot be used are skipped, counted and
-    listed in skipped.txt. Raises InputError where no training scan is left.
+    grid: {"size": (D, H, W), "spacing": mm, one number or three} of the model. Scans that cannot be used are skipped,
+    counted and listed in skipped.txt. Raises InputError where no training scan is left.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    grid = {"size": [int(n) for n in grid["size"]], "spacing": float(grid["spacing"])}
+    grid = {"size": [int(n) for n in grid["size"]], "spacing": grid["spacing"]}
     fingerprint = _fingerprint(sources, grid)
     index_file = folder / "index.json"
     if index_file.exists() and json.loads(index_file.read_text(encoding="utf-8"))["fingerprint"] == fingerprint:

@@ -45,7 +45,7 @@ def card(state, name, licence="", data=""):
     return {
         "name": name,
         "architecture": complete(state["architecture"]),
-        "grid": {"size": list(settings.shape), "spacing": None if published else settings.data.spacing,
+        "grid": {"size": list(settings.shape), "spacing": None if published else settings.spacing,
                  "loading": "published" if published else "canonical"},
         "schedule": make_schedule(settings).to_dict(),
         "modalities": modalities(settings.data),

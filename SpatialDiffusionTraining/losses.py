@@ -5,6 +5,7 @@ voxels' normalized coordinates in the fixed volume, which is all that an average
 """
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 
@@ -14,8 +15,12 @@ def frobenius(predicted, target):
 
 
 def half_edges(shape, spacing, like):
-    """Half the edges of the grid in mm in the order x, y, z: what a normalized unit is long, 3."""
-    return torch.tensor([n * spacing / 2 for n in reversed(shape)], dtype=torch.float32, device=like.device)
+    """Half the edges of the grid in mm in the order x, y, z: what a normalized unit is long, 3.
+
+    spacing: mm, one number or three along (D, H, W).
+    """
+    edges = np.array(shape) * np.asarray(spacing, float)
+    return torch.tensor(edges[::-1] / 2, dtype=torch.float32, device=like.device)
 
 
 def displacement(predicted, target, mean, covariance, half):
@@ -28,11 +33,15 @@ def displacement(predicted, target, mean, covariance, half):
 
 
 def expected_displacement(schedule, t, mean, covariance, half, spacing):
-    """RMS displacement in mm that the diffusion of timesteps t gives the tissue, to first order, B."""
+    """RMS displacement in mm that the diffusion of timesteps t gives the tissue, to first order, B.
+
+    The 3×3 part is drawn in normalized coordinates, so each of its rows displaces by its own axis's half edge.
+    """
     linear = torch.as_tensor(schedule.total_transform, dtype=torch.float32, device=t.device)[t - 1]
     shift = torch.as_tensor(schedule.total_translation, dtype=torch.float32, device=t.device)[t - 1]
-    radius = ((mean.square() + torch.diagonal(covariance, dim1=1, dim2=2)) * half.square()).sum(1)
-    return (linear.square() * radius + 3 * (shift * spacing).square()).sqrt()
+    radius = (mean.square() + torch.diagonal(covariance, dim1=1, dim2=2)).sum(1) * half.square().mean()
+    voxel = float(np.square(np.broadcast_to(spacing, 3)).sum())
+    return (linear.square() * radius + shift.square() * voxel).sqrt()
 
 
 def physical(predicted, target, t, schedule, mean, covariance, half, spacing, floor=0.0):

@@ -53,9 +53,10 @@ class PairMaker:
         self.classes = classes
         self.half = losses.half_edges(cache.shape, cache.spacing, torch.zeros(1))
         self.preprocessed = {}
+        published = "published" in settings.data.loader  # see model.Model.denoiser
         for entry in cache.entries:
             name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
-            if name != "none":
+            if name != "none" and published:
                 self.preprocessed.setdefault(name, set()).add(entry["row"])
         self.variants = []
         for modality, changes in settings.augmentation.by_modality.items():
@@ -84,7 +85,7 @@ class PairMaker:
         count, shape = len(rows), self.cache.shape
         drawn = torch.randint(1, self.schedule.timesteps + 1, (count,), generator=generator)
         t = drawn if t is None else torch.as_tensor(t)
-        pose = self.pose.draw(count, generator, shape)
+        pose = self.pose.draw(count, generator, shape, self.cache.spacing)
         affine, target = diffusion.draw(self.schedule, t, shape, generator, self.rigid_share)
         affine, target = affine.float(), target.float()
         draws = self._draw_artifacts(rows, generator)

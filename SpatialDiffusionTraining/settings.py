@@ -39,7 +39,8 @@ class Data:
     unconditional: bool = _option(False, "train without modality classes, also on several data sets")
     size: list = _option([64], "voxels along the axes of the model's grid: one number for a cube, or D H W",
                          metavar="N", type=int)
-    spacing: float = _option(3.5, "edge of the model grid's voxels in mm")
+    spacing: list = _option([3.5], "mm between the voxels of the model's grid: one number, or three along D H W "
+                                   "(right, front, up; for OCT lateral, depth, lateral)", metavar="MM", type=float)
     loader: list = _option([], "how scans are put on the grid, one for all or one per --train: canonical (the "
                                "model's cube by the header, the default), or published (the published loading "
                                "of the modality)",
@@ -197,6 +198,15 @@ class Settings:
         return tuple(int(n) for n in (size * 3 if len(size) == 1 else size))
 
 
+    @property
+    def spacing(self):
+        """mm between the grid's voxels: one number, or a list of three along (D, H, W)."""
+        spacing = [float(n) for n in self.data.spacing]
+        if len(spacing) not in (1, 3) or min(spacing) <= 0:
+            raise InputError(f"--spacing expects one or three positive numbers of mm, got {self.data.spacing}.")
+        return spacing[0] if len(spacing) == 1 else spacing
+
+
 def _merged(old, new, what):
     if not isinstance(new, dict):
         raise InputError(f"{what} must be a JSON object.")
@@ -212,7 +222,8 @@ def _typed(old, value, name, origin):
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is tuple or wanted is list:
-        wanted, value = list, list(value) if isinstance(value, (list, tuple)) else value
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        wanted, value = list, [value] if number else list(value) if isinstance(value, (list, tuple)) else value
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise InputError(f"{origin}: {name} expects {wanted.__name__}, got {value!r}.")
     return value

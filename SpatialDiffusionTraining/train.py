@@ -8,6 +8,8 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 DESCRIPTION = """Train a Spatial Diffusion model on unlabelled scans.
 
   spatial-diffusion-train --train SCANS --dataset t1-brain -o RUN       train (interrupt it at will)
@@ -148,7 +150,7 @@ def prepare(chosen, report=print, lists=False):
             for file, paths in zip(split_files(chosen.run.output, index), (source.train, source.validation)):
                 datasets.write_list(paths, file)
     run = Path(chosen.run.output)
-    grid = {"size": chosen.shape, "spacing": chosen.data.spacing}
+    grid = {"size": chosen.shape, "spacing": chosen.spacing}
     cache = datasets.build(chosen.data.cache or run / "cache", found, grid, chosen.data.workers, report)
     return cache, sampler_of(cache, found, chosen), cache.rows("validation")
 
@@ -228,7 +230,8 @@ def train(chosen, resume=False, report=None):
         work.ema.copy_params_from_model_to_ema()
     parameters = sum(p.numel() for p in work.plain.parameters())
     report(f"{len(cache.rows('train'))} training and {len(held_out)} validation scans, grid "
-           f"{'×'.join(map(str, cache.shape))} at {cache.spacing:g} mm, {parameters / 1e6:.1f} M parameters")
+           f"{'×'.join(map(str, cache.shape))} at {'×'.join(f'{s:g}' for s in np.atleast_1d(chosen.spacing))} mm, "
+           f"{parameters / 1e6:.1f} M parameters")
     try:
         ended = work.fit()
     except trainer.TrainingStopped as error:

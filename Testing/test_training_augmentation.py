@@ -233,6 +233,42 @@ def test_displacement_loss_is_the_mean_over_points():
     assert got.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_errors_and_expected_displacements_on_an_anisotropic_grid_are_millimeters():
+    from SpatialDiffusionCore import diffusion
+    from SpatialDiffusionCore.schedule import Schedule
+
+    shape, spacing = (16, 24, 20), (0.1, 0.03, 0.12)
+    half = losses.half_edges(shape, spacing, torch.zeros(1))
+    assert half.tolist() == pytest.approx([20 * 0.06, 24 * 0.015, 16 * 0.05])
+    shifted = torch.eye(3, 4)[None].clone()
+    shifted[0, 1, 3] = 2 / 24  # one voxel along H
+    mean, covariance = torch.zeros(1, 3), 0.1 * torch.eye(3)[None]
+    error = losses.displacement(shifted, torch.eye(3, 4)[None], mean, covariance, half).item()
+    assert error == pytest.approx(math.hypot(0.03, 0.01), rel=1e-5)  # 0.01: the root's floor
+    schedule, count = Schedule(transform_range=(0.01, 0.05), translation_range=(0.1, 0.5)), 4000
+    mean, covariance = torch.zeros(count, 3), torch.diag(torch.tensor([0.25, 0.04, 0.25])).expand(count, 3, 3)
+    for step in (5, 40):
+        t = torch.full((count,), step)
+        theta, _ = diffusion.draw(schedule, t, shape, generator(23), rigid_share=0.0)
+        real = losses.displacement(theta, torch.eye(3, 4).expand(count, 3, 4), mean, covariance, half)
+        expected = losses.expected_displacement(schedule, t, mean, covariance, half, spacing)
+        assert 0.5 < (real.square().mean().sqrt() / expected[0]).item() < 1.3
+
+
+def test_a_pose_on_an_anisotropic_grid_is_a_rotation_of_millimeters_about_depth_with_a_small_tilt():
+    shape, spacing = (16, 24, 20), (0.1, 0.03, 0.12)
+    draw = a.Pose(rotation_degrees=180, rotation_axis="y", tilt_degrees=5, shift=0.0, scale=0.0)
+    pose = draw.draw(200, generator(9), shape, spacing)[:, :, :3]
+    half = losses.half_edges(shape, spacing, torch.zeros(1))
+    turned = half[:, None] * pose / half
+    assert torch.allclose(turned @ turned.transpose(1, 2), torch.eye(3).expand(200, 3, 3), atol=1e-5)
+    assert torch.allclose(torch.linalg.det(turned), torch.ones(200), atol=1e-5)
+    tilt = torch.rad2deg(torch.acos(turned[:, 1, 1].clamp(max=1)))
+    assert tilt.max() <= 5.05 and 1.5 < tilt.median() < 3.5
+    about_depth = torch.rad2deg(torch.atan2(turned[:, 0, 2], turned[:, 0, 0]))
+    assert about_depth.min() < -170 and about_depth.max() > 170
+
+
 def test_moments_follow_the_tissue():
     """Tissue at p in the source appears at affine⁻¹(p) in a volume sampled at affine."""
     points = grid_points().reshape(-1, 3)[::5] * 0.4

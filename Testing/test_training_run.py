@@ -117,9 +117,10 @@ def test_several_modalities_get_class_ids_in_order(tmp_path):
     assert model.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 0, "t2-head-neck": 0}
 
 
-def test_retinal_scans_reach_the_network_enhanced_and_octa_is_never_deformed(tmp_path):
+@pytest.mark.parametrize("loader", ["canonical", "published"])
+def test_octa_is_never_deformed_and_only_the_published_recipe_makes_it_black_and_white(loader, tmp_path):
     scans_ = write_phantoms(tmp_path / "octa", 2)
-    options = [o if o != "t1-brain" else "octa" for o in TINY]
+    options = [o if o != "t1-brain" else "octa" for o in TINY] + ["--loader", loader]
     assert train.main(["--train", str(scans_), *options, "--steps", "1", "-o", str(tmp_path / "run")]) == 0
     settings = Settings.from_dict(json.loads((tmp_path / "run" / "settings.json").read_text()))
     cache, sampler, _ = train.prepare(settings)
@@ -131,7 +132,7 @@ def test_retinal_scans_reach_the_network_enhanced_and_octa_is_never_deformed(tmp
         seen.update(draws), keep(source, affine, draws))[1]
     pairs = maker.make(sampler.draw(0, 8), seeded(1))
     assert not seen["deformation"]["on"].any() and seen["bias"]["on"].any()
-    assert set(pairs.fixed.unique().tolist()) <= {0.0, 1.0}
+    assert (set(pairs.fixed.unique().tolist()) <= {0.0, 1.0}) == (loader == "published")
 
 
 def test_a_folder_with_broken_files_trains(scans, tmp_path, capsys):

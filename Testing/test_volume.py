@@ -41,6 +41,7 @@ HEADERS = {
     "mirrored": header(OBLIQUE * [-1, 1, 1]),
 }
 SHEARED = header(OBLIQUE @ SHEAR)
+SCAN = [0, 2, 1]  # "oblique" has its finest spacing along the last array axis: depth, which the cube has in the middle
 
 
 def ramp(points):
@@ -477,19 +478,56 @@ def test_a_ramp_sampled_on_any_cube_has_the_world_values(voxel_to_ras, size, spa
     assert (support[~inside(prepared.volume, places, -0.501)] == 0).all()
 
 
-def test_the_cube_is_anatomical_or_keeps_the_array_axes_and_holds_the_tissue_in_its_middle():
+def test_the_cube_is_anatomical_or_along_the_scan_and_holds_the_tissue_in_its_middle():
     data = np.zeros((40, 44, 48), np.float32)
     data[10:20, 20:34, 12:40] = 100
     volume = v.Volume(data, HEADERS["oblique"])
+    assert v.scan_order(volume) == tuple(SCAN)
     prepared = v.prepare(volume)
     middle = g.transform_points(volume.voxel_to_ras, np.array([[14.5, 26.5, 25.5]]))[0]
     assert np.allclose(prepared.tissue_center, middle, atol=1e-6)
-    for oriented, axes in ((True, np.eye(3)), (False, OBLIQUE)):
+    for oriented, axes in ((True, np.eye(3)), (False, OBLIQUE[:, SCAN] * [1, 1, np.linalg.det(OBLIQUE[:, SCAN])])):
         grid = v.canonical_grid(prepared, (16, 18, 20), 2.5, oriented)
         assert np.allclose(grid.voxel_to_ras[:3, :3], axes * 2.5)
         assert np.allclose(g.transform_points(grid.normalized_to_ras, np.zeros((1, 3)))[0], middle)
     spacing = v.canonical_grid(prepared, 16, (1, 2, 3)).voxel_to_ras[:3, :3]
     assert np.allclose(spacing, np.diag([1, 2, 3]))
+
+
+#: Array orders in which programs write OCT: (A-scan, B-scan, depth), (B-scan, depth, A-scan), … with µm spacings.
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_axis_with_the_finest_spacing_is_depth_and_no_cube_is_a_mirror_image(order):
+    data = np.random.default_rng(0).random((20, 24, 28)).astype(np.float32)
+    steps = np.array([0.0224, 0.0596, 0.0039])
+    volume = v.Volume(data.transpose(order), np.diag([*steps[list(order)], 1.0]))
+    lateral, depth, other = v.scan_order(volume)
+    assert steps[order[depth]] == steps.min() and lateral < other
+    grid = v.canonical_grid(v.prepare(volume), (12, 14, 16), (0.02, 0.004, 0.03), oriented=False)
+    assert np.allclose(grid.voxel_to_ras[:3, 1], np.eye(3)[depth] * 0.004)
+    assert np.linalg.det(grid.voxel_to_ras[:3, :3]) > 0
+    assert np.allclose(np.linalg.norm(grid.voxel_to_ras[:3, :3], axis=0), (0.02, 0.004, 0.03), atol=1e-12)
+
+
+def test_among_nearly_equal_spacings_the_shortest_extent_is_depth():
+    volume = v.Volume(np.arange(30 * 40 * 18).reshape(30, 40, 18), np.diag([0.0100, 0.0101, 0.0102, 1]))
+    assert v.scan_order(volume) == (0, 2, 1)
+
+
+def test_affines_of_an_anisotropic_cube_convert_to_the_world_and_back():
+    """By hand: one voxel of shift along each axis of the cube is one voxel's micrometers in the world."""
+    grid = v.Grid((64, 48, 64), g.from_parts(OBLIQUE @ np.diag([0.1, 0.03, 0.12]), (5, -3, 8)))
+    for axis, (size, step) in enumerate(zip(grid.shape, (0.1, 0.03, 0.12))):
+        theta = np.eye(3, 4)
+        theta[2 - axis, 3] = 2 / size
+        moved = g.theta_to_world(theta, grid.normalized_to_ras, grid.normalized_to_ras)
+        assert np.allclose(moved[:3, :3], np.eye(3), atol=1e-12)
+        assert np.allclose(moved[:3, 3], OBLIQUE[:, axis] * step, atol=1e-12)
+        back = g.world_to_theta(moved, grid.normalized_to_ras, grid.normalized_to_ras)
+        assert np.abs(back - theta).max() < 1e-13
+    turn = g.about(g.rotation_about(OBLIQUE[:, 1], 0.7), (5, -3, 8), (0.1, 0.2, -0.05))
+    theta = g.world_to_theta(turn, grid.normalized_to_ras, grid.normalized_to_ras)
+    again = g.theta_to_world(theta, grid.normalized_to_ras, grid.normalized_to_ras)
+    assert np.abs(again - turn).max() < 1e-12
 
 
 def test_outside_the_field_of_view_the_cube_is_zero_without_support():
