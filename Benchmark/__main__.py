@@ -10,7 +10,8 @@ from SpatialDiffusionCore.errors import InputError
 
 def main(argv=None) -> int:
     """Run or report; returns the exit status."""
-    from . import cases, runner
+    from . import runner
+    from .tasks import TASKS
 
     parser = argparse.ArgumentParser(
         prog="python -m Benchmark", description="This project and its peers on the same pairs."
@@ -19,15 +20,15 @@ def main(argv=None) -> int:
     run = commands.add_parser("run", help="register; what is in the results already is not done again")
     run.add_argument("--data", required=True, metavar="DIR", help="folder with bench/, t1/ and oasis_labels.tsv")
     run.add_argument("--out", required=True, metavar="RESULTS", help="folder of the results")
-    run.add_argument("--task", choices=("brains", "hard"), default="brains")
+    run.add_argument("--task", choices=list(TASKS), default="brains", metavar="TASK",
+                     help="; ".join(f"{t.name}: {t.about}" for t in TASKS.values()) + " (default: brains)")
     run.add_argument("--methods", nargs="+", choices=runner.all_methods(), metavar="METHOD",
-                     help=f"default: all of {', '.join(runner.all_methods())}")
-    run.add_argument("--rotations", nargs="+", type=float, default=[0, 15, 30, 45, 90, 135, 180], metavar="DEG",
-                     help="brains: turns of the moving header (default: 0 15 30 45 90 135 180)")
-    run.add_argument("--pairs", type=int, default=20, metavar="N", help="brains: the first N of the 20 pairs")
-    run.add_argument("--conditions", nargs="+", choices=list(cases.CONDITIONS), metavar="CONDITION",
-                     help=f"hard: default all of {', '.join(cases.CONDITIONS)}")
-    run.add_argument("--subjects", type=int, default=10, metavar="N", help="hard: the first N held-out scans")
+                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}")
+    run.add_argument("--rotations", nargs="+", type=float, metavar="DEG", help="turns of the moving header (sweeps)")
+    run.add_argument("--pairs", type=int, metavar="N", help="the first N pairs")
+    run.add_argument("--conditions", nargs="+", metavar="CONDITION", help="some of the task's groups of cases")
+    run.add_argument("--subjects", type=int, metavar="N", help="the first N held-out scans")
+    run.add_argument("--draws", type=int, metavar="N", help="the first N random poses of each pair")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--threads", type=int, default=1)
     run.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for one registration")
@@ -35,16 +36,17 @@ def main(argv=None) -> int:
     run.add_argument("--peer-python", metavar="PATH", help="Python that has the peers, if this one has not")
     run.add_argument("--model", metavar="FILE", help="a model file instead of the installed one")
     run.add_argument("--again", nargs="+", default=[], choices=runner.all_methods(), metavar="METHOD",
-                     help="forget these methods' results first (after a change of model or code)")
+                     help="forget these methods' results in this task first (after a change of model or code)")
     run.add_argument("--log", metavar="FILE", help="append what the methods print")
     report = commands.add_parser("report", help="tables and figures from a folder of results")
     report.add_argument("out", metavar="RESULTS")
+    report.add_argument("--readme", metavar="FILE", help="also put the main tables between the markers of this file")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "report":
             from .report import write
 
-            for path in write(arguments.out):
+            for path in write(arguments.out, arguments.readme):
                 print(f"wrote {path}")
             return 0
         return _run(arguments)
@@ -57,7 +59,7 @@ def _run(arguments) -> int:
     from . import results, runner
 
     if arguments.again:
-        print(f"forgot {results.forget(arguments.out, arguments.again)} results")
+        print(f"forgot {results.forget(arguments.out, arguments.again, arguments.task)} results")
 
     def late() -> bool:
         return arguments.until is not None and time.strftime("%H:%M") >= arguments.until
@@ -65,12 +67,10 @@ def _run(arguments) -> int:
     def say(line):
         print(line, flush=True)
 
-    count = runner.run(
-        data=arguments.data, out=arguments.out, task=arguments.task, methods=arguments.methods,
-        rotations=arguments.rotations, pairs=arguments.pairs, conditions=arguments.conditions,
-        subjects=arguments.subjects, seed=arguments.seed, threads=arguments.threads, timeout=arguments.timeout,
-        peer_python=arguments.peer_python, model=arguments.model, log=arguments.log, deadline=late, report=say,
-    )
+    chosen = {name: getattr(arguments, name) for name in (
+        "data", "out", "task", "methods", "rotations", "pairs", "conditions", "subjects", "draws", "seed", "threads",
+        "timeout", "peer_python", "model", "log")}
+    count = runner.run(**chosen, deadline=late, report=say)
     print(f"{count} new registrations in {arguments.out}")
     return 0
 

@@ -1,12 +1,16 @@
-"""How right a registration is: overlap of labelled structures."""
+"""How right a registration is: overlap of labelled structures, or distance to a known transform."""
 from __future__ import annotations
 
 import csv
+from typing import Optional
 
 import numpy as np
 
-from SpatialDiffusionCore import volume
+from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.quality import dice
+
+#: A registration with a known answer is a success below this error over the head, mm.
+SUCCESS_MM = 5.0
 
 
 def read_groups(path) -> dict:
@@ -26,11 +30,18 @@ def group_labels(labels: np.ndarray, groups: dict):
 
 
 class Overlap:
-    """Mean Dice of structures after a transform; label files are read once."""
+    """Mean Dice of structures under a case's labels; label files are read once.
 
-    def __init__(self, table):
-        self.groups = read_groups(table)
-        self._read = {}
+    groups: {label id: structure}. enough: the mean Dice from which a registration is a success.
+    """
+
+    def __init__(self, groups: dict, enough: float):
+        self.groups, self.enough, self._read = groups, enough, {}
+
+    def __call__(self, case, matrix: Optional[np.ndarray]) -> dict:
+        """The record's "dice" and "success"; 0 where there is no matrix."""
+        value = 0.0 if matrix is None else self.dice(case.labels, case.moved, matrix)
+        return {"dice": round(value, 4), "success": value >= self.enough}
 
     def _labels(self, path):
         if path not in self._read:
@@ -40,7 +51,7 @@ class Overlap:
             self._read[path] = volume.Volume(numbers, loaded.voxel_to_ras, loaded.name), present
         return self._read[path]
 
-    def __call__(self, labels, moved, matrix) -> float:
+    def dice(self, labels, moved, matrix) -> float:
         """labels: (moving, fixed) files; moved: what the moving header was moved by; matrix: moving → fixed RAS.
 
         Nearest neighbor on the fixed grid; the unweighted mean over the structures that both subjects have.
@@ -49,3 +60,11 @@ class Overlap:
         there = volume.resample(moving.moved(moved), fixed, matrix, "nearest")
         values = dice(there.data, fixed.data, len(in_fixed))
         return float(np.mean(values[in_moving & in_fixed]))
+
+
+def known(case, matrix: Optional[np.ndarray]) -> dict:
+    """The record's "error_mm" (RMS over the head, none where the method failed) and "success"."""
+    if matrix is None:
+        return {"success": False}
+    error = geometry.displacement_rms(matrix, case.truth, case.mean, case.covariance)
+    return {"error_mm": round(error, 3), "success": error < SUCCESS_MM}

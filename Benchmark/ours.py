@@ -9,14 +9,19 @@ import numpy as np
 class Ours:
     """SpatialDiffusionCore.register with some options; the model is loaded before the clock starts."""
 
-    def __init__(self, modality="t1-brain", model=None, **options):
+    def __init__(self, model=None, **options):
         import torch
 
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        self.file, self.options = model, options
+        self.prepare("t1-brain", "t1-brain")
+
+    def prepare(self, moving_modality, fixed_modality):
+        """Load the model for what the next volumes are."""
         from SpatialDiffusionCore.model import load_model
 
-        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.modality, self.options = modality, options
-        self.model = load_model(model, modality, modality, "cpu")
+        self.modality = moving_modality, fixed_modality
+        self.model = load_model(self.file, *self.modality, "cpu")
 
     def load(self, array, voxel_to_ras):
         from SpatialDiffusionCore import Volume
@@ -27,11 +32,12 @@ class Ours:
         from SpatialDiffusionCore import register
 
         result = register(
-            moving, fixed, modality=self.modality, model=self.model, device="cpu", seed=seed, **self.options
+            moving, fixed, moving_modality=self.modality[0], fixed_modality=self.modality[1], model=self.model,
+            device="cpu", seed=seed, **self.options,
         )
-        quality = result.quality
-        return result.matrix, {"spread_mm": quality.spread_mm, "confidence": quality.confidence,
-                               "similarity": quality.similarity_after}
+        quality = result.quality.to_dict()
+        quality.pop("warnings", None)
+        return result.matrix, quality
 
 
 class NetworkSearch(Ours):
@@ -50,10 +56,11 @@ class NetworkSearch(Ours):
         from SpatialDiffusionCore.cube import model_cube
         from SpatialDiffusionCore.registration import DEFAULT_STEPS
 
-        cubes = [model_cube(v, None, self.modality, self.model.card, "cpu") for v in (fixed, moving)]
+        cubes = [model_cube(v, None, key, self.model.card, "cpu")
+                 for v, key in zip((fixed, moving), reversed(self.modality))]
         (fixed, moving), frames = ([c.values for c in cubes], [c.grid.normalized_to_ras for c in cubes])
         centers = [c.prepared.tissue_center for c in cubes]
-        schedule, denoise = self.model.schedule, self.model.denoiser(self.modality, self.modality)
+        schedule, denoise = self.model.schedule, self.model.denoiser(*self.modality)
         starts = torch.as_tensor(np.array([
             geometry.world_to_theta(geometry.about(r, centers[0], centers[1] - centers[0]), *frames)
             for r in geometry.rotation_group()

@@ -43,10 +43,10 @@ def append(folder, record: dict) -> None:
         file.write((b"\n" if torn else b"") + json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
-def forget(folder, methods) -> int:
-    """Drop the registrations of some methods; returns how many."""
+def forget(folder, methods, task) -> int:
+    """Drop a task's registrations of some methods; returns how many. Not while another run writes to the folder."""
     records = read(folder)
-    kept = [r for r in records if r.get("method") not in methods]
+    kept = [r for r in records if r["task"] != task or r.get("method") not in methods]
     if len(kept) < len(records):
         path = Path(folder) / FILE
         part = path.with_suffix(".part")

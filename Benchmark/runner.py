@@ -10,18 +10,15 @@ import subprocess
 import sys
 import tempfile
 import threading
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry
-
-from . import cases, measures, ours, peers, results
+from . import cases, ours, peers, results
+from .tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
-
-#: A registration counts as a success where its mean Dice is at least, or its error in mm below, this.
-SUCCESS_DICE, SUCCESS_MM = 0.45, 5.0
 
 
 class Worker:
@@ -71,7 +68,7 @@ class Worker:
             if "error" in ready:
                 return {**ready, "unavailable": True}
         request = {"moving": str(case.moving), "fixed": str(case.fixed), "moved": case.moved.tolist(),
-                   "seed": case.seed}
+                   "seed": case.seed, "modality": case.modality}
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
@@ -90,36 +87,25 @@ class Worker:
             self.process = None
 
 
-def judge(case: cases.Case, answer: dict, overlap) -> dict:
+def judge(case: cases.Case, answer: dict, measure) -> dict:
     """The record of a registration: what the worker measured and how right the transform is."""
-    record = {}
     if "error" in answer:
-        record["error"] = answer["error"]
-        matrix = None
-    else:
-        matrix = np.array(answer["matrix"])
-        record.update(
-            seconds=round(answer["seconds"], 4), cpu_seconds=round(answer["cpu_seconds"], 4),
-            peak_mb=round(answer["peak_mb"]), matrix=[round(v, 6) for v in matrix[:3].ravel().tolist()],
-        )
-        record.update({k: round(v, 4) if isinstance(v, float) else v for k, v in answer["details"].items()})
-    if case.truth is not None:
-        if matrix is not None:
-            error = geometry.displacement_rms(matrix, case.truth, case.mean, case.covariance)
-            record["error_mm"] = round(error, 3)
-        record["success"] = matrix is not None and record["error_mm"] < SUCCESS_MM
-    else:
-        value = 0.0 if matrix is None else overlap(case.labels, case.moved, matrix)
-        record["dice"] = round(value, 4)
-        record["success"] = value >= SUCCESS_DICE
-    return record
+        return {"error": answer["error"], **measure(case, None)}
+    matrix = np.array(answer["matrix"])
+    return {
+        "seconds": round(answer["seconds"], 4), "cpu_seconds": round(answer["cpu_seconds"], 4),
+        "peak_mb": round(answer["peak_mb"]), "matrix": [round(v, 6) for v in matrix[:3].ravel().tolist()],
+        **{k: round(v, 4) if isinstance(v, float) else v for k, v in answer["details"].items()},
+        **measure(case, matrix),
+    }
 
 
-def fingerprint(model) -> str:
+@lru_cache(maxsize=None)
+def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
     """Name and hash of the weights of the model that ours would use; what else its card says does not count."""
     from SpatialDiffusionCore.model import choose, read_weights
 
-    path, card = choose(model, "t1-brain", "t1-brain")
+    path, card = choose(model, *modality)
     digest = hashlib.sha256()
     for key, value in sorted(read_weights(path).items()):
         digest.update(key.encode() + value.numpy().tobytes())
@@ -128,18 +114,19 @@ def fingerprint(model) -> str:
 
 def machine(threads: int) -> dict:
     """What the figures were measured on."""
-    name = platform.processor() or platform.machine()
+    name, memory = platform.processor() or platform.machine(), None
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
                 break
-    except OSError:
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+    except (OSError, ValueError, AttributeError):
         pass
     import torch
 
-    return {"task": "machine", "cpu": name, "cores": os.cpu_count(), "threads": threads, "system": platform.system(),
-            "python": platform.python_version(), "torch": torch.__version__}
+    return {"task": "machine", "cpu": name, "cores": os.cpu_count(), "threads": threads, "memory_gb": memory,
+            "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def all_methods() -> list:
@@ -148,66 +135,55 @@ def all_methods() -> list:
 
 
 def run(
-    *, data, out, task="brains", methods=None, rotations=(0, 15, 30, 45, 90, 135, 180), pairs=20, conditions=None,
-    subjects=10, seed=0, threads=1, timeout=900.0, python=None, peer_python=None, model=None, log=None,
-    deadline=None, report=print,
+    *, data, out, task="brains", methods=None, rotations=None, pairs=None, conditions=None, subjects=None, draws=None,
+    seed=0, threads=1, timeout=900.0, python=None, peer_python=None, model=None, log=None, deadline=None, report=print,
 ) -> int:
-    """Do what is not done yet, method by method; returns the number of new registrations.
+    """Do what is not done yet; returns the number of new registrations.
 
-    deadline: a function that says True when no further registration is to be started.
+    deadline: a function that says True when no further registration is to be started. The rest as on the command line.
     """
-    methods = methods or all_methods()
+    task = TASKS[task]
+    methods = list(methods or task.methods or all_methods())
     done = {results.key(r) for r in results.registrations(results.read(out))}
     python = python or sys.executable
-    overlap = measures.Overlap(cases.data_root(data) / "oasis_labels.tsv")
-    results.append(out, machine(threads))
-    count = 0
+    count, unavailable, made = 0, set(), (None, None)
     with tempfile.TemporaryDirectory() as scratch:
-        if task == "brains":
-            todo = [(c.name, c.rotation, lambda c=c: c) for c in cases.brains(data, rotations, pairs, seed)]
-        else:
-            made = cases.hard(data, conditions or list(cases.CONDITIONS), subjects, seed, scratch)
-            todo = [(name, None, make) for name, make in made]
+        arguments = cases.Arguments(
+            data=Path(data), scratch=Path(scratch), seed=seed, rotations=rotations, pairs=pairs, subjects=subjects,
+            draws=draws, conditions=conditions,
+        )
+        todos, measure = task.cases(arguments), task.measure(arguments)
+        results.append(out, machine(threads))
         workers = {}
         for method in methods:
             mine = method in ours.METHODS
             options = {"model": str(model)} if mine and model else {}
-            build = fingerprint(model) if mine else None
-            workers[method] = (Worker(
-                method, python if mine else peer_python or python, threads, timeout, options, log
-            ), build)
-        # Hard cases are costly to make, so all methods get each in turn; a sweep goes method by method.
-        order = [(m, c) for c in todo for m in methods] if task == "hard" else [(m, c) for m in methods for c in todo]
-        made, rotation_of = (None, None), {r["case"]: r["rotation"] for r in results.read(out) if r.get("task") == task}
-        unavailable = set()
-        for method, (name, rotation, make) in order:
+            workers[method] = Worker(method, python if mine else peer_python or python, threads, timeout, options, log)
+        # Where cases are costly to make all methods get each in turn; a sweep goes method by method.
+        by_method = [(m, t) for m in methods for t in todos]
+        order = [(m, t) for t in todos for m in methods] if task.interleave else by_method
+        for method, todo in order:
             if deadline is not None and deadline():
                 break
-            if rotation is None and name in rotation_of:
-                rotation = rotation_of[name]
-            if (task, method, name, rotation, seed) in done or method in unavailable:
+            if (task.name, method, todo.name, todo.rotation, seed) in done or method in unavailable:
                 continue
-            if made[0] != (name, rotation):
-                case = make()
-                rotation = case.rotation
-                rotation_of[name] = rotation
-                made = ((name, rotation), case)
+            if made[0] is not todo:
+                made = todo, todo.make()
             case = made[1]
-            if (task, method, name, case.rotation, seed) in done:
-                continue
-            worker, build = workers[method]
-            answer = worker.register(case)
+            answer = workers[method].register(case)
             if answer.pop("unavailable", False):
                 report(f"{method}: cannot be started here ({answer['error']}); left out")
                 unavailable.add(method)
                 continue
-            record = {"task": task, "method": method, "case": name, "rotation": case.rotation, "seed": seed,
-                      **judge(case, answer, overlap), "build": build}
+            record = {"task": task.name, "method": method, "case": case.name, "rotation": case.rotation, "seed": seed,
+                      **judge(case, answer, measure),
+                      "build": fingerprint(model, case.modality) if method in ours.METHODS else None}
             results.append(out, record)
             count += 1
-            value = f"Dice {record['dice']:.3f}" if "dice" in record else f"{record.get('error_mm', np.nan):.2f} mm"
-            report(f"{method:16} {name:36} {case.rotation:6.1f}°  {value}  {record.get('seconds', 0):.2f} s"
+            value = (f"Dice {record['dice']:.3f}" if "dice" in record else
+                     f"{record['error_mm']:.2f} mm" if "error_mm" in record else "")
+            report(f"{method:16} {case.name:36} {case.rotation:6.1f}°  {value}  {record.get('cpu_seconds', 0):.2f} s"
                    + (f"  {record['error']}" if "error" in record else ""))
-        for worker, _ in workers.values():
+        for worker in workers.values():
             worker.close()
     return count

@@ -1,8 +1,9 @@
 """The child process that registers with one method: a JSON line in, a JSON line out, until its input ends.
 
-A request is {"moving", "fixed": files, "moved": 4×4 for the moving header, "seed"}. The answer is {"matrix",
-"seconds", "cpu_seconds", "peak_mb", "details"} or {"error"}. Importing, loading files and a small registration to
-warm up are not timed; peak memory is that of the whole process while it registers.
+A request is {"moving", "fixed": files, "moved": 4×4 for the moving header, "seed", "modality": of (moving, fixed),
+which only this project's own methods are told}. The answer is {"matrix", "seconds", "cpu_seconds", "peak_mb",
+"details"} or {"error"}. Importing, loading files and a small registration to warm up are not timed; peak memory is that
+of the whole process while it registers.
 """
 from __future__ import annotations
 
@@ -83,6 +84,8 @@ def answer(method, request: dict, memory: dict) -> dict:
     array, header = load(request["moving"], memory)
     moving = method.load(array, np.array(request["moved"], float) @ header)
     fixed = method.load(*load(request["fixed"], memory))
+    if hasattr(method, "prepare"):
+        method.prepare(*request["modality"])
     reset_peak()
     wall, cpu = time.perf_counter(), time.process_time()
     result = method.run(moving, fixed, request["seed"])

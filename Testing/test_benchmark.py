@@ -6,8 +6,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from Benchmark import cases, measures, ours, peers, report, results, runner
+from Benchmark import cases, hard, measures, ours, peers, report, results, runner, tables
 from Benchmark.__main__ import main
+from Benchmark.tasks import TASKS
 from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.errors import InputError
 
@@ -32,6 +33,12 @@ def bench(tmp_path):
     return tmp_path / "data"
 
 
+def sweep(bench, rotations, pairs, seed=0):
+    """The first cases of the brains task."""
+    arguments = cases.Arguments(bench, bench, seed, rotations, pairs)
+    return [todo.make() for todo in TASKS["brains"].cases(arguments)]
+
+
 # --- measures ----------------------------------------------------------------------------------------------
 
 
@@ -52,7 +59,7 @@ def test_labels_are_merged_into_groups_and_others_dropped(tmp_path):
 
 
 def test_overlap_is_whole_where_the_transform_undoes_the_pose_and_skips_what_one_lacks(bench):
-    overlap = measures.Overlap(bench / "oasis_labels.tsv")
+    overlap = measures.Overlap(measures.read_groups(bench / "oasis_labels.tsv"), 0.45).dice
     labels = bench / "bench" / "oasis_0_labels.nii.gz"
     moved = geometry.about(geometry.rotation_about([1, 2, 3], 2.0), [30, 30, 30], [20, 0, 0])
     assert overlap((labels, labels), moved, np.linalg.inv(moved)) == 1.0
@@ -76,7 +83,7 @@ def test_the_pairs_are_the_twenty_of_the_protocol():
 
 
 def test_poses_are_the_same_every_time_and_differ_between_pairs_and_seeds(bench):
-    first, second = (cases.brains(bench, (0, 90), 2, seed=1) for _ in range(2))
+    first, second = (sweep(bench, (0, 90), 2, seed=1) for _ in range(2))
     assert [c.name for c in first] == ["oasis_0-oasis_3"] * 2 + ["oasis_1-oasis_4"] * 2
     for a, b in zip(first, second):
         np.testing.assert_array_equal(a.moved, b.moved)
@@ -84,29 +91,29 @@ def test_poses_are_the_same_every_time_and_differ_between_pairs_and_seeds(bench)
     assert geometry.decompose(turned.moved).rotation_deg == pytest.approx(90)
     assert np.linalg.norm(geometry.transform_points(turned.moved, center[None])[0] - center) == pytest.approx(20)
     assert np.abs(turned.moved - first[3].moved).max() > 0.1
-    assert np.abs(turned.moved - cases.brains(bench, (90,), 1, seed=2)[0].moved).max() > 0.1
+    assert np.abs(turned.moved - sweep(bench, (90,), 1, seed=2)[0].moved).max() > 0.1
 
 
 def test_a_hard_case_is_repeatable_and_its_truth_lays_the_volumes_on_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(cases, "SIZE", 56)
-    monkeypatch.setattr(cases, "SPACING", 4.5)
+    monkeypatch.setattr(hard, "SIZE", 56)
+    monkeypatch.setattr(hard, "SPACING", 4.5)
     scan = DEMO / "moving_t1_brain.nii.gz"
-    case = cases.hard_case(scan, "clean", 0, tmp_path)
+    case = hard.hard_case(scan, "clean", 0, tmp_path)
     moving, fixed = volume.load(case.moving), volume.load(case.fixed)
     there = volume.resample(moving.moved(case.moved), fixed, case.truth)
     inside = fixed.data > 100
     assert np.corrcoef(there.data[inside], fixed.data[inside])[0, 1] > 0.93
-    cases.hard_pair.cache_clear()
-    once = [cases.hard_case(scan, "together", 0, tmp_path) and volume.load(tmp_path / "moving.nii") for _ in range(2)]
+    hard.known_pair.cache_clear()
+    once = [hard.hard_case(scan, "together", 0, tmp_path) and volume.load(tmp_path / "moving.nii") for _ in range(2)]
     np.testing.assert_array_equal(once[0].data, once[1].data)
     assert once[0].data.size < moving.data.size  # cropped
-    assert np.abs(cases.hard_case(scan, "clean", 1, tmp_path).truth - case.truth).max() > 0.01
-    cases.hard_pair.cache_clear()
+    assert np.abs(hard.hard_case(scan, "clean", 1, tmp_path).truth - case.truth).max() > 0.01
+    hard.known_pair.cache_clear()
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_crop_keeps_sixty_percent_of_the_box(seed):
-    first, last = cases.crop_box([10, 20, 30], [110, 100, 130], np.random.default_rng(seed))
+    first, last = hard.crop_box([10, 20, 30], [110, 100, 130], np.random.default_rng(seed))
     assert np.prod(last - first) == pytest.approx(0.6 * 100 * 80 * 100, rel=0.03)
     assert (first >= [10, 20, 30]).all() and (last <= [110, 100, 130]).all()
 
@@ -135,7 +142,7 @@ def test_an_elastix_euler_map_is_read_as_elastix_means_it():
 
 def test_every_method_has_one_name():
     assert not set(ours.METHODS) & set(peers.METHODS)
-    assert set(runner.all_methods()) == set(report.LABELS)
+    assert set(runner.all_methods()) == set(tables.LABELS)
 
 
 # --- running and reporting ---------------------------------------------------------------------------------
@@ -167,8 +174,8 @@ def test_a_method_that_cannot_start_is_left_out_and_a_failing_one_counts_as_wron
     count = runner.run(data=bench, out=tmp_path, methods=["ants-affine"], rotations=(0,), pairs=1,
                        peer_python="/bin/false" if Path("/bin/false").exists() else "false", report=said.append)
     assert count == 0 and "left out" in said[0]
-    case = cases.brains(bench, (0,), 1)[0]
-    record = runner.judge(case, {"error": "no answer within 1 s"}, None)
+    case = sweep(bench, (0,), 1)[0]
+    record = runner.judge(case, {"error": "no answer within 1 s"}, measures.Overlap({}, 0.45))
     assert record == {"error": "no answer within 1 s", "dice": 0.0, "success": False}
 
 
@@ -187,13 +194,14 @@ def test_the_report_compares_methods_on_shared_pairs_and_judges_the_error_bar(tm
     text = report.text(tmp_path)
     assert "| greedy | 0.510 (2) |" in text and "| Spatial Diffusion (default) | 0.510 [2] |" in text
     assert "| Spatial Diffusion (default) | 6 | 1 | 1.00 | 1.00 | 1 of 1 | 0 of 5 |" in text
-    assert results.forget(tmp_path, ["greedy"]) == 4 and "greedy" not in report.text(tmp_path)
+    assert [results.forget(tmp_path, ["greedy"], task) for task in ("brains", "hard")] == [2, 2]
+    assert "greedy" not in report.text(tmp_path)
 
 
 def test_area_and_rank_correlation_of_known_numbers():
-    assert report.auroc([1, 2, 3, 4], [False, True, False, True]) == pytest.approx(0.75)
-    assert report.auroc([1, 2], [True, True]) is None
-    assert report.spearman([1, 2, 3, 9], [10, 20, 30, 31]) == pytest.approx(1.0)
+    assert tables.auroc([1, 2, 3, 4], [False, True, False, True]) == pytest.approx(0.75)
+    assert tables.auroc([1, 2], [True, True]) is None
+    assert tables.spearman([1, 2, 3, 9], [10, 20, 30, 31]) == pytest.approx(1.0)
 
 
 def test_a_folder_without_data_or_results_is_told_in_a_sentence(tmp_path, capsys):
@@ -201,5 +209,5 @@ def test_a_folder_without_data_or_results_is_told_in_a_sentence(tmp_path, capsys
     assert main(["run", "--data", str(tmp_path), "--out", str(tmp_path)]) == 1
     assert "holds no folder 'bench'" in capsys.readouterr().err
     with pytest.raises(InputError, match="Unknown conditions"):
-        cases.hard(tmp_path, ["fog"], 1, 0, tmp_path)
+        TASKS["hard"].cases(cases.Arguments(tmp_path, tmp_path, conditions=("fog",)))
     assert not (tmp_path / results.FILE).exists() or json.loads((tmp_path / results.FILE).read_text() or "{}")

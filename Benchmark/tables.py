@@ -1,0 +1,157 @@
+"""What the sections of the report share: rows of methods, columns of rotations or groups, cost, lines of a figure."""
+from __future__ import annotations
+
+import numpy as np
+
+LABELS = {
+    "default": "Spatial Diffusion (default)", "no-network": "· without the network", "no-polish": "· without polish",
+    "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
+    "reference": "· reference sampler, 65 steps",
+    "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",
+    "greedy": "greedy", "greedy-search": "greedy -search", "mattes": "SimpleITK Mattes MI",
+    "centers": "centers of mass",
+}
+#: As the report lists them.
+ORDER = list(LABELS)
+
+#: A registration that failed counts as an error of this many mm.
+FAILED_MM = 999.0
+
+
+def label(method: str) -> str:
+    """What people read for a method."""
+    return LABELS.get(method, method)
+
+
+def methods(records) -> list:
+    """Methods among the records, in the report's order."""
+    found = {r["method"] for r in records}
+    return [m for m in ORDER if m in found] + sorted(found - set(ORDER))
+
+
+def group(record) -> str:
+    """What stands before the slash of a case's name."""
+    return record["case"].split("/")[0]
+
+
+def pick(records, **wanted) -> list:
+    """Records with those values."""
+    return [r for r in records if all(r[k] == v for k, v in wanted.items())]
+
+
+def table(header, rows) -> str:
+    """A Markdown table; the first column is text."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join(["---"] + ["---:"] * (len(header) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def grid(records, column, columns, value, headers=None, subsets=True, last=()) -> str:
+    """One row a method, one column each of ``columns`` (values of ``column(record)``); ``value`` turns records to text.
+
+    Where a method did fewer cases than others in the column, their number follows. last: (header, function of a
+    method's records) of further columns.
+    """
+    every = methods(records)
+    cells = {(m, c): [r for r in records if r["method"] == m and column(r) == c] for m in every for c in columns}
+    most = {c: max(len(cells[m, c]) for m in every) for c in columns}
+    rows = []
+    for method in every:
+        row = [label(method)]
+        for c in columns:
+            found = cells[method, c]
+            few = f" ({len(found)})" if subsets and 0 < len(found) < most[c] else ""
+            row.append((value(found) if found else "–") + few)
+        rows.append(row + [text(pick(records, method=method)) for _, text in last])
+    return table(["", *(headers or columns), *(name for name, _ in last)], rows)
+
+
+def by_rotation(records, value, subsets=True) -> str:
+    """One column a rotation."""
+    angles = sorted({r["rotation"] for r in records})
+    return grid(records, lambda r: r["rotation"], angles, value, [f"{a:g}°" for a in angles], subsets)
+
+
+def by_group(records, value, order=()) -> str:
+    """One column a group of cases, then all of them, then their number."""
+    found = dict.fromkeys(group(r) for r in records)
+    groups = [g for g in order if g in found] + [g for g in found if g not in order]
+    return grid(records, group, groups, value, last=(("all", value), ("n", lambda mine: str(len(mine)))))
+
+
+def shared(records) -> list:
+    """Records of the cases that all methods of their rotation did."""
+    kept = []
+    for angle in sorted({r["rotation"] for r in records}):
+        at = pick(records, rotation=angle)
+        cases = set.intersection(*({r["case"] for r in pick(at, method=m)} for m in methods(at)))
+        kept += [r for r in at if r["case"] in cases]
+    return kept
+
+
+def mean_dice(found) -> str:
+    """Mean Dice as text."""
+    return f"{np.mean([r['dice'] for r in found]):.3f}"
+
+
+def success(found) -> str:
+    """Success rate in per cent as text."""
+    return f"{100 * np.mean([r['success'] for r in found]):.0f}"
+
+
+def error(percent: float):
+    """A function: records → that percentile of their errors, in mm, as text; a failure is beyond any limit."""
+    def text(found):
+        value = np.percentile([r.get("error_mm", FAILED_MM) for r in found], percent)
+        return "failed" if value >= FAILED_MM else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    return text
+
+
+def cost(records) -> str:
+    """CPU and wall seconds and memory of one registration, a row a method."""
+    rows = []
+    for method in methods(records):
+        found = pick(records, method=method)
+        timed = [r for r in found if "seconds" in r]
+        if timed:
+            wall, cpu = ([r[k] for r in timed] for k in ("seconds", "cpu_seconds"))
+            values = [f"{np.median(cpu):.2f}", f"{np.percentile(cpu, 95):.2f}", f"{np.median(wall):.2f}",
+                      f"{max(r['peak_mb'] for r in timed):.0f}"]
+        else:
+            values = ["–"] * 4
+        rows.append([label(method), *values, f"{len(found) - len(timed)} of {len(found)}"])
+    return table(["", "CPU seconds, median", "95 %", "wall seconds, median", "peak memory, MB", "failed"], rows)
+
+
+def color(method: str):
+    """The same color for a method in every panel."""
+    from matplotlib import pyplot
+
+    colors = pyplot.get_cmap("tab20").colors
+    return colors[ORDER.index(method) % len(colors)] if method in ORDER else "black"
+
+
+def line(axis, method: str, x, y) -> None:
+    """A method's line in a panel; the default stands out."""
+    strong = method == "default"
+    axis.plot(x, y, "o-", color=color(method), lw=2.6 if strong else 1.3, ms=6 if strong else 4,
+              zorder=3 if strong else 2, label=label(method))
+
+
+def auroc(scores, positive):
+    """Area under the ROC curve of scores against a boolean array; None where there is one kind only."""
+    scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
+    a, b = scores[positive], scores[~positive]
+    if not len(a) or not len(b):
+        return None
+    return float(((a[:, None] > b).sum() + 0.5 * (a[:, None] == b).sum()) / (len(a) * len(b)))
+
+
+def _ranks(values):
+    values = np.asarray(values, float)
+    return np.array([(values < v).sum() + ((values == v).sum() - 1) / 2 for v in values])
+
+
+def spearman(a, b) -> float:
+    """Rank correlation."""
+    a, b = _ranks(a), _ranks(b)
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else 0.0
