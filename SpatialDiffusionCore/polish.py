@@ -276,12 +276,14 @@ LEVELS = ((1.2, 1.0, 12), (0.55, 0.6, 10))
 POINTS = 8000
 
 
-def polish(moving, fixed, world, *, kind: str, seed: int):
+def polish(moving, fixed, world, *, kind: str, seed: int, rotations: str = "all"):
     """Refine a fixed → moving RAS transform (4×4) between two Cubes by their self-similarity on finer and finer grids.
 
     Better than intensities even where the contrast is the same: Dice 0.62 against 0.60 on T1 brains of two people.
+    Scans of eyes (rotations "depth") begin at the last level: coarser voxels hide the vessels, without which the layers
+    slide along each other (median error of 2.9 B-scans instead of 0.6 in the worst of eight cases of a real eye).
     """
-    for factor, sigma, iterations in LEVELS:
+    for factor, sigma, iterations in LEVELS[-1:] if rotations == "depth" else LEVELS:
         world = _polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations)
     return world
 
@@ -299,7 +301,8 @@ def _polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations):
         features = self_similarity(blur(cube.values, sigma))
         sides.append(side(features, cube.support, cube.tissue(), spacing, POINTS, seed))
     change = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
-    change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False)
+    longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
+    change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest)
     # `change` maps the fixed cube to the resampled moving one; both live in the fixed cube's frame.
     frame = grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
     return world @ frame @ change[0].cpu().numpy() @ np.linalg.inv(frame)

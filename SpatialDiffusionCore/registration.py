@@ -126,6 +126,12 @@ class Options:
     search: bool
     init: Optional[np.ndarray]
 
+    @property
+    def rotations(self) -> str:
+        """Which rotations are possible between the two modalities."""
+        both = {modalities.get(key).rotations for key in (self.moving_modality, self.fixed_modality)}
+        return both.pop() if len(both) == 1 else "all"
+
     def swapped(self) -> "Options":
         """The same with the two volumes' roles exchanged."""
         return replace(
@@ -349,7 +355,8 @@ def _fast(moving, fixed, model, options: Options):
     if options.init is not None:
         candidates = [np.linalg.inv(options.init)]
     elif options.search:
-        candidates = [_to_world(m, moving, fixed) for m in search.poses(moving, fixed, options.seed)]
+        poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
+        candidates = [_to_world(m, moving, fixed) for m in poses]
     else:
         centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
         candidates = [geometry.from_parts(np.eye(3), centers)]
@@ -367,13 +374,15 @@ def _fast(moving, fixed, model, options: Options):
     if options.search or options.polish:
         # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
         everything = worlds + candidates if count else candidates
-        best = search.rank(moving, fixed, [_to_frames(w, moving, fixed) for w in everything]).best
+        frames = [_to_frames(w, moving, fixed) for w in everything]
+        best = search.rank(moving, fixed, frames, options.rotations).best
         world, details["best"] = everything[best], "diffusion" if count and best < len(worlds) else "search"
     polished = False
     if options.polish:
         world, polished = _polish(moving, fixed, world, options)
         yield Step(total - 1, total, "Refining", geometry.inverse(world))
-    spread = search.spread(moving, fixed, _to_frames(world, moving, fixed), options.transform, options.seed)
+    frames = _to_frames(world, moving, fixed)
+    spread = search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
 
@@ -385,7 +394,7 @@ def _polish(moving, fixed, world: np.ndarray, options: Options):
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
     tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
     world = geometry.project(world, options.transform, *tissue)
-    refined = polish(moving, fixed, world, kind=options.transform, seed=options.seed)
+    refined = polish(moving, fixed, world, kind=options.transform, seed=options.seed, rotations=options.rotations)
     change = _quality(moving, fixed, world, refined, None)
     if change.similarity_after < change.similarity_before:
         return world, False

@@ -1,0 +1,191 @@
+"""Finding the pose of two scans of an eye: as maps seen from the front first, then in depth.
+
+Eyes are scanned from the front, so two scans differ by a turn about the depth axis, a lateral shift, a little scale, an
+axial offset and tilts of a few degrees. In three dimensions all layers of a retina look alike whatever the turn; the map
+of their mean along depth does not: it shows vessels, in OCT by their shadows. Maps are compared at every turn and every
+shift at once (normalized correlation by Fourier transforms; Padfield, IEEE TIP 21(5):2706, 2012), and a plane fitted to
+the difference of the two surfaces gives tilt and offset.
+
+The cubes' axes are (lateral, depth, lateral); see volume.scan_axes.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .polish import blur
+from .quality import local_similarity
+
+#: Degrees between the turns that are compared: a step moves the rim of a 6 mm map by 0.2 mm, about a vessel.
+STEP = 4.0
+
+#: Least share of the smaller map that two maps must have in common.
+OVERLAP = 0.25
+
+#: Blurs in pixels: of the map against noise, and of what is subtracted from it (shading, the fovea's dip).
+FINE, BROAD = 1.0, 7.0
+
+#: Pixels of a map per lateral voxel of the cube.
+FINER = 1.5
+
+#: Scales of the moving map that are compared.
+SCALES = (0.95, 1.0, 1.05)
+
+
+@dataclass(frozen=True)
+class Face:
+    """A scan seen from the front on N×N pixels of ``step`` mm about the cube's center; first index along D, second W.
+
+    image: mean along depth, shading and brightness of single scan lines removed, 0 outside ``mask``. height: mm along
+    depth of the tissue's middle, where ``known``.
+    """
+
+    maps: torch.Tensor
+    mask: torch.Tensor
+    height: torch.Tensor
+    known: torch.Tensor
+    step: float
+
+
+def face(cube) -> Face:
+    """The Face of a cube."""
+    fine = cube.on(cube.grid.with_shape([int(round(n * FINER)) if axis != 1 else n
+                                         for axis, n in enumerate(cube.grid.shape)]))
+    a, down, b = fine.spacing
+    values, support, tissue = (t[0, 0] for t in (fine.values, fine.support, fine.tissue()))
+    solid = tissue.sum(1)
+    known = (solid > 0.3 * solid[solid > 0].mean()).float()
+    inside = support.sum(1) * (blur(known[None, None, None], 1.5)[0, 0, 0] > 0.5)
+    mask = (inside > 0.25 * inside.max()).float()
+    known = known * mask
+    image = (values * support).sum(1) / inside.clamp_min(1)
+    depth = (torch.arange(tissue.shape[1], device=tissue.device) - (tissue.shape[1] - 1) / 2) * float(down)
+    weight = tissue * values
+    height = (weight * depth[:, None]).sum(1) / weight.sum(1).clamp_min(1e-6)
+    maps = []
+    for plane, where in ((image, mask), (height, known)):
+        # What belongs to a whole scan line (brightness, axial motion), along whichever axis the lines run.
+        for axis in (0, 1):
+            plane = plane - (plane * where).sum(axis, keepdim=True) / where.sum(axis, keepdim=True).clamp_min(1)
+        maps.append(_normalized(plane, where))
+    step = float(min(a, b))
+    count = int(np.ceil(max(n * s for n, s in zip(image.shape, (a, b))) / step))
+    theta = torch.tensor([[count * step / (b * image.shape[1]), 0, 0], [0, count * step / (a * image.shape[0]), 0]],
+                         dtype=torch.float32, device=image.device)[None]
+    grid = F.affine_grid(theta, [1, 1, count, count], align_corners=False)
+    planes = F.grid_sample(torch.stack([*maps, mask, height, known])[None], grid, align_corners=False)[0]
+    mask, known = (planes[2] > 0.5).float(), (planes[4] > 0.99).float()
+    return Face(planes[:2] * mask, mask, planes[3], known, step)
+
+
+def _normalized(image, mask):
+    """Local mean 0 and deviation 1 inside the mask, outliers cut, 0 outside."""
+    def smooth(plane, sigma):
+        return blur(plane[None, None, None], sigma)[0, 0, 0]
+
+    def local(plane):
+        return smooth(plane * mask, BROAD) / smooth(mask, BROAD).clamp_min(1e-3)
+
+    image = smooth(image * mask, FINE) / smooth(mask, FINE).clamp_min(1e-3)
+    image = (image - local(image)) * mask
+    deviation = local(image**2).clamp_min(1e-12).sqrt()
+    return (image / (deviation + 0.3 * deviation[mask > 0].mean())).clamp(-2.5, 2.5) * mask
+
+
+def poses(moving, fixed, keep: int) -> list:
+    """Up to ``keep`` distinct fixed → moving cube-frame transforms (4×4 float64), the most promising first."""
+    a, b = face(fixed), face(moving)
+    found = _turns_and_shifts(a, b)
+    radius = a.step * len(a.mask) / 4
+    chosen = []
+    for score, angle, scale, shift in found:
+        lateral = _lateral(angle, scale, shift)
+        if all(_apart(lateral, other, radius) > 3 * a.step for _, other in chosen):
+            chosen.append((score, lateral))
+        if len(chosen) == keep:
+            break
+    return [_in_depth(a, b, lateral) for _, lateral in chosen]
+
+
+def likeness(moving, fixed, matrices) -> np.ndarray:
+    """Local similarity (quality.py) of two cubes under cube-frame transforms.
+
+    Unlike the correlation of blurred layers it tells a scan from one that is shifted by a few of its lines.
+    """
+    tissue, scores = fixed.tissue(), []
+    for matrix in matrices:
+        world = moving.frame @ np.asarray(matrix, float) @ np.linalg.inv(fixed.frame)
+        moved = moving.on(fixed.grid.moved(world))
+        scores.append(local_similarity(fixed.values, moved.values, moved.support, tissue))
+    return np.array(scores)
+
+
+def _lateral(angle, scale, shift):
+    """2×3 map of fixed to moving (D, W) in mm: u → scale·R(u + shift)."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    linear = scale * np.array([[cosine, -sine], [sine, cosine]])
+    return np.column_stack([linear, linear @ shift])
+
+
+def _apart(p, q, radius):
+    """RMS distance in mm of two lateral maps over a disk of that RMS radius."""
+    d = p - q
+    return np.sqrt((d[:, 2] ** 2).sum() + radius**2 / 2 * (d[:, :2] ** 2).sum())
+
+
+def _turns_and_shifts(a: Face, b: Face):
+    """[(score, angle, scale, shift)], best first: the best shift of every turn and scale."""
+    count, device = len(a.mask), a.mask.device
+    size = 2 * max(count, len(b.mask))
+    ratio = count * a.step / (len(b.mask) * b.step)
+    angles = np.radians(np.arange(0, 360, STEP))
+    found = []
+    front = torch.fft.rfft2(torch.cat([a.maps, a.maps**2, a.mask[None]]), s=(size, size)).conj()
+    for scale in SCALES:
+        for angle in angles:
+            cosine, sine = scale * ratio * np.cos(angle), scale * ratio * np.sin(angle)
+            # grid_sample's x is the second index (W), y the first (D).
+            theta = torch.tensor([[cosine, sine, 0], [-sine, cosine, 0]], dtype=torch.float32, device=device)
+            grid = F.affine_grid(theta[None], [1, 1, count, count], align_corners=False)
+            turned = F.grid_sample(torch.cat([b.maps, b.mask[None]])[None], grid, align_corners=False)[0]
+            back = torch.fft.rfft2(torch.cat([turned[:2], turned[:2] ** 2, turned[2:]]), s=(size, size))
+            pairs = torch.cat([front[:2] * back[:2], front[2:4] * back[4:], front[4:] * back[2:4],
+                               front[4:] * back[4:]])
+            p0, p1, e0, e1, f0, f1, overlap = torch.fft.irfft2(pairs, s=(size, size))
+            share = overlap / min(float(a.mask.sum()), float(turned[2].sum()))
+            score = sum(p / (e.clamp_min(0) * f.clamp_min(0)).clamp_min(1e-6).sqrt()
+                        for p, e, f in ((p0, e0, f0), (p1, e1, f1)))
+            score = torch.where(share >= OVERLAP, score * share.clamp(0, 1).sqrt(), torch.full_like(score, -1.0))
+            value, place = score.flatten().max(0)
+            shift = np.array([(n + size // 2) % size - size // 2 for n in divmod(int(place), size)]) * a.step
+            found.append((float(value), float(angle), scale, shift))
+    return sorted(found, key=lambda entry: -entry[0])
+
+
+def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
+    """4×4 frame transform: the lateral map, and the robust plane that takes a's surface to b's."""
+    at = a.known.nonzero()
+    u = (at.double().cpu().numpy() - (len(a.mask) - 1) / 2) * a.step
+    v = u @ lateral[:, :2].T + lateral[:, 2]
+    place = torch.as_tensor(v / (len(b.mask) * b.step / 2), dtype=torch.float32, device=at.device).flip(1)
+    seen = F.grid_sample(torch.stack([b.height * b.known, b.known])[None], place[None, None], align_corners=False)
+    height, known = seen[0, :, 0].double().cpu().numpy()
+    use = known > 0.99
+    plane = np.zeros(3)
+    if use.sum() > 30:
+        difference = height[use] - a.height[a.known > 0].double().cpu().numpy()[use]
+        terms = np.column_stack([np.ones(use.sum()), u[use]])
+        weights, plane[0] = np.ones(len(terms)), np.median(difference)
+        for _ in range(8):
+            residual = difference - terms @ plane
+            weights = 1 / (1 + (residual / (1e-6 + 2 * np.median(np.abs(residual)))) ** 2)
+            normal = (terms * weights[:, None]).T @ terms + np.diag([0, 1, 1]) * 1e-3 * len(terms)
+            plane = np.linalg.solve(normal, terms.T @ (weights * difference))
+    matrix = np.eye(4)
+    for row, (first, second, offset) in ((0, lateral[0]), (2, lateral[1])):
+        matrix[row] = [first, 0, second, offset]
+    matrix[1] = [plane[1], 1, plane[2], plane[0]]
+    return matrix
