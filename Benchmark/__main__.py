@@ -13,6 +13,12 @@ def main(argv=None) -> int:
     from . import runner
     from .tasks import TASKS
 
+    def method(name):
+        base, _, steps = name.partition("@")
+        if base not in runner.all_methods() or (steps or "1").strip("0123456789"):
+            raise argparse.ArgumentTypeError(f"unknown method {name}; choose among: {', '.join(runner.all_methods())}")
+        return name
+
     parser = argparse.ArgumentParser(
         prog="python -m Benchmark", description="This project and its peers on the same pairs."
     )
@@ -22,8 +28,8 @@ def main(argv=None) -> int:
     run.add_argument("--out", required=True, metavar="RESULTS", help="folder of the results")
     run.add_argument("--task", choices=list(TASKS), default="brains", metavar="TASK",
                      help="; ".join(f"{t.name}: {t.about}" for t in TASKS.values()) + " (default: brains)")
-    run.add_argument("--methods", nargs="+", choices=runner.all_methods(), metavar="METHOD",
-                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}")
+    run.add_argument("--methods", nargs="+", type=method, metavar="METHOD",
+                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}; NAME@K: with K steps")
     run.add_argument("--rotations", nargs="+", type=float, metavar="DEG", help="turns of the moving header (sweeps)")
     run.add_argument("--pairs", type=int, metavar="N", help="the first N pairs")
     run.add_argument("--conditions", nargs="+", metavar="CONDITION", help="some of the task's groups of cases")
@@ -35,14 +41,23 @@ def main(argv=None) -> int:
     run.add_argument("--until", metavar="HH:MM", help="start no registration after this time of day")
     run.add_argument("--peer-python", metavar="PATH", help="Python that has the peers, if this one has not")
     run.add_argument("--model", metavar="FILE", help="a model file instead of the installed one")
-    run.add_argument("--again", nargs="+", default=[], choices=runner.all_methods(), metavar="METHOD",
+    run.add_argument("--again", nargs="+", default=[], type=method, metavar="METHOD",
                      help="forget these methods' results in this task first (after a change of model or code)")
     run.add_argument("--log", metavar="FILE", help="append what the methods print")
     report = commands.add_parser("report", help="tables and figures from a folder of results")
     report.add_argument("out", metavar="RESULTS")
     report.add_argument("--readme", metavar="FILE", help="also put the main tables between the markers of this file")
+    consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (task contrast)")
+    consensus.add_argument("--data", required=True, metavar="DIR")
+    consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
+    consensus.add_argument("--log", metavar="FILE", help="append what the methods print")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "consensus":
+            from .contrast import make_consensus
+
+            make_consensus(arguments.data, arguments.peer_python, log=arguments.log)
+            return 0
         if arguments.command == "report":
             from .report import write
 

@@ -79,8 +79,8 @@ class Task:
 
     name: of the command line. about: one line of help. cases(Arguments) → Todos in order. measure(Arguments) → function
     of (Case, 4×4 moving → fixed RAS or None where the method failed) that gives a dict with "success" and the figures.
-    section(records) → Markdown parts of the report; summary(records) → those of the README. draw(axis, records): a
-    panel of the figure. methods: which take part unless named (() = all).
+    section(records) → Markdown parts of the report; summary(records) → those of the README. panels(records):
+    functions of (axis, records), each a panel of the task's figure. methods: which take part unless named (() = all).
     interleave: all methods get a case before the next one is made (for cases that are costly to make).
     """
 
@@ -90,7 +90,7 @@ class Task:
     measure: Callable
     section: Callable
     summary: Callable = _nothing
-    draw: Optional[Callable] = None
+    panels: Callable = _nothing
     methods: tuple = ()
     interleave: bool = False
 

@@ -60,7 +60,7 @@ def held_out(data) -> list:
 
 @dataclass(frozen=True)
 class Draw:
-    """A known transform: 3×3 and shift (mm) of the two samplings, the moving header's turn (3×3), degrees, shift."""
+    """A known transform: (3×3, shift in mm) of the fixed and the moving sampling and of the moving header; degrees."""
 
     to_fixed: tuple
     to_moving: tuple
@@ -82,11 +82,11 @@ def draw_known(name: str, seed: int) -> Draw:
 
 
 @lru_cache(maxsize=1)
-def known_pair(moving, fixed, name: str, seed: int):
+def known_pair(moving, fixed, subject: str, seed: int, transform=draw_known):
     """(turn of the moving header, clean fixed and moving values, grid, truth, mean, covariance) of two scans (or one
-    scan twice) that lie in one space."""
+    scan twice) that lie in one space. transform: function of (subject, seed) that gives a Draw."""
     sources = [volume.prepare(volume.load(path)) for path in ((fixed,) if moving == fixed else (fixed, moving))]
-    draw, center = draw_known(name, seed), sources[0].tissue_center
+    draw, center = transform(subject, seed), sources[0].tissue_center
     to_fixed, to_moving, turn = (geometry.about(linear, center, shift)
                                  for linear, shift in (draw.to_fixed, draw.to_moving, draw.turn))
     grid = volume.canonical_grid(sources[0], SIZE, SPACING)
@@ -101,20 +101,20 @@ def known_pair(moving, fixed, name: str, seed: int):
 
 
 def make_case(task: str, name: str, moving, fixed, subject: str, seed: int, artifacts, folder, key=None,
-              modality=("t1-brain", "t1-brain")) -> Case:
+              modality=("t1-brain", "t1-brain"), transform=draw_known) -> Case:
     """Make a case with a known transform; its two files are written to ``folder``.
 
     subject: whose transform. artifacts: of both volumes, or (of the fixed, of the moving one); their random numbers
     belong to (task, subject, seed, key, role).
     """
-    turn, clean, grid, truth, mean, covariance = known_pair(moving, fixed, subject, seed)
+    turn, clean, grid, truth, mean, covariance = known_pair(moving, fixed, subject, seed, transform)
     paths = []
     both = artifacts if isinstance(artifacts, tuple) else (artifacts, artifacts)
     for role, values, wanted in zip(("fixed", "moving"), clean, both):
         corrupted, header = corrupt(values.clone(), grid.voxel_to_ras, wanted, rng(task, subject, seed, key, role))
         paths.append(Path(folder) / f"{role}.nii")
         volume.save(volume.Volume(corrupted, header, role), paths[-1])
-    return Case(task, name, draw_known(subject, seed).degrees, seed, paths[1], paths[0], turn, truth=truth, mean=mean,
+    return Case(task, name, transform(subject, seed).degrees, seed, paths[1], paths[0], turn, truth=truth, mean=mean,
                 covariance=covariance, modality=modality)
 
 
@@ -210,7 +210,7 @@ def _section(records) -> list:
     ]
 
 
-def _draw(axis, records) -> None:
+def _panel(axis, records) -> None:
     conditions = [c for c in (*CONDITIONS, *TEMPLATES) if any(tables.group(r) == c for r in records)]
     methods = tables.methods(records)
     width = 0.8 / len(methods)
@@ -228,6 +228,6 @@ def _draw(axis, records) -> None:
 
 
 TASKS = (
-    Task("hard", "known transforms of corrupted heads, from any pose", _cases, _measure, _section, draw=_draw,
-         interleave=True),
+    Task("hard", "known transforms of corrupted heads, from any pose", _cases, _measure, _section,
+         panels=lambda records: [_panel], interleave=True),
 )

@@ -94,6 +94,28 @@ def _with(**fixed):
     return lambda **options: Ours(**fixed, **options)
 
 
+class Naive(Ours):
+    """The network's prediction for the last timestep applied whole, again and again, from the tissue's centers."""
+
+    def run(self, moving, fixed, seed):
+        import torch
+
+        from SpatialDiffusionCore import diffusion, geometry
+        from SpatialDiffusionCore.cube import model_cube
+        from SpatialDiffusionCore.registration import DEFAULT_STEPS
+
+        fixed, moving = (model_cube(v, None, key, self.model.card, "cpu")
+                         for v, key in zip((fixed, moving), reversed(self.modality)))
+        denoise, last = self.model.denoiser(*self.modality), torch.tensor([self.model.schedule.timesteps])
+        theta = diffusion.identity(1)
+        for _ in range(self.options.get("steps", DEFAULT_STEPS)):
+            with torch.no_grad():
+                prediction = denoise(fixed.values, diffusion.warp(moving.values, theta), last)
+            theta = diffusion.compose(theta, prediction.float())
+        frames = fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras
+        return np.linalg.inv(geometry.theta_to_world(theta[0].double().numpy(), *frames)), {}
+
+
 METHODS = {
     "default": Ours,
     "no-network": _with(steps=0),
@@ -101,5 +123,12 @@ METHODS = {
     # From the tissue's centers: no search, no ranking, no polish, no similarity anywhere.
     "diffusion": _with(search=False, polish=False),
     "diffusion-search": NetworkSearch,
+    "naive": Naive,
     "reference": _with(sampler="reference"),
 }
+
+
+def make(method: str, **options):
+    """A method by its name; "diffusion@8" is "diffusion" with 8 steps."""
+    base, _, steps = method.partition("@")
+    return METHODS[base](**options, **({"steps": int(steps)} if steps else {}))

@@ -48,7 +48,8 @@ def text(folder) -> str:
         mine = [r for r in records if r["task"] == name]
         if mine:
             title, *rest = task.section(mine)
-            parts += [title, f"Made by {command(name)}.", *_builds(mine), *rest]
+            picture = [f"![{task.about}]({name}.png)"] if task.panels(mine) else []
+            parts += [title, f"Made by {command(name)}.", *_builds(mine), *rest, *picture]
     parts += confidence.section(records)
     return "\n\n".join(parts) + "\n"
 
@@ -78,37 +79,39 @@ def write_readme(folder, path) -> Path:
     return path
 
 
-def figure(folder, path) -> bool:
-    """One PNG with the panels of all tasks that have one; tells whether there was any."""
+def figures(folder) -> list:
+    """One PNG a task that draws any panel, named like the task; returns their paths."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = results.registrations(results.read(folder))
-    panels = [(task.draw, mine) for name, task in TASKS.items() if task.draw
-              for mine in [[r for r in records if r["task"] == name]] if mine]
-    if not panels:
-        return False
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    drawing, axes = pyplot.subplots(rows, columns, figsize=(6.2 * columns, 4.2 * rows), squeeze=False)
-    for (draw, mine), axis in zip(panels, axes.flat):
-        draw(axis, mine)
-    for axis in axes.flat[len(panels):]:
-        axis.set_axis_off()
-    drawing.tight_layout()
-    drawing.savefig(path, dpi=90)
-    pyplot.close(drawing)
-    return True
+    records, paths = results.registrations(results.read(folder)), []
+    for name, task in TASKS.items():
+        mine = [r for r in records if r["task"] == name]
+        panels = task.panels(mine) if mine else []
+        if not panels:
+            continue
+        columns = min(3, len(panels))
+        rows = -(-len(panels) // columns)
+        width = 6.2 if columns < 3 else 4.6
+        drawing, axes = pyplot.subplots(rows, columns, figsize=(width * columns, 3.9 * rows), squeeze=False)
+        for axis in axes.flat[len(panels):]:
+            axis.set_axis_off()
+        for panel, axis in zip(panels, axes.flat):
+            panel(axis, mine)
+        drawing.tight_layout()
+        paths.append(Path(folder) / f"{name}.png")
+        drawing.savefig(paths[-1], dpi=80)
+        pyplot.close(drawing)
+    return paths
 
 
 def write(folder, readme=None) -> list:
-    """Write report.md and report.png beside the results, and the README's part; returns the paths written."""
+    """Write report.md and the figures beside the results, and the README's part; returns the paths written."""
     folder = Path(folder)
     if not results.registrations(results.read(folder)):
         raise InputError(f"{folder} holds no results; run the benchmark first.")
-    table, picture = folder / "report.md", folder / "report.png"
+    table = folder / "report.md"
     table.write_text(text(folder), encoding="utf-8")
-    written = [table] + [picture] * figure(folder, picture)
-    return written + ([write_readme(folder, readme)] if readme else [])
+    return [table, *figures(folder), *([write_readme(folder, readme)] if readme else [])]

@@ -129,6 +129,11 @@ def machine(threads: int) -> dict:
             "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
 
 
+def is_ours(method: str) -> bool:
+    """Whether a method is this project's ("name" or "name@steps")."""
+    return method.partition("@")[0] in ours.METHODS
+
+
 def all_methods() -> list:
     """Names of all methods, ours first."""
     return [*ours.METHODS, *peers.METHODS]
@@ -156,7 +161,7 @@ def run(
         results.append(out, machine(threads))
         workers = {}
         for method in methods:
-            mine = method in ours.METHODS
+            mine = is_ours(method)
             options = {"model": str(model)} if mine and model else {}
             workers[method] = Worker(method, python if mine else peer_python or python, threads, timeout, options, log)
         # Where cases are costly to make all methods get each in turn; a sweep goes method by method.
@@ -177,7 +182,7 @@ def run(
                 continue
             record = {"task": task.name, "method": method, "case": case.name, "rotation": case.rotation, "seed": seed,
                       **judge(case, answer, measure),
-                      "build": fingerprint(model, case.modality) if method in ours.METHODS else None}
+                      "build": fingerprint(model, case.modality) if is_ours(method) else None}
             results.append(out, record)
             count += 1
             value = (f"Dice {record['dice']:.3f}" if "dice" in record else

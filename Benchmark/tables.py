@@ -6,7 +6,7 @@ import numpy as np
 LABELS = {
     "default": "Spatial Diffusion (default)", "no-network": "· without the network", "no-polish": "· without polish",
     "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
-    "reference": "· reference sampler, 65 steps",
+    "naive": "· the single shot again and again", "reference": "· reference sampler, 65 steps",
     "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",
     "greedy": "greedy", "greedy-search": "greedy -search", "mattes": "SimpleITK Mattes MI",
     "centers": "centers of mass",
@@ -18,15 +18,25 @@ ORDER = list(LABELS)
 FAILED_MM = 999.0
 
 
+def split(method: str):
+    """("diffusion", 4) of "diffusion@4"; no number: None."""
+    base, _, count = method.partition("@")
+    return base, int(count) if count else None
+
+
 def label(method: str) -> str:
     """What people read for a method."""
-    return LABELS.get(method, method)
+    base, count = split(method)
+    return LABELS.get(base, base) + (f", {count} step{'s' * (count > 1)}" if count else "")
 
 
 def methods(records) -> list:
     """Methods among the records, in the report's order."""
-    found = {r["method"] for r in records}
-    return [m for m in ORDER if m in found] + sorted(found - set(ORDER))
+    def place(method):
+        base, count = split(method)
+        return ORDER.index(base) if base in ORDER else len(ORDER), base, count or 0
+
+    return sorted({r["method"] for r in records}, key=place)
 
 
 def group(record) -> str:

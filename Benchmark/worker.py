@@ -22,7 +22,7 @@ def make(name: str, options: dict):
         return peers.METHODS[name]()
     from . import ours
 
-    return ours.METHODS[name](**options)
+    return ours.make(name, **options)
 
 
 def load(path, memory: dict):
