@@ -309,7 +309,8 @@ class Prepared:
     """What is computed once per volume: intensities brought to 0…1 at low resolution, and where the tissue is.
 
     tissue_center (RAS mm) and tissue_covariance (3×3, mm²) describe the foreground as a cloud of points;
-    window: (low, high) original intensities that become 0 and 1.
+    window: (low, high) original intensities that become 0 and 1. levels: the volume at lower resolutions, made when
+    they are first sampled.
     """
 
     volume: Volume
@@ -318,6 +319,7 @@ class Prepared:
     tissue_covariance: np.ndarray
     threshold: float
     mask: Optional[Volume] = field(default=None)
+    levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
@@ -327,7 +329,7 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     is what Otsu's threshold separates from the background, or the mask where one is given (any shape, in world
     space). Raises InputError where the mask is empty.
     """
-    stride = tuple(max(1, n // 96) for n in volume.shape)
+    stride = tuple(-(-n // 64) for n in volume.shape)
     start = tuple(s // 2 for s in stride)
     coarse = np.asarray(volume.data[tuple(slice(b, None, s) for b, s in zip(start, stride))], np.float32)
     voxel = geometry.from_parts(np.diag(stride), start)
@@ -415,29 +417,70 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     import torch.nn.functional as F
 
     volume = prepared.volume
-    low, high = prepared.window
     to_voxel = np.linalg.inv(volume.voxel_to_ras) @ grid.voxel_to_ras
-    steps = np.abs(to_voxel[:3, :3]).max(axis=1)
-    factors = tuple(max(1, min(int(step + 1e-3), size)) for step, size in zip(steps, volume.shape))
-    array = np.require(volume.data, dtype=np.float32, requirements=["C", "W"])
-    data = torch.from_numpy(array)[None, None].to(device)
-    if max(factors) > 1:
-        data = F.avg_pool3d(data, factors, ceil_mode=True)  # the last voxels count, however many are left over
-    data = ((data - low) / (high - low)).clamp_(0, 1)
+    # A row's length is how many voxels one step of the grid spans, whichever way it is turned; 1.95 may count as 2.
+    steps = np.linalg.norm(to_voxel[:3, :3], axis=1)
+    factors = tuple(max(1, min(int(1.05 * step), size)) for step, size in zip(steps, volume.shape))
+    data = _averaged(prepared, factors, torch.device(device))
     pooled = geometry.from_parts(np.diag(factors), (np.array(factors) - 1) / 2)
-    theta = (
+    to_normalized = (
         np.linalg.inv(geometry.normalized_to_voxel(data.shape[2:])) @ np.linalg.inv(pooled) @ to_voxel
-        @ geometry.normalized_to_voxel(grid.shape)
-    )[:3]
-    theta = torch.as_tensor(theta, dtype=torch.float32, device=data.device)[None]
-    coordinates = F.affine_grid(theta, [1, 1, *grid.shape], align_corners=False)
+    )
+    coordinates = _coordinates(to_normalized, grid.shape, data.device)
     values = F.grid_sample(data, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
     # The volume's far faces: pooling may have reached beyond them.
-    pooled_size = np.array(data.shape[2:]) * factors
-    last = torch.as_tensor((2 * np.array(volume.shape) / pooled_size - 1)[::-1].copy(), dtype=torch.float32)
-    support = ((coordinates >= -1) & (coordinates <= last.to(data.device))).all(dim=-1)[None].to(values.dtype)
-    values = values * support
+    last = (2 * np.array(volume.shape) / (np.array(data.shape[2:]) * factors) - 1)[::-1]
+    corners = geometry.transform_points(to_normalized, np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1))
+    if (np.abs(corners) < 1 - 1e-5).all() and (corners < last - 1e-5).all():
+        support = torch.ones_like(values)
+    else:
+        support = True
+        for axis in range(3):
+            place = coordinates[..., axis]
+            support = (place >= -1) & (place <= float(last[axis])) & support
+        support = support[None].to(values.dtype)
+        values *= support
     if prepared.mask is not None:
         inside = resample(prepared.mask, grid, interpolation="nearest").data != 0
         support = support * torch.as_tensor(inside, dtype=values.dtype, device=values.device)
     return values, support
+
+
+def _averaged(prepared: Prepared, factors: tuple, device):
+    """The volume in 0…1 (1×1×I×J×K float32), blocks of ``factors`` voxels averaged; kept once made."""
+    import torch
+    import torch.nn.functional as F
+
+    key = factors, str(device)
+    if key in prepared.levels:
+        return prepared.levels[key]
+    half = tuple(factor // 2 if factor % 2 == 0 else factor for factor in factors)
+    low, high = prepared.window
+    if max(half) > 1 and half != factors:
+        data = F.avg_pool3d(_averaged(prepared, half, device), tuple(f // h for f, h in zip(factors, half)),
+                            ceil_mode=True)  # the last voxels count, however many are left over
+    else:
+        # Read in the order in which the voxels lie in memory (files of NIfTI come with the first axis fastest).
+        array = prepared.volume.data
+        order = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
+        data = torch.from_numpy(np.require(array.transpose(order), np.float32, ["C", "W"]))[None, None].to(device)
+        if max(factors) > 1:
+            data = F.avg_pool3d(data, [factors[axis] for axis in order], ceil_mode=True)
+        data = data.permute(0, 1, *(2 + order.index(axis) for axis in range(3)))
+        data = data.sub(low).div_(high - low).clamp_(0, 1)
+    prepared.levels[key] = data
+    return data
+
+
+def _coordinates(to_normalized: np.ndarray, shape, device):
+    """1×D×H×W×3 float32: where the voxels of a grid lie under a 4×4 matrix, voxel (i, j, k) → normalized (x, y, z)."""
+    import torch
+
+    i, j, k = (np.arange(n, dtype=float)[:, None] * to_normalized[:3, axis] for axis, n in enumerate(shape))
+    planes = (i[:, None] + j + to_normalized[:3, 3]).reshape(-1, 3)
+    # A row of the grid is a place in its plane plus the same steps along k: one product instead of three broadcasts.
+    repeated = np.tile(np.eye(3), (1, shape[2]))
+    planes, repeated, steps = (
+        torch.as_tensor(a, dtype=torch.float32, device=device) for a in (planes, repeated, k.reshape(1, -1))
+    )
+    return torch.addmm(steps, planes, repeated).view(1, *shape, 3)
