@@ -29,8 +29,7 @@ def wrong(record) -> bool:
 
 def _score(record, name: str, sign: int) -> float:
     value = record.get(name)
-    # The diffusion alone has no spread; that it could not be told is the strongest warning there is.
-    return np.inf if value is None else sign * value
+    return np.inf if value is None else sign * value  # what could not be told is the strongest warning
 
 
 def _area(records, name: str) -> str:
@@ -40,10 +39,42 @@ def _area(records, name: str) -> str:
     return "–" if area is None else f"{area:.2f}"
 
 
+def _judged(records) -> list:
+    """Records that carry a spread, without those of a method under another number of steps."""
+    return [r for r in records if r.get("spread_mm") is not None and tables.split(r["method"])[1] is None]
+
+
 def section(records) -> list:
     """The report's part about confidence; nothing where no method said any."""
-    judged = [r for r in records if r.get("confidence") is not None]
+    judged = _judged(records)
     true = [r for r in judged if not mirrored(r)]
+    table = _areas(true)
+    if table is None:
+        return []
+    main = tables.methods(true)[0]
+    return [
+        "## The error bar",
+        f"All tasks' registrations together. Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
+        "of that task; where nothing could be right, every answer. Spearman: of spread and error, where that is known.",
+        table, f"**Words against errors, {tables.label(main)}**", words(tables.pick(judged, method=main)),
+    ]
+
+
+def summary(records) -> list:
+    """The README's part: the default's figures."""
+    judged = tables.pick(_judged(records), method="default")
+    table = _areas([r for r in judged if not mirrored(r)])
+    if table is None:
+        return []
+    return [
+        f"**The error bar**, over all tasks above. Wrong: more than {WRONG_MM:g} mm off, or where labels judge, "
+        "failed, or where nothing could be right. Below: how often each word went with which error.",
+        table, words(judged),
+    ]
+
+
+def _areas(true):
+    """The table of how well each method's scores tell wrong from right; None where no method gives any."""
     scores = [name for name in SCORES if any(r.get(name) is not None for r in true)]
     rows = []
     for method in tables.methods(true):
@@ -58,17 +89,9 @@ def section(records) -> list:
             f"{sum(p and w for p, w in poor)} of {bad}", f"{sum(p and not w for p, w in poor)} of {len(mine) - bad}",
         ])
     if not rows:
-        return []
-    parts = [
-        "## The error bar",
-        f"All tasks' registrations together. Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
-        "of that task; where nothing could be right, every answer. Spearman: of spread and error, where that is known.",
-        tables.table(["", "n", "wrong", *(f"AUROC of the {SCORES[name][0]}" for name in scores), "Spearman",
-                      "wrong called poor", "right called poor"], rows),
-    ]
-    main = tables.methods(true)[0]
-    parts += [f"**Words against errors, {tables.label(main)}**", words(tables.pick(judged, method=main))]
-    return parts
+        return None
+    return tables.table(["", "n", "wrong", *(f"AUROC of the {SCORES[name][0]}" for name in scores), "Spearman",
+                         "wrong called poor", "right called poor"], rows)
 
 
 def words(records) -> str:

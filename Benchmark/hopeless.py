@@ -98,7 +98,7 @@ def measure(arguments: Arguments):
     return judge
 
 
-def _section(records) -> list:
+def _words(records) -> str:
     rows = []
     for method in tables.methods(records):
         for group, what in GROUPS.items():
@@ -112,16 +112,26 @@ def _section(records) -> list:
                 f"{np.median(spreads):.1f}" if spreads else "–",
                 tables.error(50)(found) if any("error_mm" in r for r in found) else "–",
             ])
+    header = ["", "case", "good", "fair", "poor", "spread, median mm", "error, median mm"]
+    return tables.table(header, rows)
+
+
+def _section(records) -> list:
     return [
         "## Hopeless cases",
         "No transform is right, but for half of a head; the moving header turned by up to 180° and shifted by up to "
         "50 mm.",
-        tables.table(["", "case", "good", "fair", "poor", "spread, median mm", "error, median mm"], rows),
+        _words(records),
         "**Time and memory, one registration**", tables.cost(records),
     ]
 
 
+def _summary(records) -> list:
+    return ["**Hopeless cases**: what the method says where no transform is right (half of a head has one).",
+            _words(tables.pick(records, method=tables.methods(records)[0]))]
+
+
 TASKS = (
     Task("hopeless", "other organs, noise, half and mirrored heads", _cases, measure, _section,
-         methods=("default", "no-network"), interleave=True),
+         methods=("default", "no-network"), summary=_summary, interleave=True),
 )

@@ -1,11 +1,12 @@
 """The report (Markdown), the figure (PNG) and the README's part, made from result files alone."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 
-from . import confidence, results
+from . import confidence, results, tables
 from .tasks import TASKS
 
 #: The README's part lies between these lines.
@@ -54,8 +55,8 @@ def text(folder) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def summary(folder) -> str:
-    """The README's part: the machine, and what each task has to say there."""
+def summary(folder, start=".") -> str:
+    """The README's part: the machine, and what each task has to say there; figures as seen from a folder ``start``."""
     everything = results.read(folder)
     records = results.registrations(everything)
     parts = machine_card(everything)
@@ -64,7 +65,10 @@ def summary(folder) -> str:
         said = task.summary(mine) if mine else []
         if said:
             title, *rest = said
-            parts += [f"{title} Made by {command(name)}.", *rest]
+            picture = Path(os.path.relpath(Path(folder) / f"{name}.png", start)).as_posix()
+            parts += [f"{title} Made by {command(name)}.", *_builds(mine)]
+            parts += [f"![{task.about}]({picture})" if part == tables.FIGURE else part for part in rest]
+    parts += confidence.summary(records)
     return "\n\n".join(parts)
 
 
@@ -75,7 +79,7 @@ def write_readme(folder, path) -> Path:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{path} lacks the lines {BEGIN} and {END}, between which the tables go.")
-    path.write_text(f"{before}{BEGIN}\n{summary(folder)}\n{END}{after}", encoding="utf-8")
+    path.write_text(f"{before}{BEGIN}\n{summary(folder, path.parent)}\n{END}{after}", encoding="utf-8")
     return path
 
 

@@ -82,6 +82,14 @@ def _section(records) -> list:
     ]
 
 
+def _summary(records) -> list:
+    return [
+        "**How many steps**: the diffusion alone, on held-out scans under draws of its own forward process from "
+        f"timestep {TIMESTEPS['near']} (near) and {TIMESTEPS['far']} (far). One step is the single shot; again and "
+        "again: that applied repeatedly.", _table(records), tables.FIGURE,
+    ]
+
+
 def _panels(records) -> list:
     def series(records, name, value):
         counts, values = [], []
@@ -117,6 +125,6 @@ def _panels(records) -> list:
 
 TASKS = (
     Task("steps", "the diffusion alone against its number of steps", _cases, lambda arguments: measures.known, _section,
-         panels=_panels, methods=(*(f"diffusion@{k}" for k in COUNTS), *(f"naive@{k}" for k in NAIVE), "reference"),
-         interleave=True),
+         summary=_summary, panels=_panels, interleave=True,
+         methods=(*(f"diffusion@{k}" for k in COUNTS), *(f"naive@{k}" for k in NAIVE), "reference")),
 )

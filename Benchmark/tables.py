@@ -14,6 +14,9 @@ LABELS = {
 #: As the report lists them.
 ORDER = list(LABELS)
 
+#: Stands for the link to a task's figure in its summary.
+FIGURE = "{figure}"
+
 #: A registration that failed counts as an error of this many mm.
 FAILED_MM = 999.0
 
@@ -106,6 +109,16 @@ def mean_dice(found) -> str:
 def success(found) -> str:
     """Success rate in per cent as text."""
     return f"{100 * np.mean([r['success'] for r in found]):.0f}"
+
+
+def failed(found) -> str:
+    """Failure rate in per cent as text."""
+    return f"{100 * np.mean([not r['success'] for r in found]):.0f}"
+
+
+def rate_and_median(found) -> str:
+    """Success rate and median error as text."""
+    return f"{success(found)} % · {error(50)(found)}"
 
 
 def error(percent: float):

@@ -1,12 +1,28 @@
 """The benchmark on made-up brains: what it measures, that it goes on where it stopped, and what it prints."""
 import json
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 
-from Benchmark import cases, hard, measures, ours, peers, report, results, runner, tables
+from Benchmark import (
+    cases,
+    confidence,
+    contrast,
+    hard,
+    hopeless,
+    measures,
+    ours,
+    peers,
+    report,
+    results,
+    runner,
+    severity,
+    steps,
+    tables,
+)
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
 from SpatialDiffusionCore import geometry, volume
@@ -166,7 +182,7 @@ def test_a_run_goes_on_where_it_stopped_and_reports_from_its_file_alone(bench, t
     text = (out / "report.md").read_text(encoding="utf-8")
     mean = np.mean([r["dice"] for r in records if r["rotation"] == 90])
     assert f"{mean:.3f}" in text and "centers of mass" in text
-    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "brains.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_method_that_cannot_start_is_left_out_and_a_failing_one_counts_as_wrong(bench, tmp_path):
@@ -211,3 +227,184 @@ def test_a_folder_without_data_or_results_is_told_in_a_sentence(tmp_path, capsys
     with pytest.raises(InputError, match="Unknown conditions"):
         TASKS["hard"].cases(cases.Arguments(tmp_path, tmp_path, conditions=("fog",)))
     assert not (tmp_path / results.FILE).exists() or json.loads((tmp_path / results.FILE).read_text() or "{}")
+
+
+# --- further tasks -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def heads(tmp_path, monkeypatch):
+    """A data folder with the bundled brain as ten scans, templates of blobs and small cubes."""
+    for name in ("bench", "t1", "templates"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for index in range(10):
+        shutil.copy(DEMO / "moving_t1_brain.nii.gz", tmp_path / "data" / "t1" / f"made_{index:02}.nii.gz")
+    monkeypatch.setattr(hard, "SIZE", 56)
+    monkeypatch.setattr(hard, "SPACING", 4.5)
+    yield tmp_path / "data"
+    hard.known_pair.cache_clear()
+
+
+def todos(task, data, scratch, **chosen):
+    return TASKS[task].cases(cases.Arguments(data, scratch, **chosen))
+
+
+def save(array, path, spacing=4.0):
+    nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), np.diag([spacing] * 3 + [1.0])), path)
+
+
+def test_ct_pairs_are_taken_in_the_order_of_their_numbers_and_judged_by_organs(bench, tmp_path):
+    blob = np.linalg.norm(np.indices((20, 20, 20)) - 9.5, axis=0)
+    for number in range(1, 21):
+        save(np.maximum(0, 200 - 20 * blob), bench / "bench" / f"openkbp_{number}_ct.nii.gz")
+        save(np.where(blob < 3, 1, np.where(blob < 5, 7, 0)), bench / "bench" / f"openkbp_{number}_labels.nii.gz")
+    made = todos("ct", bench, tmp_path, pairs=9, rotations=(0, 180))
+    assert [t.name for t in made[::2]][:3] == ["openkbp_1-openkbp_4", "openkbp_2-openkbp_5", "openkbp_3-openkbp_6"]
+    assert {t.rotation for t in made} == {0, 180} and len(made) == 18
+    case = made[0].make()
+    assert case.modality == ("ct-head-neck", "ct-head-neck")
+    measure = TASKS["ct"].measure(cases.Arguments(bench, tmp_path))
+    assert measure(case, np.linalg.inv(case.moved)) == {"dice": 1.0, "success": True}
+    assert measure(case, geometry.from_parts(np.eye(3), [100, 0, 0]))["success"] is False
+    assert measure(case, None) == {"dice": 0.0, "success": False}
+    records = [{"task": "ct", "method": "greedy", "case": case.name, "rotation": 0.0, **measure(case, m)}
+               for m in (np.linalg.inv(case.moved), None)]
+    assert "0.500 · 50 %" in "\n".join(TASKS["ct"].summary(records))
+
+
+@pytest.mark.parametrize("name", severity.ARTIFACTS)
+def test_an_artifact_grows_with_its_severity_and_keeps_the_transform(heads, tmp_path, name):
+    made = [t for t in todos("severity", heads, tmp_path, subjects=1, conditions=(name,))]
+    assert [t.name.split("/")[0] for t in made] == [f"{name}@{s:g}" for s in severity.SEVERITIES]
+    clean = hard.hard_case(hard.held_out(heads)[0], "clean", 0, tmp_path)
+    references = [volume.load(p) for p in (clean.fixed, clean.moving)]
+    away = []
+    for todo in made:
+        case = todo.make()
+        np.testing.assert_array_equal(case.truth, clean.truth)
+        changed = [volume.resample(volume.load(p), r) for p, r in zip((case.fixed, case.moving), references)]
+        away.append(sum(float(np.abs(c.data - r.data).mean()) for c, r in zip(changed, references)))
+    assert away == sorted(away) and away[0] > 0 and away[-1] > 1.5 * away[0]
+
+
+def test_draws_of_the_diffusion_are_repeatable_and_their_truth_lays_the_volumes_on_each_other(heads, tmp_path):
+    made = todos("steps", heads, tmp_path, subjects=1)
+    assert [t.name.split("/")[0] for t in made] == ["near", "far"]
+    for todo in made:
+        case = todo.make()
+        assert case.rotation == todo.rotation
+        np.testing.assert_array_equal(case.truth, todo.make().truth)
+        moving, fixed = volume.load(case.moving), volume.load(case.fixed)
+        inside = fixed.data > 150
+
+        def alike(matrix):
+            return np.corrcoef(volume.resample(moving, fixed, matrix).data[inside], fixed.data[inside])[0, 1]
+
+        assert alike(case.truth) > 0.85 > alike(np.eye(4))
+
+
+def test_the_single_shot_is_one_step_of_either_sampler_and_names_carry_their_steps(heads, tmp_path):
+    case = todos("steps", heads, tmp_path, subjects=1)[0].make()
+    answers = {}
+    for name in ("diffusion@1", "naive@1", "naive@3"):
+        method = ours.make(name)
+        method.prepare(*case.modality)
+        answers[name] = method.run(*(volume.load(p) for p in (case.moving, case.fixed)), 0)[0]
+    np.testing.assert_allclose(answers["diffusion@1"], answers["naive@1"], atol=2e-3)
+    assert np.abs(answers["naive@3"] - answers["naive@1"]).max() > 0.01
+    assert tables.label("diffusion@4") == "· diffusion alone, 4 steps" and tables.split("greedy") == ("greedy", None)
+    records = [{"task": "steps", "method": f"diffusion@{k}", "case": f"{group}/s", "rotation": 9.0, "seed": 0,
+                "error_mm": 8.0 / k, "success": 8.0 / k < 5, "seconds": 1.0 * k, "cpu_seconds": 1.0 * k, "peak_mb": 9}
+               for k in (16, 2) for group in steps.TIMESTEPS]
+    text = "\n".join(TASKS["steps"].section(records))
+    assert text.index("2 steps | 4.00 | 4.00 | 100") < text.index("16 steps | 0.50")
+    with pytest.raises(SystemExit):
+        main(["run", "--data", "x", "--out", "y", "--methods", "naive@some"])
+
+
+def test_contrast_pairs_alternate_their_direction_and_the_truth_undoes_the_header(heads, tmp_path, monkeypatch):
+    monkeypatch.setattr(contrast, "CONSENSUS", tmp_path / "consensus.json")
+    place = (np.indices((30, 30, 30)) - 14.5) * np.array([2, 3, 4]).reshape(3, 1, 1, 1)
+    blob = np.maximum(0, 100 - 4 * np.linalg.norm(place, axis=0))
+    save(blob, heads / "templates" / "mni152_t1_2mm.nii.gz")
+    save(np.where(blob > 0, 110 - blob, 0), heads / "templates" / "mni152_t2_2mm.nii.gz")
+    monkeypatch.setitem(contrast.TEMPLATES, "T1-T2", contrast.TEMPLATES["T1-T2"][:1])
+    made = todos("contrast", heads, tmp_path, draws=2, conditions=("T1-T2", "raw T1-T2"))
+    assert len(made) == 2  # no raw scan has an agreed transform here
+    there, back = (t.make() for t in made)
+    assert (there.moving, there.fixed) == (back.fixed, back.moving) and there.modality == ("t1-brain", "t2-head-neck")
+    for case in (there, back):
+        moving, fixed = volume.load(case.moving), volume.load(case.fixed)
+        found = volume.resample(moving.moved(case.moved), fixed, case.truth)
+        np.testing.assert_allclose(found.data, moving.data, atol=0.1)  # templates share their voxels
+        assert measures.known(case, case.truth)["error_mm"] == 0
+        turned = case.truth @ geometry.about(geometry.rotation_about([1, 0, 0], 0.2), case.mean)
+        assert measures.known(case, turned)["error_mm"] > 1
+
+
+def test_peers_agree_by_their_median_and_one_that_strayed_is_left_out():
+    points = np.random.default_rng(0).normal(size=(500, 3)) * 50
+    right = geometry.about(geometry.rotation_about([0, 0, 1], 0.3), [5, 5, 5], [1, 2, 3])
+    shifted = [geometry.from_parts(np.eye(3), [d, 0, 0]) @ right for d in (0.4, -0.4, 60.0)]
+    found = contrast.agree(dict(zip("abc", shifted)), points)
+    np.testing.assert_allclose(np.array(found["matrix"]), right[:3], atol=1e-5)
+    assert found["peers"]["a"] == found["peers"]["b"] == 0.4 and found["peers"]["c"] == 60.0
+    apart = [geometry.from_parts(np.eye(3), [d, 0, 0]) for d in (-40.0, 0.0, 40.0)]
+    assert contrast.agree(dict(zip("abc", apart)), points)["matrix"] is None
+
+
+def test_hopeless_cases_have_no_answer_but_half_a_head(heads, tmp_path):
+    ball = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0)
+    part = np.indices(ball.shape)[0] < 14
+    for number in range(4):
+        save(np.maximum(0, 100 - 8 * ball) * part, heads / "bench" / f"oasis_{number}_t1.nii.gz")
+        save(np.maximum(0, 100 - 8 * ball), heads / "bench" / f"openkbp_{number}_ct.nii.gz")
+    made = {t.name.split("/")[0]: t for t in todos("hopeless", heads, tmp_path, subjects=1)}
+    assert list(made) == list(hopeless.GROUPS)
+    measure = TASKS["hopeless"].measure(None)
+    records = []
+    for group, todo in made.items():
+        case = todo.make()
+        record = {"task": "hopeless", "method": "default", "case": case.name, "rotation": case.rotation, "seed": 0,
+                  **measure(case, np.eye(4) if case.truth is None else case.truth), "spread_mm": 9.0,
+                  "confidence": "poor", "similarity_after": 0.1, "seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": 9}
+        records.append(record)
+        assert record["success"] == (group == "half") and ("error_mm" in record) == (group == "half")
+        volume.validate(volume.load(case.moving))
+    half = made["half"].make()
+    assert volume.load(half.moving).data.size < 0.75 * volume.load(half.fixed).data.size
+    assert "| half of a head on the whole | 0 | 0 | 1 | 9.0 | 0.00 |" in "\n".join(TASKS["hopeless"].section(records))
+    scan = volume.load(DEMO / "moving_t1_brain.nii.gz")
+    np.testing.assert_array_equal(hopeless.mirror(hopeless.mirror(scan)).data, scan.data)
+    assert np.abs(hopeless.mirror(scan).data - scan.data).max() > 0
+
+
+def test_confidence_is_judged_over_all_tasks_with_mirrored_heads_apart():
+    def record(task, case, spread, word, **judged):
+        return {"task": task, "method": "default", "case": case, "rotation": 0.0, "seed": 0, "spread_mm": spread,
+                "similarity_after": 1 / (1 + spread), "confidence": word, **judged}
+
+    records = [record("hard", "clean/a", 0.1, "good", error_mm=0.5, success=True),
+               record("hard", "clean/b", 0.2, "good", error_mm=3.0, success=True),
+               record("hard", "clean/c", 8.0, "poor", error_mm=50.0, success=False),
+               record("brains", "a-b", 0.3, "good", dice=0.6, success=True),
+               record("hopeless", "noise/a", 9.0, "poor", success=False),
+               record("hopeless", "mirror/a", 0.1, "good", success=False)]
+    text = "\n".join(confidence.section(records))
+    assert "| Spatial Diffusion (default) | 5 | 2 | 1.00 | 1.00 | 1.00 | 2 of 2 | 0 of 3 |" in text
+    assert "| good | 1 | 1 | 0 | 0 | 1 | 0 | 0 | 1 |" in text and "| poor | 0 | 0 | 0 | 1 | 0 | 0 | 1 | 0 |" in text
+
+
+def test_the_readme_gets_its_tables_between_the_markers_and_nowhere_else(bench, tmp_path, capsys):
+    out, readme = tmp_path / "results", tmp_path / "README.md"
+    run = ["run", "--data", str(bench), "--methods", "centers", "--rotations", "0", "--pairs", "1", "--out", str(out)]
+    assert main(run) == 0
+    readme.write_text("before\n" + report.BEGIN + "\nold\n" + report.END + "\nafter\n")
+    assert main(["report", str(out), "--readme", str(readme)]) == 0
+    text = readme.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n{report.BEGIN}\n") and text.endswith(f"\n{report.END}\nafter\n")
+    assert "old" not in text and "centers of mass" in text and "--task brains" in text
+    assert "](results/brains.png)" in text and tables.FIGURE not in text
+    assert main(["report", str(out), "--readme", str(readme)]) == 0 and readme.read_text(encoding="utf-8") == text
+    readme.write_text("no markers")
+    assert main(["report", str(out), "--readme", str(readme)]) == 1 and readme.read_text() == "no markers"
