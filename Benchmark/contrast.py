@@ -168,7 +168,7 @@ def _summary(records) -> list:
         "**Other contrasts**: one head in two of them, the moving header turned by up to 180° and shifted by up to "
         "50 mm. Templates in one space, and raw scans of one person against a consensus of the peers. Success (< 5 mm) "
         "in %, median error in mm.",
-        tables.by_group(records, tables.rate_and_median, order),
+        tables.groups_down(records, tables.rate_and_median, order), tables.cost(records),
     ]
 
 

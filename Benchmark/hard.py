@@ -214,8 +214,8 @@ def _summary(records) -> list:
     return [
         "**Corrupted heads**: known transforms of held-out scans, turned by up to 180°, shifted by up to 50 mm, scaled "
         "and sheared, both volumes corrupted independently. Success (error over the head below 5 mm) in %, median "
-        "error in mm.",
-        tables.by_group(records, tables.rate_and_median, (*CONDITIONS, *TEMPLATES)), tables.cost(records),
+        "error in mm; in brackets the number of cases, where it differs.",
+        tables.groups_down(records, tables.rate_and_median, (*CONDITIONS, *TEMPLATES)), tables.cost(records),
     ]
 
 
@@ -228,7 +228,7 @@ def _panel(axis, records) -> None:
         groups = [[r["success"] for r in mine if tables.group(r) == c] for c in conditions]
         heights = [100 * np.mean(g) if g else np.nan for g in groups]
         axis.bar(np.arange(len(conditions)) + (index - (len(methods) - 1) / 2) * width, heights, width,
-                 color=tables.color(method), label=tables.label(method))
+                 color=tables.color(method), label=tables.label(method).lstrip("· "))
     axis.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
     axis.set(ylabel="success (< 5 mm), %", ylim=(0, 135), yticks=range(0, 101, 20),
              title="Known transforms, corrupted volumes")

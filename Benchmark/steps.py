@@ -105,10 +105,10 @@ def _panels(records) -> list:
             for name, color in (("diffusion", "tab:blue"), ("naive", "tab:orange")):
                 counts, values = series(records, name, value)
                 if counts:
-                    axis.plot(counts, values, "o-", color=color, label=tables.label(name))
+                    axis.plot(counts, values, "o-", color=color, label=tables.label(name).lstrip("· "))
             published = tables.pick(records, method="reference")
             if published:
-                axis.plot([65], [value(published)], "s", color="tab:red", ms=8, label=tables.label("reference"))
+                axis.plot([65], [value(published)], "s", color="tab:red", ms=8, label=tables.label("reference").lstrip("· "))
             axis.set_xscale("log", base=2)
             axis.set(title=title, xlabel="steps K", ylabel=ylabel, ylim=(0, None))
             axis.set_xticks(COUNTS, [str(k) for k in COUNTS])
@@ -117,10 +117,16 @@ def _panels(records) -> list:
         return panel
 
     def median(group):
-        return lambda found: np.median([r.get("error_mm", np.nan) for r in found if tables.group(r) == group])
+        def value(found):
+            errors = [r.get("error_mm", tables.FAILED_MM) for r in found if tables.group(r) == group]
+            return np.median(errors) if errors else np.nan
+        return value
+
+    def seconds(found):
+        return np.median([r["cpu_seconds"] for r in found if "cpu_seconds" in r] or np.nan)
 
     return [*(panel_of(f"{group} (timestep {t})", "median error, mm", median(group)) for group, t in TIMESTEPS.items()),
-            panel_of("time", "CPU seconds", lambda found: np.median([r.get("cpu_seconds", np.nan) for r in found]))]
+            panel_of("time", "CPU seconds", seconds)]
 
 
 TASKS = (

@@ -91,6 +91,21 @@ def by_group(records, value, order=()) -> str:
     return grid(records, group, groups, value, last=(("all", value), ("n", lambda mine: str(len(mine)))))
 
 
+def groups_down(records, value, order=()) -> str:
+    """One row a group of cases and one for all of them, one column a method, with the number of its cases."""
+    found = dict.fromkeys(group(r) for r in records)
+    groups = [g for g in order if g in found] + [g for g in found if g not in order]
+    every = methods(records)
+    mine = {m: pick(records, method=m) for m in every}
+    rows = []
+    for name in (*groups, "all"):
+        cells = [[r for r in mine[m] if name in ("all", group(r))] for m in every]
+        most = max(len(c) for c in cells)
+        rows.append([name] + [
+            (value(c) if c else "–") + (f" ({len(c)})" if 0 < len(c) < most else "") for c in cells])
+    return table(["", *(f"{label(m)} ({len(mine[m])})" for m in every)], rows)
+
+
 def shared(records) -> list:
     """Records of the cases that all methods of their rotation did."""
     kept = []
@@ -157,7 +172,7 @@ def line(axis, method: str, x, y) -> None:
     """A method's line in a panel; the default stands out."""
     strong = method == "default"
     axis.plot(x, y, "o-", color=color(method), lw=2.6 if strong else 1.3, ms=6 if strong else 4,
-              zorder=3 if strong else 2, label=label(method))
+              zorder=3 if strong else 2, label=label(method).lstrip("· "))
 
 
 def auroc(scores, positive):
