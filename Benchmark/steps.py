@@ -108,7 +108,8 @@ def _panels(records) -> list:
                     axis.plot(counts, values, "o-", color=color, label=tables.label(name).lstrip("· "))
             published = tables.pick(records, method="reference")
             if published:
-                axis.plot([65], [value(published)], "s", color="tab:red", ms=8, label=tables.label("reference").lstrip("· "))
+                axis.plot([65], [value(published)], "s", color="tab:red", ms=8,
+                          label=tables.label("reference").lstrip("· "))
             axis.set_xscale("log", base=2)
             axis.set(title=title, xlabel="steps K", ylabel=ylabel, ylim=(0, None))
             axis.set_xticks(COUNTS, [str(k) for k in COUNTS])
