@@ -1,10 +1,11 @@
 """Finding the pose of two scans of an eye: as maps seen from the front first, then in depth.
 
-Eyes are scanned from the front, so two scans differ by a turn about the depth axis, a lateral shift, a little scale, an
-axial offset and tilts of a few degrees. In three dimensions all layers of a retina look alike whatever the turn; the map
-of their mean along depth does not: it shows vessels, in OCT by their shadows. Maps are compared at every turn and every
-shift at once (normalized correlation by Fourier transforms; Padfield, IEEE TIP 21(5):2706, 2012), and a plane fitted to
-the difference of the two surfaces gives tilt and offset.
+Eyes are scanned from the front, so two scans differ by a turn about the depth axis, a lateral shift, a little scale,
+an axial offset and tilts of a few degrees. In three dimensions all layers of a retina look alike whatever the turn. Two
+maps do not: the mean along depth, which shows vessels (in OCT by their shadows), and the depth of the tissue's middle,
+which shows them, too, and does not depend on brightness. Maps are compared at every turn and every shift at once
+(normalized correlation by Fourier transforms; Padfield, IEEE TIP 21(5):2706, 2012), and a plane fitted to the
+difference of the two surfaces gives tilt and offset.
 
 The cubes' axes are (lateral, depth, lateral); see volume.scan_axes.
 """
@@ -39,8 +40,8 @@ SCALES = (0.95, 1.0, 1.05)
 class Face:
     """A scan seen from the front on N×N pixels of ``step`` mm about the cube's center; first index along D, second W.
 
-    image: mean along depth, shading and brightness of single scan lines removed, 0 outside ``mask``. height: mm along
-    depth of the tissue's middle, where ``known``.
+    maps: 2×N×N, mean along depth and depth of the tissue's middle, both with shading and what belongs to single scan
+    lines removed, of local deviation 1, 0 outside ``mask``. height: mm along depth of that middle, where ``known``.
     """
 
     maps: torch.Tensor

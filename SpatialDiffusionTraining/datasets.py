@@ -16,12 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from SpatialDiffusionCore import geometry
 from SpatialDiffusionCore.errors import InputError
 
 from . import loaders
 
 SUFFIXES = (".nii", ".nii.gz")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+
+#: A file of this name beside scans says which of them show the same tissue: one pair a line, separated by tabs: two
+#: file names and the 3×4 matrix (12 numbers, row by row) that takes points of the first to the second, RAS mm.
+PARTNERS = "partners.tsv"
 
 
 # ------------------------------------------------------------------------------------------------ finding
@@ -103,6 +108,16 @@ class Cache:
     covariances: torch.Tensor = field(repr=False, default=None)
     masks: np.ndarray = field(repr=False, default=None)
 
+    @cached_property
+    def partners(self):
+        """(row of every row's partner, its own where it has none; B×3×4 affines from its cube to the partner's)."""
+        rows, thetas = torch.arange(len(self.entries)), torch.eye(3, 4).repeat(len(self.entries), 1, 1)
+        for entry in self.entries:
+            if "partner" in entry:
+                rows[entry["row"]] = entry["partner"]
+                thetas[entry["row"]] = torch.tensor(entry["theta"])
+        return rows, thetas
+
     @property
     def shape(self):
         """(D, H, W) of every cube."""
@@ -154,6 +169,9 @@ def _fingerprint(sources, grid):
                 mask = mask_of(path, source.masks)
                 if mask is not None:
                     what.append([str(mask), mask.stat().st_size, int(mask.stat().st_mtime)])
+        for folder in sorted({Path(p).parent for p in [*source.train, *source.validation]}):
+            if (folder / PARTNERS).is_file():
+                what.append([str(folder), hashlib.sha256((folder / PARTNERS).read_bytes()).hexdigest()])
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
@@ -164,13 +182,13 @@ def mask_of(path, folder):
 
 
 def _prepare(task):
-    """(bytes, mask, mean, covariance, None) of one scan, or four None and the reason; runs in a worker process."""
+    """(bytes, what load says beside them, None) of one scan, or two None and the reason; runs in a worker process."""
     path, loader, modality, grid, mask = task
     try:
-        cube, mean, covariance, inside = loaders.load(path, loader, modality, grid, mask)
-        return np.round(cube * 255).astype(np.uint8), inside, mean, covariance, None
+        cube, *rest = loaders.load(path, loader, modality, grid, mask)
+        return np.round(cube * 255).astype(np.uint8), rest, None
     except Exception as error:  # any broken file must only cost itself
-        return None, None, None, None, " ".join(str(error).split()) or type(error).__name__
+        return None, None, " ".join(str(error).split()) or type(error).__name__
 
 
 def build(folder, sources, grid, workers=1, report=print):
@@ -203,13 +221,14 @@ def build(folder, sources, grid, workers=1, report=print):
         if any(task[-1] is not None for task in tasks):
             masks = np.lib.format.open_memmap(temporary_masks, mode="w+", dtype=np.uint8, shape=shape)
         for number, (what, result) in enumerate(zip(about, _map(tasks, workers)), start=1):
-            cube, inside, mean, covariance, reason = result
+            cube, rest, reason = result
             if reason is None:
+                mean, covariance, inside, to_ras = rest
                 cubes[len(entries)] = cube
                 if inside is not None:
                     masks[len(entries)] = inside
                 entries.append({"row": len(entries), **what, "mean": mean, "covariance": covariance,
-                                "masked": inside is not None})
+                                "masked": inside is not None, "to_ras": to_ras})
             else:
                 skipped.append({"file": what["file"], "reason": reason})
             if number % 50 == 0 or number == len(tasks):
@@ -224,6 +243,7 @@ def build(folder, sources, grid, workers=1, report=print):
     finally:
         temporary.unlink(missing_ok=True)
         temporary_masks.unlink(missing_ok=True)
+    find_partners(entries)
     lines = "".join(f"{s['file']}\t{s['reason']}\n" for s in skipped)
     (folder / "skipped.txt").write_text(lines, encoding="utf-8")
     if skipped:
@@ -237,6 +257,27 @@ def build(folder, sources, grid, workers=1, report=print):
     part.write_text(json.dumps(index), encoding="utf-8")
     os.replace(part, index_file)
     return open_cache(folder)
+
+
+def find_partners(entries):
+    """Give the entries whose folder pairs them (see PARTNERS) the row of their "partner" and the normalized affine
+    "theta" that takes their cube to its. Raises InputError for a line that is none."""
+    by_file = {entry["file"]: entry for entry in entries}
+    for folder in sorted({Path(entry["file"]).parent for entry in entries}):
+        if not (folder / PARTNERS).is_file():
+            continue
+        for number, line in enumerate((folder / PARTNERS).read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                first, second, *numbers = line.split("\t")
+                matrix = geometry.as_affine(np.array(numbers, float).reshape(3, 4))
+            except ValueError:
+                raise InputError(f"{folder / PARTNERS}, line {number}: expected two files and 12 numbers.") from None
+            pair = [by_file.get(str(folder / name)) for name in (first, second)]
+            if None in pair or pair[0]["part"] != pair[1]["part"]:
+                continue
+            for (a, b), forward in ((pair, matrix), (pair[::-1], np.linalg.inv(matrix))):
+                theta = geometry.world_to_theta(forward, np.array(a["to_ras"]), np.array(b["to_ras"]))
+                a["partner"], a["theta"] = b["row"], theta.tolist()
 
 
 def _map(tasks, workers):

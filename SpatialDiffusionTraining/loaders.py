@@ -16,7 +16,7 @@ LOADERS = ("canonical", "published")
 
 
 def load(path, loader, modality, grid, mask=None):
-    """(D×H×W float32 in 0..1, mean, covariance, mask) of a scan.
+    """(D×H×W float32 in 0..1, mean, covariance, mask, normalized → RAS of the grid as 4×4 lists) of a scan.
 
     grid: {"size", "spacing"}. mean (3) and covariance (3×3) are those of the tissue's normalized coordinates
     (x, y, z), as lists. mask: a file with voxels other than 0 inside; it comes back as D×H×W uint8 0 or 1 on the
@@ -39,4 +39,4 @@ def load(path, loader, modality, grid, mask=None):
     inside = None
     if mask is not None:
         inside = (volume.resample(volume.load(mask), cube.grid, interpolation="nearest").data != 0).astype(np.uint8)
-    return values, mean.tolist(), covariance.tolist(), inside
+    return values, mean.tolist(), covariance.tolist(), inside, cube.grid.normalized_to_ras.tolist()

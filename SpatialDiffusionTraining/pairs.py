@@ -38,13 +38,17 @@ class Pairs:
 
 
 class PairMaker:
-    """Draws and makes pairs: one shared pose, one affine of the diffusion, independent corruption of both."""
+    """Draws and makes pairs: one shared pose, one affine of the diffusion, independent corruption of both.
+
+    Both volumes of a pair are one scan, or two scans of the same tissue where the cache knows partners.
+    """
 
     def __init__(self, cache, schedule, settings, device="cpu"):
         self.cache, self.schedule, self.device = cache, schedule, torch.device(device)
         self.pose = Pose(**settings.augmentation.pose)
         self.corruption = Corruption(settings.augmentation.artifacts, settings.augmentation.strength)
         self.clean = settings.augmentation.clean
+        self.partner = settings.augmentation.partner
         self.rigid_share = settings.diffusion.rigid_share
         self.unconditional = settings.data.unconditional
         classes = torch.zeros(max(e["row"] for e in cache.entries) + 1, dtype=torch.long)
@@ -98,14 +102,19 @@ class PairMaker:
         draws = take(draws, torch.cat([own, own + count]))
         mine = [rows[i] for i in own.tolist()]
         index = torch.tensor(mine)
+        # The moving volume is the partner scan, where there is one and the dice say so.
+        other, between = (values[torch.tensor(rows)] for values in self.cache.partners)
+        alone = torch.rand(count, generator=generator) >= self.partner
+        other[alone], between[alone] = torch.tensor(rows)[alone], torch.eye(3, 4)
+        theirs = other[own].tolist()
         mean, covariance = losses.moved_moments(self.cache.means[index], self.cache.covariances[index], pose[own])
-        both = torch.cat([pose[own], compose(pose, affine)[own]]).to(self.device)
-        source = self.cache.read(mine, self.device)
-        source = self.corruption.strip(torch.cat([source, source]), self.cache.read_masks(mine * 2, self.device), draws)
+        both = torch.cat([pose[own], compose(between, compose(pose, affine))[own]]).to(self.device)
+        source = self.cache.read(mine + theirs, self.device)
+        source = self.corruption.strip(source, self.cache.read_masks(mine + theirs, self.device), draws)
         volumes = self.corruption.warp(source, both, draws)
         volumes = self.corruption.filter(volumes, draws)
         for name, rows_ in self.preprocessed.items():
-            chosen = [i for i, row in enumerate(mine * 2) if row in rows_]
+            chosen = [i for i, row in enumerate(mine + theirs) if row in rows_]
             if chosen:  # as the network would do it, which cannot tell the samples of a batch apart
                 volumes[chosen] = preprocess(volumes[chosen], name)
         fixed, moving = volumes.chunk(2)

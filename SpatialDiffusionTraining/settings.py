@@ -83,6 +83,8 @@ class Augmentation:
 
     strength: float = _option(1.0, "one factor for the strength of all artifacts (0: none)")
     clean: float = _option(0.0, "share of the pairs without any artifact (the pose stays)")
+    partner: float = _option(0.8, "share of the pairs made of two scans of the same tissue, of the scans that "
+                                  "a partners.tsv beside them pairs")
     pose: dict = _option({}, "pose shared by both volumes, by --set augmentation.pose.NAME=VALUE")
     artifacts: dict = _option({}, "artifacts, by --set augmentation.artifacts.NAME.PARAMETER=VALUE; "
                                   "NAME.probability=0 turns one off")

@@ -14,6 +14,9 @@ from training_fixtures import phantom, real_scans, write_phantoms  # noqa: E402
 from SpatialDiffusionCore import volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionTraining import datasets  # noqa: E402
+from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
+from SpatialDiffusionTraining.pairs import PairMaker, make_schedule, seeded  # noqa: E402
+from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 
 GRID = {"size": [16, 16, 16], "spacing": 14.0}
 
@@ -231,3 +234,47 @@ def test_real_scans_of_every_kind_become_cubes(tmp_path):
     volumes = cache.read(cache.rows("train"))
     assert (volumes.amax((1, 2, 3, 4)) > 0.9).all() and ((volumes > 0.1).float().mean((1, 2, 3, 4)) > 0.08).all()
     assert json.loads((tmp_path / "cache" / "index.json").read_text())["grid"]["spacing"] == 7.0
+
+
+# ------------------------------------------------------------------------------------------------ partners
+def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
+    """Two scans of one head on different grids, 20° and 15 mm apart: undone by the target, they show the same."""
+    from SpatialDiffusionCore import diffusion, geometry
+
+    first = phantom(3)
+    header = first.affine @ np.diag([1.1, 0.9, 1.05, 1.0])
+    matrix = geometry.about(geometry.rotation_about([1, 2, 1], np.radians(20)) * 1.05, np.zeros(3), (9, -8, 9))
+    second = volume.resample(volume.Volume(np.asarray(first.dataobj), first.affine),
+                             volume.Grid((44, 50, 46), header), matrix)
+    nibabel.save(first, tmp_path / "head_ses1.nii.gz")
+    volume.save(second, tmp_path / "head_ses2.nii.gz")
+    numbers = "\t".join(str(v) for v in matrix[:3].ravel())
+    (tmp_path / datasets.PARTNERS).write_text(f"head_ses1.nii.gz\thead_ses2.nii.gz\t{numbers}\n")
+    cache = datasets.build(tmp_path / "cache", [source(datasets.find_scans(tmp_path))],
+                           {"size": [40, 44, 36], "spacing": [6.0, 5.0, 7.0]}, report=lambda text: None)
+    rows, thetas = cache.partners
+    assert rows.tolist() == [1, 0]
+    both = diffusion.compose(thetas[:1], thetas[1:])
+    assert torch.allclose(both, torch.eye(3, 4)[None], atol=1e-5)
+    settings = Settings.from_dict({"augmentation": {"partner": 1.0}})
+    maker = PairMaker(cache, make_schedule(settings), settings)
+    maker.pose = Pose(rotation_degrees=30, shift=0.02, scale=0.05)
+
+    def differences(row):
+        pairs = maker.make([row] * 4, seeded(4, row), t=[1, 5, 10, 20], corrupt=False)
+        undone = diffusion.warp(pairs.moving, pairs.target)
+        return (undone - pairs.fixed)[:, :, 6:-6, 6:-6, 6:-6].abs().mean((1, 2, 3, 4))
+
+    assert max(differences(0).max(), differences(1).max()) < 0.02
+    thetas[:] = torch.eye(3, 4)  # what if the transform were ignored
+    assert min(differences(0).min(), differences(1).min()) > 0.04
+    maker.partner = 0.0
+    alone = maker.make([0] * 2, seeded(4), t=[1, 1], corrupt=False)
+    assert (alone.fixed - alone.moving).abs().mean() < 0.02
+
+
+def test_a_damaged_list_of_partners_is_named(tmp_path):
+    write_phantoms(tmp_path, 2)
+    (tmp_path / datasets.PARTNERS).write_text("phantom_00.nii.gz\tphantom_01.nii.gz\t1 0 0\n")
+    with pytest.raises(InputError, match="partners.tsv, line 1"):
+        datasets.build(tmp_path / "cache", [source(datasets.find_scans(tmp_path))], GRID, report=lambda text: None)
