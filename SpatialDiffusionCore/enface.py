@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from . import geometry
+from . import polish as gauss_newton
 from .polish import blur
 from .quality import local_similarity
 
@@ -51,19 +53,16 @@ class Face:
     step: float
 
 
-def face(cube) -> Face:
-    """The Face of a cube."""
-    fine = cube.on(cube.grid.with_shape([int(round(n * FINER)) if axis != 1 else n
-                                         for axis, n in enumerate(cube.grid.shape)]))
-    a, down, b = fine.spacing
-    values, support, tissue = (t[0, 0] for t in (fine.values, fine.support, fine.tissue()))
+def _maps(cube):
+    """(2×D×W maps, D×W mask, D×W height, D×W known) of a cube, as Face has them, on the cube's own voxels."""
+    values, support, tissue = (t[0, 0] for t in (cube.values, cube.support, cube.tissue()))
     solid = tissue.sum(1)
     known = (solid > 0.3 * solid[solid > 0].mean()).float()
     inside = support.sum(1) * (blur(known[None, None, None], 1.5)[0, 0, 0] > 0.5)
     mask = (inside > 0.25 * inside.max()).float()
     known = known * mask
     image = (values * support).sum(1) / inside.clamp_min(1)
-    depth = (torch.arange(tissue.shape[1], device=tissue.device) - (tissue.shape[1] - 1) / 2) * float(down)
+    depth = (torch.arange(tissue.shape[1], device=tissue.device) - (tissue.shape[1] - 1) / 2) * float(cube.spacing[1])
     weight = tissue * values
     height = (weight * depth[:, None]).sum(1) / weight.sum(1).clamp_min(1e-6)
     maps = []
@@ -72,10 +71,23 @@ def face(cube) -> Face:
         for axis in (0, 1):
             plane = plane - (plane * where).sum(axis, keepdim=True) / where.sum(axis, keepdim=True).clamp_min(1)
         maps.append(_normalized(plane, where))
+    return torch.stack(maps), mask, height, known
+
+
+def _finer(grid, factor):
+    """The grid with ``factor`` times the lateral voxels."""
+    return grid.with_shape([n if axis == 1 else int(round(n * factor)) for axis, n in enumerate(grid.shape)])
+
+
+def face(cube) -> Face:
+    """The Face of a cube."""
+    fine = cube.on(_finer(cube.grid, FINER))
+    maps, mask, height, known = _maps(fine)
+    a, _, b = fine.spacing
     step = float(min(a, b))
-    count = int(np.ceil(max(n * s for n, s in zip(image.shape, (a, b))) / step))
-    theta = torch.tensor([[count * step / (b * image.shape[1]), 0, 0], [0, count * step / (a * image.shape[0]), 0]],
-                         dtype=torch.float32, device=image.device)[None]
+    count = int(np.ceil(max(n * s for n, s in zip(mask.shape, (a, b))) / step))
+    theta = torch.tensor([[count * step / (b * mask.shape[1]), 0, 0], [0, count * step / (a * mask.shape[0]), 0]],
+                         dtype=torch.float32, device=mask.device)[None]
     grid = F.affine_grid(theta, [1, 1, count, count], align_corners=False)
     planes = F.grid_sample(torch.stack([*maps, mask, height, known])[None], grid, align_corners=False)[0]
     mask, known = (planes[2] > 0.5).float(), (planes[4] > 0.99).float()
@@ -190,3 +202,45 @@ def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
         matrix[row] = [first, 0, second, offset]
     matrix[1] = [plane[1], 1, plane[2], plane[0]]
     return matrix
+
+
+# --- refinement --------------------------------------------------------------------------------------------
+
+#: Pixels of the refinement's maps per lateral voxel of the cube, and points drawn on them.
+FINEST, POINTS = 2.0, 8000
+
+
+def refine(moving, fixed, world, *, seed: int):
+    """Refine a fixed → moving RAS transform (4×4) of two cubes: laterally on their maps, in depth by self-similarity.
+
+    Layers say little about lateral shifts: on ten phantom pairs of OCT with motion and shadows, self-similarity in all
+    directions left a median lateral error of 51 µm, the maps 16 µm.
+    """
+    for _ in range(2):
+        world = _refine_laterally(moving, fixed, world, seed)
+    factor, sigma, iterations = gauss_newton.LEVELS[-1]
+    refined = gauss_newton.polish_level(moving, fixed, world, "affine", seed, factor, sigma, iterations)
+    change = np.linalg.inv(fixed.frame) @ np.linalg.inv(world) @ refined @ fixed.frame
+    change[[0, 2]] = np.eye(4)[[0, 2]]
+    world = world @ fixed.frame @ change @ np.linalg.inv(fixed.frame)
+    return _refine_laterally(moving, fixed, world, seed)
+
+
+def _refine_laterally(moving, fixed, world, seed: int):
+    """One robust Gauss–Newton fit of the maps; the moving cube is sampled as the fixed one lies by what is known."""
+    grid = _finer(fixed.grid, FINEST)
+    spacing = geometry.spacing(grid.voxel_to_ras)
+    sides = []
+    for cube in (fixed.on(grid), moving.on(grid.moved(world))):
+        maps, mask, _, _ = _maps(cube)
+        # Three equal layers make a volume of a map; points lie in the middle one, and no slope leads out of it.
+        layers = torch.stack([mask] * 3, 1)[None, None]
+        middle = layers * torch.tensor([0.0, 1.0, 0.0], device=mask.device)[:, None]
+        features = torch.stack([maps] * 3, 2)[None]
+        sides.append(gauss_newton.side(features, layers, middle, (spacing[0], 1.0, spacing[2]), POINTS, seed))
+    start = torch.eye(4, dtype=torch.float64, device=mask.device)[None]
+    change = gauss_newton.refine(*sides, start, iterations=8, linear_fit=False, longest=float(fixed.spacing.max()))
+    change = change[0].cpu().numpy()
+    change[1], change[:, 1] = np.eye(4)[1], np.eye(4)[:, 1]
+    frame = grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
+    return world @ frame @ change @ np.linalg.inv(frame)

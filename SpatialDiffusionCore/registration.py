@@ -389,12 +389,16 @@ def _fast(moving, fixed, model, options: Options):
 
 def _polish(moving, fixed, world: np.ndarray, options: Options):
     """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike."""
+    from . import enface
     from .polish import polish
 
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
     tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
     world = geometry.project(world, options.transform, *tissue)
-    refined = polish(moving, fixed, world, kind=options.transform, seed=options.seed, rotations=options.rotations)
+    if options.rotations == "depth":
+        refined = geometry.project(enface.refine(moving, fixed, world, seed=options.seed), options.transform, *tissue)
+    else:
+        refined = polish(moving, fixed, world, kind=options.transform, seed=options.seed)
     change = _quality(moving, fixed, world, refined, None)
     if change.similarity_after < change.similarity_before:
         return world, False
