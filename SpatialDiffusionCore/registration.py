@@ -261,7 +261,8 @@ def registration_steps(
         seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
         fixed=fixed.name, details=details,
     )
-    quality_module.judge(result.quality, result.decomposition)
+    limits = quality_module.SCAN_SPREAD_LIMITS if options.rotations == "depth" else quality_module.SPREAD_LIMITS
+    quality_module.judge(result.quality, result.decomposition, limits)
     result.seconds = time.perf_counter() - started
     return result
 

@@ -192,8 +192,9 @@ def consensus(x, trust_x, y, trust_y, scale: float = 12.0, iterations: int = 5):
 
 def spread(moving, fixed, matrix, kind: str, seed: int, rotations: str = "all") -> float:
     """RMS distance in mm over the tissue between the answer and repeated refinements from known perturbed starts."""
-    # Turns and shifts of the starts: a head's, or an eye's (a lateral voxel).
-    degrees, millimeters = (2.0, float(max(fixed.spacing))) if rotations == "depth" else (6.0, 6.0)
+    if rotations == "depth":
+        return enface.spread(moving, fixed, matrix, seed=seed)
+    degrees = millimeters = 6.0
     a, b = (_coarse(s, 1.5, 0.8, 6000, seed) for s in (fixed, moving))
     points = a.points.double().cpu().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
