@@ -54,7 +54,8 @@ def section(records) -> list:
     main = tables.methods(true)[0]
     return [
         "## The error bar",
-        f"All tasks' registrations together. Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
+        "Made by `python -m Benchmark report RESULTS` from all tasks' registrations.",
+        f"Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
         "of that task; where nothing could be right, every answer. Spearman: of spread and error, where that is known.",
         table, f"**Words against errors, {tables.label(main)}**", words(tables.pick(judged, method=main)),
     ]
@@ -68,7 +69,8 @@ def summary(records) -> list:
         return []
     return [
         f"**The error bar**, over all tasks above. Wrong: more than {WRONG_MM:g} mm off, or where labels judge, "
-        "failed, or where nothing could be right. Below: how often each word went with which error.",
+        "failed, or where nothing could be right. Below: how often each word went with which error. Made by "
+        "`python -m Benchmark report RESULTS`.",
         table, words(judged),
     ]
 
