@@ -61,7 +61,13 @@ def side(features: torch.Tensor, support: torch.Tensor, tissue: torch.Tensor, sp
         high = index + strides[axis] * (inside[:, axis] < shape[axis] - 1)
         run = ((high - low) // strides[axis]).clamp_min(1) * spacing[axis]
         slopes.append((flat[:, high] - flat[:, low]) / run)
-    return Side(torch.cat([features, support], dim=1), spacing, points, flat[:, index], torch.stack(slopes, dim=-1))
+    grid = torch.cat([features, support], dim=1)
+    return Side(grid, spacing, points, flat[:, index], torch.stack(slopes, dim=-1))
+
+
+def reach(sigma: float) -> int:
+    """How many voxels away ``blur`` still sees."""
+    return max(1, int(2.5 * sigma + 0.5))
 
 
 def blur(volume: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -71,7 +77,7 @@ def blur(volume: torch.Tensor, sigma: float) -> torch.Tensor:
     """
     if sigma <= 0:
         return volume
-    radius = max(1, int(2.5 * sigma + 0.5))
+    radius = reach(sigma)
     weights = torch.exp(-0.5 * (torch.arange(radius + 1, dtype=torch.float64) / sigma) ** 2).tolist()
     for axis in (2, 3, 4):
         size = volume.shape[axis]
@@ -92,22 +98,25 @@ def blur(volume: torch.Tensor, sigma: float) -> torch.Tensor:
 def self_similarity(volume: torch.Tensor, sigma: float = 0.8) -> torch.Tensor:
     """Six-channel self-similarity descriptor that does not depend on contrast (MIND; Heinrich et al., MedIA 16:1423,
     2012): exp(−D_k/V), D_k the patch distance to the k-th neighbor, V its mean over the neighbors."""
-    distances = []
-    for axis in (2, 3, 4):
-        size = volume.shape[axis]
+    result = volume.new_empty(volume.shape[0], 6, *volume.shape[2:])
+    for index, axis in enumerate((2, 3, 4)):
+        last = volume.shape[axis] - 1
         squared = torch.zeros_like(volume)
-        difference = volume.narrow(axis, 1, size - 1) - volume.narrow(axis, 0, size - 1)
-        squared.narrow(axis, 0, size - 1).copy_(difference.square_())
-        forward = blur(squared, sigma)  # patch distance of each voxel to its next neighbor along the axis
-        backward = torch.cat([forward.narrow(axis, 0, 1), forward.narrow(axis, 0, size - 1)], dim=axis)
-        distances += [backward, forward]
-    distances = torch.cat(distances, dim=1)
-    variance = distances.mean(dim=1, keepdim=True)
+        torch.sub(volume.narrow(axis, 1, last), volume.narrow(axis, 0, last), out=squared.narrow(axis, 0, last))
+        # The patch distance of each voxel to its next neighbor along the axis is that of the neighbor to it.
+        forward = blur(squared.square_(), sigma)
+        backward = result.narrow(1, 2 * index, 1)
+        backward.narrow(axis, 0, 1).copy_(forward.narrow(axis, 0, 1))
+        backward.narrow(axis, 1, last).copy_(forward.narrow(axis, 0, last))
+        result.narrow(1, 2 * index + 1, 1).copy_(forward)
+    variance = result.mean(dim=1)
     typical = float(variance.mean())
-    variance.clamp_(min=1e-4 * typical + 1e-8, max=1e3 * typical + 1e-6)
-    relative = distances.div_(variance)
+    scale = variance.clamp_(min=1e-4 * typical + 1e-8, max=1e3 * typical + 1e-6).reciprocal_().neg_()
     # The most similar neighbor gets 1, so that the descriptor does not fade in noise.
-    return relative.sub_(relative.amin(dim=1, keepdim=True)).neg_().exp_()
+    smallest = result.amin(dim=1)
+    for channel in result.unbind(1):  # one at a time stays in the cache
+        channel.sub_(smallest).mul_(scale).exp_()
+    return result
 
 
 # --- Gauss–Newton ------------------------------------------------------------------------------------------
@@ -196,19 +205,33 @@ def _residuals(source: Side, target: Side, matrix, linear_fit: bool, tuning: flo
     return residual, weights / (scale**2 * weights.sum(1, keepdim=True).clamp_min(1e-6))
 
 
+def _factor(hessian, previous, newton, factor, most: float):
+    """The multiple (B) of the next Gauss–Newton step, from the last step's (B×n), the multiple taken, and this one.
+
+    Two people's gradients agree in part only, the less the finer the voxels, so the steps fall short, by about the
+    same share each time (Barzilai and Borwein, IMA J. Numer. Anal. 8:141, 1988, in the metric of the Hessian).
+    """
+    weighed = (hessian @ previous[..., None])[..., 0]
+    whole, gained = (previous * weighed).sum(1), ((previous - newton) * weighed).sum(1)
+    return torch.where(gained > 0, factor * whole / gained.clamp_min(1e-30), most).clamp(1.0, most)
+
+
 def refine(
     fixed: Side, moving: Side, matrix: torch.Tensor, *, kind: str = "affine", iterations: int = 10,
-    linear_fit: bool = True, tuning: float = 2.0, damping: float = 1e-3, longest: float = 15.0, enough: float = 0.01,
+    linear_fit: bool = True, tuning: float = 2.0, damping: float = 1e-3, longest: float = 15.0, enough: float = 0.02,
+    boldest: float = 1.0,
 ) -> torch.Tensor:
     """Improve B transforms (B×4×4 float64, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
     Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen
     in the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most
-    per iteration; when none moves more than ``enough`` voxels, it ends.
+    per iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
+    step, see ``_factor``; 1 is for starts that may be far off.
     """
     radius = fixed.points.square().sum(1).mean().sqrt().double().clamp_min(1e-6)
     matrix = matrix.clone()
     ahead, behind, basis = _Linear(fixed), _Linear(moving), _basis(kind, matrix.device)
+    previous, factor = None, torch.ones_like(matrix[:, 0, 0])
     for _ in range(iterations):
         inverse = torch.linalg.inv(matrix)
         hessian, slope = ahead.equations(*_residuals(fixed, moving, matrix, linear_fit, tuning))
@@ -220,7 +243,11 @@ def refine(
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
         diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
         hessian = hessian + torch.diag_embed(damping * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-12)
-        change = -(torch.linalg.solve(hessian, slope) @ basis.T).view(-1, 3, 4)
+        newton = -torch.linalg.solve(hessian, slope)
+        if previous is not None:
+            factor = _factor(hessian, previous, newton, factor, boldest)
+        previous = newton
+        change = (factor[:, None] * newton @ basis.T).view(-1, 3, 4)
         moved = matrix[:, :3, :3] @ change
         reach = moved[:, :, 3].norm(dim=1) + moved[:, :, :3].flatten(1).norm(dim=1) * radius
         change = change * (longest / reach.clamp_min(1e-9)).clamp(max=1.0)[:, None, None]
@@ -253,10 +280,16 @@ def correlation(fixed: Side, moving: Side, matrix: torch.Tensor):
 # --- the final refinement ----------------------------------------------------------------------------------
 
 #: Finer and finer cubes: voxel size relative to the model's, blur in voxels, iterations.
-LEVELS = ((1.2, 1.0, 12), (0.55, 0.6, 10))
+LEVELS = ((1.2, 1.0, 12), (0.6, 0.6, 6))
+
+#: The largest multiple of a Gauss–Newton step.
+BOLDEST = 4.0
+
+#: How many of the model's voxels the refinement looks beyond the fixed tissue.
+MARGIN = 2
 
 #: Points drawn in each volume's tissue per level.
-POINTS = 8000
+POINTS = 10000
 
 
 def polish(moving, fixed, world, *, kind: str, seed: int):
@@ -283,20 +316,29 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations):
         sides.append(side(features, cube.support, cube.tissue(), spacing, POINTS, seed))
     change = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
-    change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest)
+    change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest,
+                    boldest=BOLDEST)
     # `change` maps the fixed cube to the resampled moving one; both live in the fixed cube's frame.
     frame = grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
     return world @ frame @ change[0].cpu().numpy() @ np.linalg.inv(frame)
 
 
-def _box(cube, margin: float = 4.0):
+def _box(cube, margin: int = MARGIN):
     """Two corners (normalized x, y, z) of the box around a cube's tissue, ``margin`` voxels wider on each side."""
     inside = cube.tissue()[0, 0] > 0.5
-    corners = []
-    for axis, size in zip((2, 1, 0), reversed(inside.shape)):
-        others = tuple(a for a in (0, 1, 2) if a != axis)
-        found = inside.amax(dim=others).nonzero()[:, 0]
-        first, last = (int(found[0]), int(found[-1])) if len(found) else (0, size - 1)
-        corners.append([2 * (first - margin) / size - 1, 2 * (last + 1 + margin) / size - 1])
-    low, high = np.clip(np.array(corners).T, -1, 1)
-    return low, high
+    corners = 2 * np.array(bounds(inside, margin)) / np.array(inside.shape) - 1
+    return corners[:, ::-1]
+
+
+def bounds(inside: torch.Tensor, margin: int):
+    """First voxel and last + 1 (3 each) of the box around what is true in D×H×W, ``margin`` wider, within the volume.
+
+    The whole volume where nothing is true.
+    """
+    first, last = [], []
+    for axis, size in enumerate(inside.shape):
+        found = inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0).nonzero()[:, 0]
+        low, high = (int(found[0]), int(found[-1])) if len(found) else (0, size - 1)
+        first.append(max(0, low - margin))
+        last.append(min(size, high + 1 + margin))
+    return first, last
