@@ -11,6 +11,7 @@ Every 4×4 matrix here is float64 and acts on column vectors. Frames:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -277,8 +278,9 @@ def rotation_about(axis, angle: float) -> np.ndarray:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
+@lru_cache(maxsize=1)
 def rotation_group() -> np.ndarray:
-    """The 60 rotations of the icosahedron (60×3×3), the identity first.
+    """The 60 rotations of the icosahedron (60×3×3, read-only), the identity first.
 
     They cover all rotations so that none is further than 44.5° from one of them. Generated as the closure of a
     turn by 72° about a vertex and a turn by 180° about an edge's middle.
@@ -291,4 +293,6 @@ def rotation_group() -> np.ndarray:
             candidate = element @ generator
             if all(np.abs(candidate - known).max() > 1e-6 for known in group):
                 group.append(candidate)
-    return np.array(group)
+    group = np.array(group)
+    group.flags.writeable = False
+    return group
