@@ -351,7 +351,7 @@ def _fast(moving, fixed, model, options: Options):
 
     from . import diffusion, search
 
-    count = DEFAULT_STEPS if options.steps is None else options.steps
+    count = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
     total = 2 + count + (1 if options.polish else 0)
     if options.init is not None:
         candidates = [np.linalg.inv(options.init)]
@@ -424,7 +424,7 @@ def register(
     - transform: "rigid", "similarity" or "affine" (default).
     - model: name or file of a trained model (default: one for the modality).
     - sampler: "fast" (default) or "reference", the published 65 steps and nothing else (default of imported models).
-    - steps: diffusion steps of "fast"; 0 leaves the network out. search: look for the pose among all rotations first.
+    - steps: diffusion steps of "fast" (default: the model's own, or 4); 0 leaves the network out. search: look for the pose among all rotations first.
     - bidirectional: with "reference", run both directions and combine them.
     - polish: refine by local self-similarity at the end (default: in "fast" only).
     - device: "auto", "cpu", "cuda", "cuda:N" or "mps". seed: of the points drawn.

@@ -73,6 +73,19 @@ def export(run, output=None, *, half=False, which="best", name=None, licence="",
     return output
 
 
+def without_network(output, modalities, size, spacing, training, accuracy, licence="Apache-2.0"):
+    """Write a model file without weights: it lets modalities be searched and refined on their own grid before anyone
+    has trained a network for them. Arguments as the entries of a card; returns the path."""
+    network = build({"head": "none", "volume_size": list(size)})
+    save_model(output, network, {
+        "name": Path(output).stem, "architecture": network.architecture,
+        "grid": {"size": list(size), "spacing": list(spacing), "loading": "canonical"},
+        "schedule": make_schedule(Settings()).to_dict(), "modalities": dict.fromkeys(modalities, 0), "sampler": "fast",
+        "steps": 0, "training": training, "license": licence, "accuracy": accuracy, "created": date.today().isoformat(),
+    })
+    return Path(output)
+
+
 def install(path):
     """Copy a model file into the user's model folder, where Slicer and the shell list it; return its new path."""
     path, folder = Path(path), user_folder()

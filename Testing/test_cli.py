@@ -184,8 +184,12 @@ def test_convert_between_formats_and_back(folder):
 
 def test_models_are_listed_and_described(capsys):
     assert main(["models", "list"]) == 0
-    name = capsys.readouterr().out.split()[0]
-    assert main(["models", "info", name, "--json"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"retina", "t1-brain"} <= set(listed)
+    assert main(["models", "info", "retina", "--json"]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert "phantom" in info["card"]["training"]["data"] and info["card"]["grid"]["spacing"] == [0.1, 0.04, 0.1]
+    assert main(["models", "info", "t1-brain", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["parameters"] > 1e5 and info["flops"] > 1e8 and info["layers"] > 10
     assert {"architecture", "grid", "schedule", "modalities", "training", "license", "accuracy", "created"} <= set(info["card"])

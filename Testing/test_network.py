@@ -224,11 +224,14 @@ def test_the_point_network_maps_equal_volumes_by_the_identity_and_learns():
 
 # ------------------------------------------------------------------------------------------------------ building
 def test_an_architecture_that_went_through_json_builds_the_same_network():
-    for head in n.NETWORKS:
+    for head in ("matrix", "points"):
         network = built(head, n_classes=2)
         again = n.build(json.loads(json.dumps(network.architecture))).eval()
         again.load_state_dict(network.state_dict())
         (a, b), t = pair(1, tuple(network.volume_size)), torch.tensor([9])
         assert torch.equal(again(a, b, t), network(a, b, t))
+    nothing = n.build({"head": "none", "volume_size": [16, 12, 16]})
+    assert not list(nothing.parameters())
+    assert torch.equal(nothing(*pair(2, (16, 12, 16)), torch.tensor([9, 9])), torch.eye(3, 4).repeat(2, 1, 1))
     with pytest.raises(ValueError, match="matrix, points"):
         n.build({"head": "flow", "volume_size": [16] * 3})

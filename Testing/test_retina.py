@@ -10,27 +10,16 @@ torch = pytest.importorskip("torch")
 from SpatialDiffusionCore import enface, geometry, register, volume  # noqa: E402
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
-from SpatialDiffusionCore.model import Model  # noqa: E402
-from SpatialDiffusionCore.network import build  # noqa: E402
-from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
 from SpatialDiffusionTraining import datasets, retina  # noqa: E402
 
-GRID = {"size": [64, 48, 64], "spacing": [0.1, 0.04, 0.1], "loading": "canonical"}
+#: What is bundled for eyes: their grid, and no network yet.
+MODEL = BUNDLED / "retina.safetensors"
 
 
 @pytest.fixture(scope="module")
 def eye():
     return retina.make_eye(7)
-
-
-@pytest.fixture(scope="module")
-def model():
-    """An untrained network on the grid of retinas; its predictions are not used (steps=0)."""
-    torch.manual_seed(0)
-    network = build({"head": "points", "volume_size": GRID["size"], "channels": [8, 8, 8, 8], "points": 8})
-    card = {"name": "untrained", "architecture": network.architecture, "grid": GRID, "schedule": Schedule().to_dict(),
-            "modalities": {"any": 0, "oct": 0, "octa": 0}}
-    return Model(network.eval(), card)
 
 
 def error(matrix, truth, fixed, moving):
@@ -125,6 +114,12 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------ registration
+def test_eyes_are_registered_without_a_network_by_default():
+    chosen = load_model(None, "oct", "oct")
+    assert chosen.name == "retina" and chosen.card["steps"] == 0 and not list(chosen.network.parameters())
+    assert load_model(None, "octa", "octa") is chosen
+
+
 FIXED = retina.Acquisition(extent=(5.6, 5.0), shape=(140, 90, 160), axial=0.012, tilt=(1.5, -1.0), speckle=1.5,
                            motion=0.5, seed=11)
 MOVING = retina.Acquisition(extent=(5.2, 5.4), shape=(150, 80, 150), axial=0.0125, turn=112.0, shift=(0.4, -0.3),
@@ -133,42 +128,42 @@ MOVING = retina.Acquisition(extent=(5.2, 5.4), shape=(150, 80, 150), axial=0.012
 
 
 @pytest.mark.parametrize("kind", ["oct", "octa"])
-def test_two_scans_of_a_phantom_are_registered_within_micrometers(kind, eye, model):
+def test_two_scans_of_a_phantom_are_registered_within_micrometers(kind, eye):
     fixed, moving = retina.scan(eye, FIXED, kind), retina.scan(eye, MOVING, kind)
     truth = retina.true_transform(MOVING, FIXED)
-    answer = register(moving, fixed, modality=kind, model=model, steps=0)
+    answer = register(moving, fixed, modality=kind, model=MODEL)
     lateral, axial = error(answer.matrix, truth, fixed, moving)
     assert lateral < 25 and axial < 12  # B-scans are 56 µm apart, axial pixels 12 µm
     assert answer.quality.confidence == "good" and answer.quality.spread_mm < 0.03
-    back = register(fixed, moving, modality=kind, model=model, steps=0)
+    back = register(fixed, moving, modality=kind, model=MODEL)
     assert np.allclose(back.matrix @ answer.matrix, np.eye(4), atol=1e-6)
-    rigid = register(moving, fixed, modality=kind, model=model, steps=0, transform="rigid").matrix[:3, :3]
+    rigid = register(moving, fixed, modality=kind, model=MODEL, transform="rigid").matrix[:3, :3]
     assert np.allclose(rigid.T @ rigid, np.eye(3), atol=1e-10)
 
 
-def test_the_array_order_does_not_matter(eye, model):
+def test_the_array_order_does_not_matter(eye):
     """The same scan stored as (B-scan, depth, A-scan): the transform is as good."""
     fixed, moving = retina.scan(eye, FIXED), retina.scan(eye, MOVING)
     to_new = np.zeros((4, 4))
     to_new[[0, 1, 2, 3], [1, 2, 0, 3]] = 1  # (i, j, k) → (j, k, i), a rotation of the axes
     stored = volume.Volume(moving.data.transpose(1, 2, 0), moving.voxel_to_ras @ np.linalg.inv(to_new))
     truth = retina.true_transform(MOVING, FIXED)
-    answer = register(stored, fixed, modality="oct", model=model, steps=0)
+    answer = register(stored, fixed, modality="oct", model=MODEL)
     lateral, axial = error(answer.matrix, truth, fixed, moving)
     assert lateral < 25 and axial < 12
 
 
-def test_another_eye_and_a_mirrored_one_are_not_called_good(eye, model):
+def test_another_eye_and_a_mirrored_one_are_not_called_good(eye):
     fixed = retina.scan(eye, FIXED)
     for other in (retina.scan(retina.make_eye(8), MOVING),
                   replace(retina.scan(eye, MOVING), data=retina.scan(eye, MOVING).data[::-1].copy())):
-        assert register(other, fixed, modality="oct", model=model, steps=0).quality.confidence == "poor"
+        assert register(other, fixed, modality="oct", model=MODEL).quality.confidence == "poor"
 
 
 def test_maps_and_depth_lead_back_a_turned_and_tilted_scan(eye):
     """Without refinement already: any turn to half a step, shifts to a pixel, depth by the surfaces."""
-    fixed = model_cube(retina.scan(eye, FIXED), None, "oct", {"grid": GRID}, "cpu")
-    moving = model_cube(retina.scan(eye, MOVING), None, "oct", {"grid": GRID}, "cpu")
+    fixed = model_cube(retina.scan(eye, FIXED), None, "oct", read_card(MODEL), "cpu")
+    moving = model_cube(retina.scan(eye, MOVING), None, "oct", read_card(MODEL), "cpu")
     truth = np.linalg.inv(moving.frame) @ np.linalg.inv(retina.true_transform(MOVING, FIXED)) @ fixed.frame
     found = enface.poses(moving, fixed, 3)
     assert 1 <= len(found) <= 3
@@ -181,14 +176,14 @@ def test_maps_and_depth_lead_back_a_turned_and_tilted_scan(eye):
 
 # ----------------------------------------------------------------------------------------------- the real eye
 @pytest.mark.parametrize("number", [0, 1])
-def test_the_real_eye_is_registered_within_a_b_scan_and_two_axial_pixels(number, data_folder, tmp_path, model):
+def test_the_real_eye_is_registered_within_a_b_scan_and_two_axial_pixels(number, data_folder, tmp_path):
     from Benchmark import retinas
 
     if not (data_folder / "oct").is_dir():
         pytest.skip("needs the OCT volumes of the development data")
     case = retinas.real(data_folder, number, 0, tmp_path)
     moving, fixed = volume.load(case.moving), volume.load(case.fixed)
-    answer = register(moving, fixed, modality="oct", model=model, steps=0)
+    answer = register(moving, fixed, modality="oct", model=MODEL)
     found = retinas.measure(case, answer.matrix)
     assert found["success"] and found["lateral_lines"] < 0.5 and found["axial_pixels"] < 0.5
     assert answer.quality.confidence == "good"
