@@ -69,8 +69,8 @@ def summary(records) -> list:
     if table is None:
         return []
     return [
-        f"**The error bar**, over all tasks but the retinas. Wrong: more than {WRONG_MM:g} mm off, or where labels judge, "
-        "failed, or where nothing could be right. Below: how often each word went with which error. Made by "
+        f"**The error bar**, over all tasks but the retinas. Wrong: more than {WRONG_MM:g} mm off, or where labels "
+        "judge, failed, or where nothing could be right. Below: how often each word went with which error. Made by "
         "`python -m Benchmark report RESULTS`.",
         table, words(judged),
     ]
