@@ -155,7 +155,8 @@ def cost(records) -> str:
         timed = [r for r in found if "seconds" in r]
         if timed:
             cpu = [r["cpu_seconds"] for r in timed]
-            values = [f"{np.median(cpu):.2f}", f"{np.percentile(cpu, 95):.2f}", f"{max(r['peak_mb'] for r in timed):.0f}"]
+            values = [f"{np.median(cpu):.2f}", f"{np.percentile(cpu, 95):.2f}",
+                      f"{max(r['peak_mb'] for r in timed):.0f}"]
         else:
             values = ["–"] * 3
         rows.append([label(method), *values, f"{len(found) - len(timed)} of {len(found)}"])
