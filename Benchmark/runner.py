@@ -167,7 +167,11 @@ def run(
         # Where cases are costly to make all methods get each in turn; a sweep goes method by method.
         by_method = [(m, t) for m in methods for t in todos]
         order = [(m, t) for t in todos for m in methods] if task.interleave else by_method
+        last = None
         for method, todo in order:
+            if last not in (None, method) and not task.interleave:
+                workers[last].close()  # it has no more to do
+            last = method
             if deadline is not None and deadline():
                 break
             if (task.name, method, todo.name, todo.rotation, seed) in done or method in unavailable:
