@@ -31,6 +31,9 @@ OVERLAP = 0.25
 #: Blurs in pixels: of the map against noise, and of what is subtracted from it (shading, the fovea's dip).
 FINE, BROAD = 1.0, 7.0
 
+#: A column whose brightest tissue is below this share of what is usual is not known.
+DARK = 0.2
+
 #: Pixels of a map per lateral voxel of the cube.
 FINER = 1.5
 
@@ -55,15 +58,16 @@ class Face:
 
 def _maps(cube):
     """(2×D×W maps, D×W mask, D×W height, D×W known) of a cube, as Face has them, on the cube's own voxels."""
-    values, support, tissue = (t[0, 0] for t in (cube.values, cube.support, cube.tissue()))
-    solid = tissue.sum(1)
-    known = (solid > 0.3 * solid[solid > 0].mean()).float()
+    values, support = cube.values[0, 0], cube.support[0, 0]
+    # Each column by its own brightest tissue: half of the light may be missing in a shadow.
+    brightest = blur(values[None, None] * support, 0.6)[0, 0].amax(1)
+    known = (brightest > DARK * brightest[brightest > 0].quantile(0.9)).float()
     inside = support.sum(1) * (blur(known[None, None, None], 1.5)[0, 0, 0] > 0.5)
     mask = (inside > 0.25 * inside.max()).float()
     known = known * mask
-    image = (values * support).sum(1) / inside.clamp_min(1)
-    depth = (torch.arange(tissue.shape[1], device=tissue.device) - (tissue.shape[1] - 1) / 2) * float(cube.spacing[1])
-    weight = tissue * values
+    image = ((values * support).sum(1) / inside.clamp_min(1)).clamp_min(1e-3).log()  # shading becomes a sum
+    depth = (torch.arange(values.shape[1], device=values.device) - (values.shape[1] - 1) / 2) * float(cube.spacing[1])
+    weight = (values / brightest.clamp_min(1e-3)[:, None] - 0.35).clamp_min(0) * support
     height = (weight * depth[:, None]).sum(1) / weight.sum(1).clamp_min(1e-6)
     maps = []
     for plane, where in ((image, mask), (height, known)):
