@@ -207,6 +207,25 @@ class Model:
         return denoise
 
 
+    def describer(self, moving_modality: str, fixed_modality: str):
+        """The function volumes → (points, log-weights) of the last timestep (see network.PointTransformer.describe).
+
+        None for a network that finds no points, or that sees the two modalities differently enhanced.
+        """
+        import torch
+
+        if not hasattr(self.network, "describe") or self.card["grid"]["loading"] == "published":
+            return None
+        class_id, last = self.class_id(moving_modality, fixed_modality), self.schedule.timesteps
+
+        @torch.no_grad()
+        def describe(volumes):
+            ones = torch.ones(len(volumes), device=volumes.device, dtype=torch.long)
+            return self.network.describe(volumes, last * ones, class_id * ones)
+
+        return describe
+
+
 _loaded = {}
 
 

@@ -22,6 +22,9 @@ from .volume import Volume, resample, validate
 
 SAMPLERS = ("fast", "reference")
 
+#: Candidates of the search by the network's points that go through the diffusion.
+NETWORK_CANDIDATES = 6
+
 #: Steps of the fast diffusion: four to eight do, one does not (measured with a small model on ten unseen subjects).
 DEFAULT_STEPS = 4
 
@@ -123,7 +126,7 @@ class Options:
     polish: Optional[bool]
     device: str
     seed: int
-    search: bool
+    search: object
     init: Optional[np.ndarray]
 
     @property
@@ -178,7 +181,8 @@ def _options(
         raise InputError(f"Unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}.")
     return Options(
         moving_key, fixed_key, transform, sampler, steps, bool(bidirectional),
-        None if polish is None else bool(polish), resolve_device(device), int(seed), bool(search),
+        None if polish is None else bool(polish), resolve_device(device), int(seed),
+        search if search == "network" else bool(search),
         None if init is None else geometry.as_affine(init, "the initial transform"),
     )
 
@@ -213,7 +217,7 @@ def registration_steps(
     polish: Optional[bool] = None,
     device: str = "auto",
     seed: int = 0,
-    search: bool = True,
+    search=True,
     init=None,
     moving_mask: Optional[Volume] = None,
     fixed_mask: Optional[Volume] = None,
@@ -346,15 +350,24 @@ def _reference(moving, fixed, model, options: Options):
 
 
 def _fast(moving, fixed, model, options: Options):
-    """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree."""
-    import torch
+    """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
 
-    from . import diffusion, search
+    Where the volumes are not alike enough in the end, search once more, wider and by the network's own points.
+    """
+    from . import search
 
     count = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
     total = 2 + count + (1 if options.polish else 0)
+    describe = model.describer(options.moving_modality, options.fixed_modality) if count else None
+    by_network, seen = options.search == "network", fixed
     if options.init is not None:
         candidates = [np.linalg.inv(options.init)]
+    elif by_network:
+        if describe is None:
+            raise InputError(f"The model {model.name} finds no feature points, or no steps were asked for; "
+                             "leave the search to the similarity.")
+        poses, seen = search.point_poses(moving, fixed, describe, keep=NETWORK_CANDIDATES)
+        candidates = [_to_world(m, moving, fixed) for m in poses]
     elif options.search:
         poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
         candidates = [_to_world(m, moving, fixed) for m in poses]
@@ -364,15 +377,12 @@ def _fast(moving, fixed, model, options: Options):
     yield Step(1, total, "Searching the pose", geometry.inverse(candidates[0]))
     worlds = candidates
     if count:
-        denoise = model.denoiser(options.moving_modality, options.fixed_modality)
-        start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
-        batch = (len(candidates), -1, -1, -1, -1)
-        for step in diffusion.reverse(denoise, fixed.values.expand(batch), moving.values.expand(batch), model.schedule,
-                                      steps=count, start=start):
-            worlds = [_theta_to_world(theta, moving, fixed) for theta in step.theta]
-            yield Step(1 + step.index, total, "Diffusion", geometry.inverse(worlds[0]))
+        for index, worlds in _diffused(moving, seen, model, options, candidates, count):
+            yield Step(1 + index, total, "Diffusion", geometry.inverse(worlds[0]))
     world, details = worlds[0], {"candidates": len(candidates)}
-    if options.search or options.polish:
+    if by_network:
+        world = worlds[search.most_agreed(moving, seen, worlds, describe)]
+    elif options.search or options.polish:
         # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
         everything = worlds + candidates if count else candidates
         frames = [_to_frames(w, moving, fixed) for w in everything]
@@ -381,28 +391,80 @@ def _fast(moving, fixed, model, options: Options):
     polished = False
     if options.polish:
         world, polished = _polish(moving, fixed, world, options)
-        yield Step(total - 1, total, "Refining", geometry.inverse(world))
+        yield Step(2 + count, total, "Refining", geometry.inverse(world))
+    if options.polish and options.init is None and options.search is True and options.rotations == "all":
+        alike = search.likeness(moving, fixed, world)
+        if alike < search.DOUBTFUL:
+            further = _search_further(moving, fixed, model, options, describe, count, total)
+            (likest, found), total = yield from further
+            if likest > alike:
+                found, polished = _polish(moving, fixed, found, options, enough=1.0)
+                world, details["best"] = found, "wider search"
     frames = _to_frames(world, moving, fixed)
     spread = search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
 
 
-def _polish(moving, fixed, world: np.ndarray, options: Options):
-    """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike."""
+def _diffused(moving, fixed, model, options: Options, candidates, count: int):
+    """Yield (index, worlds) after each of ``count`` steps of the diffusion from all candidates at once."""
+    import torch
+
+    from . import diffusion
+
+    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
+    start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
+    batch = (len(candidates), -1, -1, -1, -1)
+    for step in diffusion.reverse(denoise, fixed.values.expand(batch), moving.values.expand(batch), model.schedule,
+                                  steps=count, start=start):
+        yield step.index, [_theta_to_world(theta, moving, fixed) for theta in step.theta]
+
+
+def _search_further(moving, fixed, model, options: Options, describe, count: int, total: int):
+    """Many more candidates, compared by self-similarity. Returns ((likeness, fixed → moving RAS), steps in all)."""
+    from . import search
+
+    stage, done = "Searching further", total - 1
+    candidates = [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
+    rounds = len(candidates) + search.ROUNDS[0][0] + 3
+    if describe is not None:
+        rounds += search.WIDE_CANDIDATES + 2 * NETWORK_CANDIDATES
+    total += rounds
+    yield Step(done + 1, total, stage, geometry.inverse(candidates[0]))
+    if describe is not None:
+        poses, upright = search.point_poses(moving, fixed, describe)
+        found = [_to_world(m, moving, fixed) for m in poses]
+        yield Step(done + 2, total, stage, geometry.inverse(found[0]))
+        for _, worlds in _diffused(moving, upright, model, options, found[:NETWORK_CANDIDATES], count):
+            pass
+        candidates = worlds + found + candidates
+    best = None
+    for index, best in enumerate(search.settle(moving, fixed, candidates, options.transform, options.seed)):
+        yield Step(min(done + 3 + index, total - 1), total, stage, geometry.inverse(best[1]))
+    return best, total
+
+
+def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 5.0):
+    """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike.
+
+    Repeated, at most three times more, while it still moves the tissue by more than ``enough`` mm (RMS).
+    """
     from . import enface
     from .polish import polish
 
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
     tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
-    world = geometry.project(world, options.transform, *tissue)
+    start = refined = geometry.project(world, options.transform, *tissue)
     if options.rotations == "depth":
-        refined = geometry.project(enface.refine(moving, fixed, world, seed=options.seed), options.transform, *tissue)
+        refined = geometry.project(enface.refine(moving, fixed, start, seed=options.seed), options.transform, *tissue)
     else:
-        refined = polish(moving, fixed, world, kind=options.transform, seed=options.seed)
-    change = _quality(moving, fixed, world, refined, None)
+        for _ in range(4):
+            before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
+            if geometry.displacement_rms(before, refined, *tissue) <= enough:
+                break
+    change = _quality(moving, fixed, start, refined, None)
     if change.similarity_after < change.similarity_before:
-        return world, False
+        return start, False
     return refined, True
 
 
@@ -424,7 +486,9 @@ def register(
     - transform: "rigid", "similarity" or "affine" (default).
     - model: name or file of a trained model (default: one for the modality).
     - sampler: "fast" (default) or "reference", the published 65 steps and nothing else (default of imported models).
-    - steps: diffusion steps of "fast" (default: the model's own, or 4); 0 leaves the network out. search: look for the pose among all rotations first.
+    - steps: diffusion steps of "fast" (default: the model's own, or 4); 0 leaves the network out.
+    - search: look for the pose among all rotations first, by the volumes' similarity (True, default) or only by the
+      network's own feature points ("network"); False begins where the tissue's centers meet.
     - bidirectional: with "reference", run both directions and combine them.
     - polish: refine by local self-similarity at the end (default: in "fast" only).
     - device: "auto", "cpu", "cuda", "cuda:N" or "mps". seed: of the points drawn.

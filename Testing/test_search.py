@@ -1,0 +1,142 @@
+"""The search for the pose: its parts on known answers, and whole registrations where the first search is misled."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from SpatialDiffusionCore import geometry, register, search, volume
+from SpatialDiffusionCore.cube import model_cube
+from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.model import load_model
+from SpatialDiffusionCore.registration import registration_steps
+from SpatialDiffusionCore.volume import Volume, prepare
+
+
+@pytest.fixture(scope="module")
+def brain():
+    return volume.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+
+
+def error(result, truth, of) -> float:
+    """RMS distance in mm from the answer's inverse to the true fixed → moving matrix over a tissue."""
+    found = prepare(of)
+    return geometry.displacement_rms(
+        np.linalg.inv(result.matrix), truth, found.tissue_center, found.tissue_covariance
+    )
+
+
+def test_masked_correlation_finds_the_shift_of_a_part():
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.rand(14, 16, 18, generator=generator)
+    part = whole[3:11, 2:12, 6:15]
+    score = search.masked_correlation(whole, torch.ones_like(whole), part, torch.ones_like(part))
+    best = np.unravel_index(int(score.argmax()), score.shape)
+    assert [b - n if b > n // 2 else b for b, n in zip(best, score.shape)] == [-3, -2, -6]
+    assert score.max() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_masked_correlation_ignores_what_is_masked():
+    generator = torch.Generator().manual_seed(1)
+    whole = torch.rand(12, 12, 12, generator=generator)
+    spoiled, mask = whole.clone(), torch.ones_like(whole)
+    spoiled[:, :, :4], mask[:, :, :4] = 50.0, 0.0
+    score = search.masked_correlation(whole, torch.ones_like(whole), spoiled, mask)
+    assert score[0, 0, 0] == pytest.approx(1.0, abs=1e-3)
+    assert int(score.argmax()) == 0
+
+
+def test_consensus_finds_the_similarity_that_most_points_obey():
+    random = np.random.default_rng(0)
+    x = random.normal(0, 50, (1, 40, 3))
+    matrix = geometry.from_parts(1.1 * geometry.rotation_about(np.array([1.0, 2, -1]), 0.7), [20, -5, 9])
+    y = geometry.transform_points(matrix, x[0])[None]
+    y[0, :10] += random.normal(0, 80, (10, 3))
+    other = random.normal(0, 50, (1, 40, 3))
+    trust = torch.zeros(1, 40, dtype=torch.float64)
+    found, score = search.consensus(
+        torch.as_tensor(x), trust, torch.as_tensor(np.concatenate([other, y])), trust.expand(2, 40)
+    )
+    assert int(score.argmax()) == 1 and score[1] > 0.7 and score[0] < 0.5
+    np.testing.assert_allclose(geometry.transform_points(found[1].numpy(), x[0]), geometry.transform_points(
+        matrix, x[0]), atol=2.0)
+
+
+def part_of(volume: Volume, axis: int, first: float, last: float) -> Volume:
+    """The slab of a volume between two fractions of its tissue along a voxel axis."""
+    inside = np.argwhere(volume.data > 0.1 * volume.data.max())[:, axis]
+    low, high = np.percentile(inside, [1, 99])
+    start, stop = (int(low + f * (high - low)) for f in (first, last))
+    cut = [slice(None)] * 3
+    cut[axis] = slice(start, stop)
+    origin = np.zeros(3)
+    origin[axis] = start
+    header = volume.voxel_to_ras @ geometry.from_parts(np.eye(3), origin)
+    return Volume(np.ascontiguousarray(volume.data[tuple(cut)]), header, volume.name)
+
+
+def remapped(volume: Volume, levels) -> Volume:
+    """The same with its intensities sent through a piecewise linear curve over 0…maximum."""
+    top = float(volume.data.max())
+    data = np.interp(volume.data, np.linspace(0, top, len(levels)), levels).astype(np.float32)
+    return Volume(data, volume.voxel_to_ras, volume.name)
+
+
+TURN = geometry.rotation_about(np.array([0.4, 1.0, -0.5]), np.radians(130))
+
+
+def test_parts_of_a_brain_find_each_other(brain):
+    """The front and the upper 60 % of a brain, one turned by 130°: their centers are not the same place."""
+    fixed, moving = part_of(brain, 1, 0.4, 1.0), part_of(brain, 2, 0.4, 1.0)
+    truth = geometry.about(TURN, brain.center(), [15, -20, 10])
+    result = register(moving.moved(truth), fixed, modality="t1-brain")
+    assert error(result, truth, brain) < 3.0
+    assert result.quality.confidence != "poor"
+
+
+def test_a_contrast_that_correlation_cannot_follow_is_found(brain):
+    """Dark, middle and bright tissue in another order: the first search is misled, the wider one is not."""
+    truth = geometry.about(TURN, brain.center(), [15, -20, 10])
+    moving = remapped(brain, [0.0, 0.9, 0.2, 1.0, 0.1]).moved(truth)
+    result = register(moving, brain, modality="t1-brain")
+    assert error(result, truth, brain) < 2.0
+
+
+def test_the_wider_search_reports_steps_and_can_be_stopped(brain):
+    """The number of steps grows once, when the wider search begins; every step stays below it."""
+    noise = np.random.default_rng(0).normal(100, 20, brain.shape).astype(np.float32)
+    process = registration_steps(Volume(noise, brain.voxel_to_ras, "noise"), brain, modality="t1-brain", steps=0)
+    seen = []
+    for step in process:
+        seen.append(step)
+        assert 1 <= step.index <= step.count
+        if step.stage == "Searching further" and len(seen) > 8:
+            process.close()
+            break
+    assert [s.index for s in seen] == sorted(s.index for s in seen)
+    assert seen[-1].stage == "Searching further"
+
+
+def test_the_networks_points_alone_find_any_pose():
+    """No similarity of intensities anywhere, and yet about where the whole chain ends."""
+    folder = Path(volume.__file__).parent / "demo"
+    moving, fixed = (volume.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
+    expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
+    moved = geometry.about(TURN, moving.center(), [15, -20, 10])
+    result = register(moving.moved(moved), fixed, modality="t1-brain", search="network", polish=False)
+    assert error(result, moved @ expected, fixed) < 10.0
+
+
+def test_the_networks_points_need_a_network(brain):
+    with pytest.raises(InputError, match="feature points"):
+        register(brain, brain, modality="t1-brain", search="network", steps=0)
+
+
+def test_likeness_is_highest_where_a_brain_lies_on_itself(brain):
+    card = load_model(None, "t1-brain", "t1-brain").card
+    cube = model_cube(brain, None, "t1-brain", card, "cpu")
+    there = search.likeness(cube, cube, np.eye(4))
+    turned = search.likeness(cube, cube, geometry.about(TURN, brain.center(), np.zeros(3)))
+    assert there > 0.95 and turned < search.DOUBTFUL
