@@ -241,7 +241,12 @@ def train(chosen, resume=False, report=None):
 
 
 def initial_weights(source, network):
-    """A state dictionary from a run folder (EMA of the best, else of the newest) or a model file."""
+    """A state dictionary from a run folder (EMA of the best, else of the newest) or a model file.
+
+    A network with classes may start from one without: the rows of its classes begin at zero, so all are alike at first.
+    """
+    import torch
+
     from SpatialDiffusionCore.errors import InputError
 
     source = Path(source)
@@ -252,6 +257,8 @@ def initial_weights(source, network):
 
         weights = load_model(source).network.state_dict()
     own = network.state_dict()
+    if not any("class_embedding" in k for k in weights):
+        weights = {**{k: torch.zeros_like(v) for k, v in own.items() if "class_embedding" in k}, **weights}
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
     if wrong:
         raise InputError(f"{source} does not fit this network; the first tensor that differs is {wrong[0]}.")
