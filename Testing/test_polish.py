@@ -1,0 +1,157 @@
+"""The local refinement: known transforms of synthetic volumes, what is kept exact, and the descriptors."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from SpatialDiffusionCore import geometry, polish  # noqa: E402
+from SpatialDiffusionCore import volume as v  # noqa: E402
+from SpatialDiffusionCore.quality import local_similarity  # noqa: E402
+
+SHAPE, SPACING = (36, 40, 32), (4.0, 3.5, 5.0)
+
+
+def picture(places):
+    """A smooth function of N×3 mm without symmetry, near 0 far from the middle."""
+    value = np.zeros(len(places))
+    for x, y, z, radius, height in ((0, 0, 0, 32, 1.0), (20, -8, 10, 14, 0.7), (-12, 22, -15, 12, -0.6),
+                                    (5, 10, 30, 11, 0.8), (-25, -20, 5, 13, 0.5), (10, -30, -20, 10, -0.5)):
+        value += height * np.exp(-((places - [x, y, z]) ** 2).sum(1) / radius**2)
+    return value
+
+
+def sides(matrix, features=lambda x: x, gain=1.0, offset=0.0, count=4000):
+    """(fixed, moving) Sides of the picture and of the picture moved by ``matrix`` (fixed → moving frame)."""
+    center = (np.array(SHAPE) - 1) / 2
+    places = (np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1).reshape(-1, 3) - center) * SPACING
+    both = []
+    for seen_at, g, o in ((places, 1.0, 0.0), (geometry.transform_points(np.linalg.inv(matrix), places), gain, offset)):
+        raw = picture(seen_at)
+        values = torch.as_tensor((g * raw + o).reshape(1, 1, *SHAPE), dtype=torch.float32)
+        tissue = torch.as_tensor((np.abs(raw) > 0.05).reshape(1, 1, *SHAPE), dtype=torch.float32)
+        both.append(polish.side(features(values), torch.ones_like(values), tissue, SPACING, count, 0))
+    return both
+
+
+def known(kind):
+    turn = geometry.rotation_about([1, 2, -1], 0.12)
+    linear = {"rigid": turn, "similarity": 1.06 * turn, "affine": turn @ (np.eye(3) + [[.05, .03, 0], [0, -.04, .02],
+                                                                                      [0, 0, .06]])}[kind]
+    return geometry.from_parts(linear, (3.0, -4, 2.5))
+
+
+def rms(a, b):
+    return geometry.displacement_rms(a, b, np.zeros(3), np.eye(3) * 30.0**2)
+
+
+def batch(*matrices):
+    return torch.as_tensor(np.array(matrices))
+
+
+@pytest.mark.parametrize("boldest", [1.0, 4.0])
+@pytest.mark.parametrize("kind", geometry.TRANSFORM_KINDS)
+def test_a_known_transform_is_found_whatever_the_gain_and_the_offset(kind, boldest):
+    truth = known(kind)
+    for gain, offset in ((1.0, 0.0), (-0.4, 0.7)):
+        fixed, moving = sides(truth, gain=gain, offset=offset)
+        found = polish.refine(fixed, moving, batch(np.eye(4)), kind=kind, iterations=int(100 / boldest), enough=1e-3,
+                              boldest=boldest)[0].numpy()
+        assert rms(np.eye(4), truth) > 5 and rms(found, truth) < 0.3  # voxels of 3.5 to 5 mm, read linearly
+        if kind == "rigid":
+            assert np.abs(found[:3, :3].T @ found[:3, :3] - np.eye(3)).max() < 1e-12
+
+
+def test_where_gradients_agree_in_part_only_longer_steps_get_to_the_same_place_sooner():
+    noise = torch.Generator().manual_seed(0)
+
+    def textured(values):
+        return values + 0.3 * polish.blur(torch.randn(values.shape, generator=noise), 1.0)
+
+    fixed, moving = sides(geometry.from_parts(np.eye(3), (2.0, -1.5, 1.0)), features=textured)
+
+    def refined(iterations, boldest):
+        return polish.refine(fixed, moving, batch(np.eye(4)), kind="rigid", iterations=iterations, enough=0,
+                             boldest=boldest)[0].numpy()
+
+    end = refined(200, 1.0)
+    assert rms(np.eye(4), end) > 1 and rms(refined(60, 4.0), end) < 0.05
+    assert rms(refined(6, 4.0), end) < 0.5 * rms(refined(6, 1.0), end)
+
+
+def test_the_two_directions_are_inverse_to_each_other():
+    fixed, moving = sides(known("affine"))
+    there = polish.refine(fixed, moving, batch(np.eye(4)), iterations=25, enough=1e-4)[0].numpy()
+    back = polish.refine(moving, fixed, batch(np.eye(4)), iterations=25, enough=1e-4)[0].numpy()
+    assert rms(there @ back, np.eye(4)) < 0.1
+
+
+def test_each_of_a_batch_ends_where_it_ends_alone():
+    fixed, moving = sides(known("rigid"))
+    starts = [np.eye(4), geometry.from_parts(geometry.rotation_about([0, 0, 1], 0.2), (1, 2, 3))]
+    together = polish.refine(fixed, moving, batch(*starts), kind="rigid", iterations=5, enough=0)
+    for start, expected in zip(starts, together):
+        alone = polish.refine(fixed, moving, batch(start), kind="rigid", iterations=5, enough=0)[0]
+        assert rms(alone.numpy(), expected.numpy()) < 1e-3
+
+
+def test_points_carry_their_features_and_the_slopes_of_a_ramp_up_to_the_edge():
+    slope = np.array([0.3, -0.2, 0.5])
+    center = (np.array(SHAPE) - 1) / 2
+    places = (np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1) - center) * SPACING
+    ramp = torch.as_tensor(places @ slope, dtype=torch.float32)[None, None]
+    side = polish.side(ramp, torch.ones_like(ramp), torch.ones_like(ramp), SPACING, 10**6, 0)
+    assert len(side.points) == np.prod(SHAPE)
+    assert np.allclose(side.values[0].numpy(), side.points.numpy() @ slope, atol=1e-3)
+    assert np.abs(side.slopes[0].numpy() - slope).max() < 1e-4
+    sampled, support = side.seen(side.points, batch(np.eye(4)))
+    assert torch.allclose(sampled[0, 0], side.values[0], atol=1e-3) and bool((support > 0.999).all())
+    far = side.seen(side.points, batch(geometry.from_parts(np.eye(3), (1000.0, 0, 0))))[1]
+    assert bool((far == 0).all())
+
+
+def test_descriptors_do_not_depend_on_contrast_and_follow_their_formula():
+    volume = torch.rand(1, 1, 9, 10, 11, generator=torch.Generator().manual_seed(0))
+    found = polish.self_similarity(volume)
+    assert found.shape == (1, 6, 9, 10, 11) and torch.allclose(found, polish.self_similarity(3 - 2 * volume), atol=1e-5)
+    assert torch.allclose(found.amax(1), torch.ones(1, 9, 10, 11))
+    distances = []
+    for axis in (2, 3, 4):
+        ahead = torch.cat([volume.narrow(axis, 1, volume.shape[axis] - 1),
+                           volume.narrow(axis, volume.shape[axis] - 1, 1)], dim=axis)
+        patch = polish.blur((ahead - volume) ** 2, 0.8)
+        distances += [torch.cat([patch.narrow(axis, 0, 1), patch.narrow(axis, 0, patch.shape[axis] - 1)], axis), patch]
+    distances = torch.cat(distances, dim=1)
+    relative = distances / distances.mean(1, keepdim=True)
+    assert torch.allclose(found, torch.exp(relative.amin(1, keepdim=True) - relative), atol=1e-5)
+
+
+def test_likeness_is_that_of_the_tissue_and_its_surroundings_alone():
+    random = torch.Generator().manual_seed(1)
+    fixed, moved = (polish.blur(torch.rand(1, 1, 30, 32, 34, generator=random), 1.0) for _ in range(2))
+    support, tissue = torch.ones_like(fixed), torch.zeros_like(fixed)
+    support[:, :, :14] = 0
+    tissue[..., 12:18, 13:19, 14:20] = 1
+    alike = local_similarity(fixed, moved, support, tissue)
+    assert 0 < alike < 1
+    far = torch.zeros_like(fixed, dtype=torch.bool)
+    far[..., :7, :, :] = far[..., :8, :] = far[..., 26:] = True  # five voxels and more from the tissue
+    assert local_similarity(fixed, torch.where(far, 9.0, moved), support, tissue) == alike
+    assert local_similarity(fixed, 2 - 3 * fixed, torch.ones_like(fixed), tissue) > 0.9
+
+
+def test_sampling_does_not_depend_on_memory_order_and_averages_once():
+    data = np.random.default_rng(0).random((40, 36, 44)).astype(np.float32)
+    header = geometry.from_parts(geometry.rotation_about([1, 1, 0], 0.5), (5, 6, 7))
+    expected = None
+    for array in (data, np.asfortranarray(data), np.ascontiguousarray(data.transpose(1, 2, 0)).transpose(2, 0, 1),
+                  data[::-1].copy()[::-1], data.astype(np.float64)):
+        prepared = v.prepare(v.Volume(array, header))
+        for spacing in (0.7, 2.1, 4.3):
+            grid = v.canonical_grid(prepared, (12, 13, 14), spacing)
+            first, again = v.sample(prepared, grid), v.sample(prepared, grid)
+            assert torch.equal(first, again)
+            if array is data:
+                expected = {**(expected or {}), spacing: first}
+            assert torch.allclose(first, expected[spacing], atol=1e-6)
+        assert set(factors for factors, _ in prepared.levels) == {(1, 1, 1), (2, 2, 2), (4, 4, 4)}
