@@ -11,7 +11,7 @@ from SpatialDiffusionCore import enface, geometry, register, volume  # noqa: E40
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
-from SpatialDiffusionTraining import datasets, retina  # noqa: E402
+from SpatialDiffusionTraining import datasets, export, retina  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"
@@ -114,6 +114,15 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------------------------------------ registration
+def test_a_model_file_without_a_network_says_on_which_grid(tmp_path):
+    path = export.without_network(tmp_path / "grid.safetensors", ["oct"], [32, 24, 16], [0.2, 0.05, 0.3],
+                                  {"data": "nothing"}, {"figures": 1})
+    loaded = load_model(path, "oct", "oct")
+    assert loaded.card["grid"] == {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}
+    cube = torch.zeros(2, 1, *loaded.size)
+    assert torch.equal(loaded.denoiser("oct", "oct")(cube, cube, torch.tensor([3, 3])), torch.eye(3, 4).repeat(2, 1, 1))
+
+
 def test_eyes_are_registered_without_a_network_by_default():
     chosen = load_model(None, "oct", "oct")
     assert chosen.name == "retina" and chosen.card["steps"] == 0 and not list(chosen.network.parameters())
