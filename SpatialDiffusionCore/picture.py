@@ -15,9 +15,15 @@ MARGIN = 8
 BACKGROUND = (18, 18, 20)
 
 
-def _planes(values: np.ndarray, index) -> list:
-    """Axial, coronal and sagittal slices (rows downwards) of an R×A×S array, the patient's right on the left."""
+def _planes(values: np.ndarray, index, oriented: bool) -> list:
+    """Axial, coronal and sagittal slices (rows downwards) of an R×A×S array, the patient's right on the left.
+
+    Of scans without orientation (lateral × depth × lateral): the two slices along depth, which runs downwards, and the
+    one seen from the front.
+    """
     i, j, k = index
+    if not oriented:
+        return [values[:, :, k].T, values[i], values[:, j].T]
     return [values[::-1, ::-1, k].T, values[::-1, j, ::-1].T, values[i, ::-1, ::-1].T]
 
 
@@ -45,7 +51,7 @@ def draw(registration, moving, fixed, path=None, size: int = SIZE):
     rows = []
     for fixed_to_moving in (np.eye(4), np.linalg.inv(registration.matrix)):
         moved = on_grid(prepared[1], grid.moved(fixed_to_moving), "cpu").values[0, 0].numpy()
-        rows.append([_overlay(a, b) for a, b in zip(_planes(shown, index), _planes(moved, index))])
+        rows.append([_overlay(a, b) for a, b in zip(_planes(shown, index, oriented), _planes(moved, index, oriented))])
     caption, gap = 26, MARGIN
     width, height = 3 * size + 4 * gap, 2 * (size + caption + gap) + caption + gap
     picture = Image.new("RGB", (width, height), BACKGROUND)

@@ -210,3 +210,18 @@ def test_the_benchmark_measures_retinas_in_lines_and_pixels(tmp_path):
     assert off["lateral_lines"] == pytest.approx(0.05 / max(fixed.spacing[:2]), abs=0.01)
     assert retinas.measure(case, None) == {"success": False}
     assert not retinas.measure(case, np.eye(4))["success"]
+
+
+def test_the_picture_shows_b_scans_upright(eye, tmp_path):
+    """Depth runs downwards: what lies above the retina is dark, what lies below it is not."""
+    from SpatialDiffusionCore import picture
+
+    fixed = retina.scan(eye, replace(FIXED, shape=(60, 40, 80), axial=0.024, tilt=(0, 0)))
+    answer = register(fixed, fixed, modality="oct", model=MODEL, search=False, polish=False)
+    drawn = np.asarray(picture.draw(answer, fixed, fixed)).astype(float)
+    for left in (picture.MARGIN, 2 * picture.MARGIN + picture.SIZE):
+        top = picture.MARGIN + 26
+        tile = drawn[top : top + picture.SIZE, left : left + picture.SIZE, 1][:, 20:-20]
+        rows = tile.mean(1)
+        retina_at = int(rows.argmax())
+        assert rows[retina_at - 50 : retina_at - 40].mean() < 0.5 * rows[retina_at + 10 : retina_at + 20].mean()
