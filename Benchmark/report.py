@@ -35,7 +35,7 @@ def _builds(records) -> list:
     if not builds:
         return []
     return [f"Model: {', '.join(builds)}." + (
-        " **More than one model: its results do not belong together.**" if len(builds) > 1 else "")]
+        " **More than one model or state of the code: they do not belong together.**" if len(builds) > 1 else "")]
 
 
 def text(folder) -> str:

@@ -102,14 +102,18 @@ def judge(case: cases.Case, answer: dict, measure) -> dict:
 
 @lru_cache(maxsize=None)
 def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
-    """Name and hash of the weights of the model that ours would use; what else its card says does not count."""
+    """Name and hash of the weights of the model that ours would use, and hash of the code around it.
+
+    What else the model's card says does not count.
+    """
     from SpatialDiffusionCore.model import choose, read_weights
 
     path, card = choose(model, *modality)
     digest = hashlib.sha256()
     for key, value in sorted(read_weights(path).items()):
         digest.update(key.encode() + value.numpy().tobytes())
-    return f"{card['name']}-{digest.hexdigest()[:8]}"
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((ROOT / "SpatialDiffusionCore").glob("*.py"))))
+    return f"{card['name']}-{digest.hexdigest()[:8]} (code {code.hexdigest()[:8]})"
 
 
 def machine(threads: int) -> dict:
