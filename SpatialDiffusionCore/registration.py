@@ -421,26 +421,34 @@ def _diffused(moving, fixed, model, options: Options, candidates, count: int):
 
 
 def _search_further(moving, fixed, model, options: Options, describe, count: int, total: int):
-    """Many more candidates, compared by self-similarity. Returns ((likeness, fixed → moving RAS), steps in all)."""
+    """Many more candidates, compared by self-similarity; the network's own where those of correlation do not convince.
+
+    Returns ((likeness, fixed → moving RAS), steps in all).
+    """
     from . import search
 
     stage, done = "Searching further", total - 1
     candidates = [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
-    rounds = len(candidates) + search.ROUNDS[0][0] + 3
+    most = len(candidates) + search.ROUNDS[0][0] + 2
     if describe is not None:
-        rounds += search.WIDE_CANDIDATES + 2 * NETWORK_CANDIDATES
-    total += rounds
+        most += search.WIDE_CANDIDATES + NETWORK_CANDIDATES + search.ROUNDS[0][0] + 2
+    total += most
     yield Step(done + 1, total, stage, geometry.inverse(candidates[0]))
-    if describe is not None:
+    index = done + 1
+    for best in search.settle(moving, fixed, candidates, options.transform, options.seed):
+        index += 1
+        yield Step(index, total, stage, geometry.inverse(best[1]))
+    if describe is not None and best[0] < search.DOUBTFUL:
         poses, upright = search.point_poses(moving, fixed, describe)
         found = [_to_world(m, moving, fixed) for m in poses]
-        yield Step(done + 2, total, stage, geometry.inverse(found[0]))
+        index += 1
+        yield Step(index, total, stage, geometry.inverse(found[0]))
         for _, worlds in _diffused(moving, upright, model, options, found[:NETWORK_CANDIDATES], count):
             pass
-        candidates = worlds + found + candidates
-    best = None
-    for index, best in enumerate(search.settle(moving, fixed, candidates, options.transform, options.seed)):
-        yield Step(min(done + 3 + index, total - 1), total, stage, geometry.inverse(best[1]))
+        for other in search.settle(moving, fixed, worlds + found, options.transform, options.seed):
+            index += 1
+            yield Step(index, total, stage, geometry.inverse(other[1]))
+        best = max(best, other, key=lambda pair: pair[0])
     return best, total
 
 
