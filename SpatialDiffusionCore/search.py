@@ -103,8 +103,9 @@ def rank(moving, fixed, matrices, rotations: str = "all") -> Ranking:
 
 # --- when the first answer is doubtful ----------------------------------------------------------------------
 
-#: Likeness below which an answer is doubtful: T1 brains of two people reach 0.54 to 0.61, wrong answers about 0.2.
-DOUBTFUL = 0.35
+#: Likeness below which an answer is doubtful. Right answers between two people reached 0.53 to 0.62 for stripped brains
+#: and 0.25 to 0.39 for whole heads, wrong ones 0.05 to 0.23.
+DOUBTFUL = 0.25
 
 #: Candidates of each kind that go into the comparison.
 WIDE_CANDIDATES = 16
