@@ -229,6 +229,25 @@ def refine(moving, fixed, world, *, seed: int):
     return _laterally(moving, fixed, world @ fixed.frame @ change @ np.linalg.inv(fixed.frame), sides)
 
 
+def agreement(moving, fixed, worlds, *, seed: int) -> np.ndarray:
+    """Correlation of the maps of two cubes under fixed → moving RAS transforms, times the root of their overlap.
+
+    It judges a refinement: a lateral step of a voxel hardly changes local similarity, which layers dominate; that of
+    the true transform of a phantom pair was even below that of a start 49 µm off.
+    """
+    sides = [_side(cube, seed) for cube in (fixed, moving)]
+    flat = np.array([_flat(np.linalg.inv(moving.frame) @ world @ fixed.frame) for world in worlds])
+    similarity, overlap = gauss_newton.correlation(*sides, torch.as_tensor(flat, device=sides[0].points.device))
+    return (similarity * overlap.clamp(0, 1).sqrt()).cpu().numpy()
+
+
+def _flat(matrix) -> np.ndarray:
+    """The lateral part of a cube-frame transform, 4×4."""
+    result = np.eye(4)
+    result[np.ix_([0, 2], [0, 2, 3])] = matrix[np.ix_([0, 2], [0, 2, 3])]
+    return result
+
+
 def _side(cube, seed: int):
     """A cube's maps as a Side of Gauss–Newton, in the cube's frame.
 
@@ -245,9 +264,7 @@ def _side(cube, seed: int):
 def _laterally(moving, fixed, world, sides):
     """Robust Gauss–Newton fit of two maps to each other; what ``world`` does in depth stays."""
     matrix = np.linalg.inv(moving.frame) @ world @ fixed.frame
-    start = np.eye(4)
-    start[np.ix_([0, 2], [0, 2, 3])] = matrix[np.ix_([0, 2], [0, 2, 3])]
-    start = torch.as_tensor(start, device=sides[0].points.device)[None]
+    start = torch.as_tensor(_flat(matrix), device=sides[0].points.device)[None]
     found = gauss_newton.refine(*sides, start, iterations=12, linear_fit=False, longest=float(fixed.spacing.max()))
     found = found[0].cpu().numpy()
     matrix[np.ix_([0, 2], [0, 2, 3])] = found[np.ix_([0, 2], [0, 2, 3])]
@@ -262,8 +279,7 @@ def spread(moving, fixed, matrix, *, seed: int, degrees: float = 3.0, voxels: fl
     sides = [_side(cube, seed) for cube in (fixed, moving)]
     points = sides[0].points.double().cpu().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
-    flat = np.eye(4)
-    flat[np.ix_([0, 2], [0, 2, 3])] = matrix[np.ix_([0, 2], [0, 2, 3])]
+    flat = _flat(matrix)
     starts, millimeters = [flat], voxels * float(max(fixed.spacing))
     for sign in (-1, 1):
         turn = geometry.rotation_about([0, 1, 0], np.radians(sign * degrees))

@@ -465,11 +465,12 @@ def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 
     start = refined = geometry.project(world, options.transform, *tissue)
     if options.rotations == "depth":
         refined = geometry.project(enface.refine(moving, fixed, start, seed=options.seed), options.transform, *tissue)
-    else:
-        for _ in range(4):
-            before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
-            if geometry.displacement_rms(before, refined, *tissue) <= enough:
-                break
+        before, after = enface.agreement(moving, fixed, [start, refined], seed=options.seed)
+        return (refined, True) if after >= before else (start, False)
+    for _ in range(4):
+        before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
+        if geometry.displacement_rms(before, refined, *tissue) <= enough:
+            break
     change = _quality(moving, fixed, start, refined, None)
     if change.similarity_after < change.similarity_before:
         return start, False
