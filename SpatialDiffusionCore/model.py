@@ -125,8 +125,8 @@ def serves(card: dict, *wanted: str) -> bool:
 def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any"):
     """(path, card) of the model to use.
 
-    ``name`` is a file, an installed model's name, or None for the first installed one trained on both modalities
-    (failing that, one for anything). Raises ModelError that lists what there is.
+    ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
+    fewest others (failing that, one for anything). Raises ModelError that lists what there is.
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:
@@ -148,7 +148,7 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
         return path, card
     installed = catalog()
     for exact in (True, False):
-        for path, card in installed.values():
+        for path, card in sorted(installed.values(), key=lambda entry: len(entry[1]["modalities"])):
             if all(w in card["modalities"] for w in wanted) if exact else serves(card, *wanted):
                 return path, card
     known = sorted({m for _, card in installed.values() for m in card["modalities"]})
