@@ -245,10 +245,10 @@ def test_the_model_is_chosen_by_modality(user_models):
     saved(user_models / "b.safetensors", {"name": "general", "modalities": {"any": 0, "ct-head-neck": 1}})
     saved(user_models / "c.safetensors", {"name": "brain", "modalities": {"t1-brain": 0}})
     assert m.choose(None, "oct", "oct")[1]["name"] == "retina"
-    saved(user_models / "a.safetensors", {"name": "both", "modalities": {"t1-brain": 1, "t2-head-neck": 2}})
+    saved(user_models / "d.safetensors", {"name": "both", "modalities": {"t1-brain": 1, "t2-head-neck": 2}})
     assert m.choose(None, "t1-brain", "t1-brain")[1]["name"] == "brain"  # the one trained on the fewest others
     assert m.choose(None, "t1-brain", "t2-head-neck")[1]["name"] == "both"
-    (user_models / "a.safetensors").unlink()
+    (user_models / "d.safetensors").unlink()
     assert m.choose(None, "t1-brain", "oct")[1]["name"] == "general"  # trained on neither, but takes anything
     assert m.choose()[1]["name"] == "general"
     words = refusal(lambda: m.choose("brain", "oct", "oct"))
