@@ -259,7 +259,13 @@ class PointTransformer(_Conditioned):
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
         """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
-        if preprocessing[0] == preprocessing[1]:
+        if len(fixed) > 1 and fixed.stride(0) == 0 and not self.training and bool((t == t[0]).all()):
+            # One volume expanded to a batch (several poses of the moving one): seen once.
+            one = None if class_id is None else class_id[:1]
+            described = [self.describe(fixed[:1], t[:1], one, preprocessing[0]),
+                         self.describe(moving, t, class_id, preprocessing[1])]
+            points, trust = zip(*described)
+        elif preprocessing[0] == preprocessing[1]:
             twice = None if class_id is None else torch.cat([class_id, class_id])
             points, trust = self.describe(torch.cat([fixed, moving]), torch.cat([t, t]), twice, preprocessing[0])
             points, trust = points.chunk(2), trust.chunk(2)
@@ -268,7 +274,8 @@ class PointTransformer(_Conditioned):
             points, trust = zip(*described)
         # The solve needs single precision whatever the convolutions run in.
         with torch.autocast(fixed.device.type, enabled=False):
-            return solve_affine(points[0], points[1], torch.softmax(trust[0] + trust[1], dim=1))
+            source = points[0].expand_as(points[1])
+            return solve_affine(source, points[1], torch.softmax(trust[0] + trust[1], dim=1))
 
 
 def centers_of_mass(heat: torch.Tensor) -> torch.Tensor:

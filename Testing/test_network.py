@@ -235,3 +235,17 @@ def test_an_architecture_that_went_through_json_builds_the_same_network():
     assert torch.equal(nothing(*pair(2, (16, 12, 16)), torch.tensor([9, 9])), torch.eye(3, 4).repeat(2, 1, 1))
     with pytest.raises(ValueError, match="matrix, points"):
         n.build({"head": "flow", "volume_size": [16] * 3})
+
+
+def test_one_fixed_volume_for_many_poses_is_seen_once_and_gives_the_same():
+    network = built("points")
+    fixed, moving = pair(3, (24, 32, 16))
+    seen = []
+    describe = network.describe
+    network.describe = lambda volume, *more: seen.append(len(volume)) or describe(volume, *more)
+    t = torch.full((3,), 7)
+    with torch.no_grad():
+        expanded = network(fixed[:1].expand(3, -1, -1, -1, -1), moving, t)
+        copied = network(fixed[:1].repeat(3, 1, 1, 1, 1), moving, t)
+    assert seen == [1, 3, 6]
+    torch.testing.assert_close(expanded, copied, atol=1e-5, rtol=0)
