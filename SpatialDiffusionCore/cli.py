@@ -419,6 +419,7 @@ class _Progress:
             from tqdm import tqdm
 
             self.bar = tqdm(total=step.count, leave=False, file=sys.stderr, bar_format="{desc:24}|{bar}| {n}/{total}")
+        self.bar.total = step.count  # grows when the search goes on
         self.bar.set_description_str(step.stage)
         self.bar.update(step.index - self.bar.n)
 

@@ -71,7 +71,9 @@ class Result:
         word = words.get(self.confidence, self.confidence)
         if self.spread is None:
             return word
-        return _("{word} (repeated runs agree within {spread:.1f} mm)").format(word=word, spread=self.spread)
+        # Eyes are measured in micrometers.
+        length = f"{self.spread:.1f} mm" if self.spread >= 0.1 else f"{1000 * self.spread:.0f} µm"
+        return _("{word} (repeated runs agree within {length})").format(word=word, length=length)
 
 
 def describe(parts, transform) -> str:
