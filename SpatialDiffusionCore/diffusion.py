@@ -162,9 +162,10 @@ def reverse(
 ) -> Iterator[ReverseStep]:
     """Undo a misalignment step by step.
 
-    ``steps=None`` is the published process: every timestep T…1 with the share σ/S. A number visits that many
-    timesteps with the share that is consistent with the forward process. ``start`` is the affine to begin from
-    (B×3×4; identity if left out). The moving volume is always warped once, from the original, by the composed θ.
+    ``steps=None`` is the published process: every timestep T…1 with the share σ/S. A number visits that many timesteps
+    and applies each prediction whole: with the shares 1 − S_next/S_t of the forward process, four steps ended at 2.2 mm
+    in the median (11 mm at the 90th percentile) from draws of T, whole at 1.5 (9) mm. ``start`` is the affine to begin
+    from (B×3×4; identity if left out). The moving volume is always warped once, from the original, by the composed θ.
     """
     theta = identity(moving.shape[0], moving) if start is None else start
     timesteps = list(range(schedule.timesteps, 0, -1)) if steps is None else schedule.visit(steps)
@@ -176,10 +177,7 @@ def reverse(
             # The published process takes the volume to −1…1 and back, which rounds; see published_shares.
             moved = ((moved * 2 - 1) + 1) / 2
         prediction = denoise(fixed, moved, torch.full((moving.shape[0],), t, device=moving.device))
-        if steps is None:
-            shares = reference[t - 1]
-        else:
-            shares = schedule.share(t, timesteps[index] if index < len(timesteps) else 0)
+        shares = (1.0, 1.0) if steps is not None else reference[t - 1]
         theta = compose(theta, blend(prediction.float(), *shares))
         yield ReverseStep(index, len(timesteps), t, theta)
 

@@ -1,4 +1,4 @@
-"""How far the diffusion wanders at each timestep, which timesteps to visit and what share of a prediction to apply."""
+"""How far the diffusion wanders at each timestep, which timesteps to visit and the published shares."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
@@ -81,14 +81,6 @@ class Schedule:
             timesteps.append(max(floor, min(ceiling, nearest)))
             ceiling = timesteps[-1] - 1
         return timesteps
-
-    def share(self, t: int, following: int) -> tuple:
-        """Share 1 − S_following/S_t that takes a misalignment of timestep t to one of ``following`` (0 = the end)."""
-
-        def part(total):
-            return 1.0 if following == 0 else 1.0 - total[following - 1] / total[t - 1]
-
-        return part(self.total_transform), part(self.total_translation)
 
     def to_dict(self) -> dict:
         """JSON-ready settings; ``Schedule(**settings)`` restores them."""

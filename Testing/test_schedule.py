@@ -53,21 +53,6 @@ def test_visits_descend_from_the_last_timestep_without_repeats(schedule, data):
     assert schedule.visit(schedule.timesteps) == list(range(schedule.timesteps, 0, -1))
 
 
-@given(schedules(), st.data())
-def test_shares_of_a_run_leave_exactly_what_each_timestep_allows(schedule, data):
-    """After the step from t to t', the misalignment S_t has become S_t', for the 3×3 part and the translation."""
-    visited = schedule.visit(data.draw(st.integers(1, schedule.timesteps)))
-    left = np.array([schedule.total_transform[-1], schedule.total_translation[-1]])
-    for t, following in zip(visited, [*visited[1:], 0]):
-        shares = np.array(schedule.share(t, following))
-        assert ((shares > 0) & (shares <= 1)).all()
-        left = left * (1 - shares)
-        expected = [total[following - 1] if following else 0 for total in (
-            schedule.total_transform, schedule.total_translation)]
-        assert np.allclose(left, expected, atol=1e-12)
-    assert (left == 0).all()
-
-
 @given(schedules())
 def test_the_published_share_is_step_over_total(schedule):
     for t in range(1, schedule.timesteps + 1):
