@@ -153,14 +153,6 @@ def _phantom_turn(kind: str, number: int, seed: int) -> float:
     return turn_of(retina.true_transform(*reversed(_acquisitions(kind, number, seed))))
 
 
-def _level(record) -> float:
-    return float(tables.group(record).split("@")[1])
-
-
-def _of(records, name: str) -> list:
-    return [r for r in records if tables.group(r).split("@")[0] == name]
-
-
 def _medians(records) -> str:
     """"80 % · 12 · 5": success, median lateral and axial error in µm of those that ended."""
     ended = [r for r in records if "lateral_um" in r]
@@ -176,47 +168,31 @@ def _section_of(kind: str):
             f"## Retinal {kind.upper()}",
             f"Success (at most {LATERAL:g} B-scan spacing laterally and {AXIAL:g} axial pixels in the median over the "
             "tissue) · median lateral · median axial error in µm."]
-        real_eye = _of(records, "real")
+        real_eye = tables.of_artifact(records, "real")
         if real_eye:
             parts += ["**The real eye**: odd B-scans under known transforms (any turn about depth, tilt up to 3°, "
                       "scales, shifts) to the even ones, 60 µm apart, axial pixels of 7.7 µm.",
                       tables.grid(real_eye, tables.group, ["real"], _medians)]
-        clean = _of(records, "clean")
+        clean = tables.of_artifact(records, "clean")
         if clean:
             parts += ["**Phantoms** of eyes that no training used, scanned twice: any turn about depth, lateral shifts "
                       "up to 0.85 mm, tilts, scales, shear; without artifacts:",
                       tables.grid(clean, tables.group, ["clean"], _medians)]
         for name in ARTIFACTS:
-            mine = _of(records, name)
+            mine = tables.of_artifact(records, name)
             if mine:
-                levels = sorted({_level(r) for r in mine})
-                parts += [f"**{name}**, by severity", tables.grid(mine, _level, levels, _medians,
+                levels = sorted({tables.severity(r) for r in mine})
+                parts += [f"**{name}**, by severity", tables.grid(mine, tables.severity, levels, _medians,
                                                                   [f"{level:g}" for level in levels])]
         return [*parts, "**Time and memory, one registration**", tables.cost(records)]
     return section
-
-
-def _panels(records) -> list:
-    def panel_of(name):
-        def panel(axis, records):
-            mine = _of(records, name)
-            for method in tables.methods(mine):
-                points = tables.pick(mine, method=method)
-                levels = sorted({_level(r) for r in points})
-                rates = [100 * np.mean([r["success"] for r in points if _level(r) == level]) for level in levels]
-                tables.line(axis, method, levels, rates)
-            axis.set(title=name, xlabel="severity", ylabel="success, %", ylim=(-3, 103), xticks=SEVERITIES)
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
-        return panel
-
-    return [panel_of(name) for name in ARTIFACTS if _of(records, name)]
 
 
 METHODS = "default", "no-network", "elastix", "greedy"
 
 TASKS = tuple(
     Task(kind, f"scans of eyes by {kind.upper()}, real and phantoms", _cases_of(kind), lambda arguments: measure,
-         _section_of(kind), panels=_panels, methods=METHODS, interleave=True)
+         _section_of(kind), panels=tables.severity_panels(ARTIFACTS, SEVERITIES, "success, %"), methods=METHODS,
+         interleave=True)
     for kind in ("oct", "octa")
 )

@@ -1,8 +1,6 @@
 """Accuracy against the severity of artifacts: the known transforms of the hard task, one artifact at a time."""
 from __future__ import annotations
 
-import numpy as np
-
 from SpatialDiffusionCore.errors import InputError
 
 from . import hard, measures, tables
@@ -48,22 +46,15 @@ def _cases(arguments: Arguments) -> list:
     return todos
 
 
-def _of(records, name: str) -> list:
-    return [r for r in records if tables.group(r).split("@")[0] == name]
-
-
-def _level(record) -> float:
-    return float(tables.group(record).split("@")[1])
-
-
 def _tables(records) -> list:
     parts = []
     for name in ARTIFACTS:
-        mine = _of(records, name)
+        mine = tables.of_artifact(records, name)
         if mine:
-            levels = sorted({_level(r) for r in mine})
+            levels = sorted({tables.severity(r) for r in mine})
             parts += [f"**{name}**",
-                      tables.grid(mine, _level, levels, tables.rate_and_median, [f"{level:g}" for level in levels])]
+                      tables.grid(mine, tables.severity, levels, tables.rate_and_median,
+                                  [f"{level:g}" for level in levels])]
     return parts
 
 
@@ -87,25 +78,8 @@ def _summary(records) -> list:
             "shifts slabs by up to 25 mm, leaves 60 % of the head and so on (the report says all).", tables.FIGURE]
 
 
-def _panels(records) -> list:
-    def panel_of(name):
-        def panel(axis, records):
-            mine = _of(records, name)
-            for method in tables.methods(mine):
-                points = tables.pick(mine, method=method)
-                levels = sorted({_level(r) for r in points})
-                rates = [100 * np.mean([r["success"] for r in points if _level(r) == level]) for level in levels]
-                tables.line(axis, method, levels, rates)
-            axis.set(title=name, xlabel="severity", ylabel="success (< 5 mm), %", ylim=(-3, 103), xticks=SEVERITIES)
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
-        return panel
-
-    return [panel_of(name) for name in ARTIFACTS if _of(records, name)]
-
-
 TASKS = (
     Task("severity", "known transforms under artifacts of growing severity", _cases, lambda arguments: measures.known,
-         _section, summary=_summary, panels=_panels, methods=("default", "no-network", "greedy-search", "elastix"),
-         interleave=True),
+         _section, summary=_summary, panels=tables.severity_panels(ARTIFACTS, SEVERITIES, "success (< 5 mm), %"),
+         methods=("default", "no-network", "greedy-search", "elastix"), interleave=True),
 )

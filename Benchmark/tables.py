@@ -178,6 +178,34 @@ def line(axis, method: str, x, y) -> None:
               zorder=3 if strong else 2, label=label(method).lstrip("· "))
 
 
+def of_artifact(records, name: str) -> list:
+    """The records of cases that are named artifact@severity/…, of one artifact."""
+    return [r for r in records if group(r).split("@")[0] == name]
+
+
+def severity(record) -> float:
+    """The severity in a case's name artifact@severity/…"""
+    return float(group(record).split("@")[1])
+
+
+def severity_panels(artifacts, severities, success_label: str):
+    """A function: records → one panel for each artifact that has records, success against severity, a line a method."""
+    def panel_of(name):
+        def panel(axis, records):
+            mine = of_artifact(records, name)
+            for method in methods(mine):
+                points = pick(mine, method=method)
+                levels = sorted({severity(r) for r in points})
+                rates = [100 * np.mean([r["success"] for r in points if severity(r) == level]) for level in levels]
+                line(axis, method, levels, rates)
+            axis.set(title=name, xlabel="severity", ylabel=success_label, ylim=(-3, 103), xticks=severities)
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7)
+        return panel
+
+    return lambda records: [panel_of(name) for name in artifacts if of_artifact(records, name)]
+
+
 def auroc(scores, positive):
     """Area under the ROC curve of scores against a boolean array; None where there is one kind only."""
     scores, positive = np.asarray(scores, float), np.asarray(positive, bool)
