@@ -10,13 +10,17 @@ from SpatialDiffusionCore.errors import InputError
 
 def main(argv=None) -> int:
     """Run or report; returns the exit status."""
-    from . import runner
+    from . import runner, tables
     from .tasks import TASKS
 
     def method(name):
-        base, _, steps = name.partition("@")
-        if base not in runner.all_methods() or (steps or "1").strip("0123456789"):
-            raise argparse.ArgumentTypeError(f"unknown method {name}; choose among: {', '.join(runner.all_methods())}")
+        try:
+            base = tables.parse(name).base
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if base not in runner.all_methods():
+            known = ", ".join(runner.all_methods())
+            raise argparse.ArgumentTypeError(f"unknown method {name}; choose among: {known}")
         return name
 
     parser = argparse.ArgumentParser(
@@ -29,7 +33,8 @@ def main(argv=None) -> int:
     run.add_argument("--task", choices=list(TASKS), default="brains", metavar="TASK",
                      help="; ".join(f"{t.name}: {t.about}" for t in TASKS.values()) + " (default: brains)")
     run.add_argument("--methods", nargs="+", type=method, metavar="METHOD",
-                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}; NAME@K: with K steps")
+                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}; NAME@K: with K steps; "
+                          "NAME:MODEL: with that model, NAME:MODEL:any: not told the modality")
     run.add_argument("--rotations", nargs="+", type=float, metavar="DEG", help="turns of the moving header (sweeps)")
     run.add_argument("--pairs", type=int, metavar="N", help="the first N pairs")
     run.add_argument("--conditions", nargs="+", metavar="CONDITION", help="some of the task's groups of cases")

@@ -81,7 +81,8 @@ class Task:
     of (Case, 4×4 moving → fixed RAS or None where the method failed) that gives a dict with "success" and the figures.
     section(records) → Markdown parts of the report; summary(records) → those of the README. panels(records):
     functions of (axis, records), each a panel of the task's figure. methods: which take part unless named (() = all).
-    interleave: all methods get a case before the next one is made (for cases that are costly to make).
+    interleave: all methods get a case before the next one is made (for cases that are costly to make). takes: whether a
+    method (its name) can do a case (its name).
     """
 
     name: str
@@ -93,6 +94,7 @@ class Task:
     panels: Callable = _nothing
     methods: tuple = ()
     interleave: bool = False
+    takes: Callable = lambda method, case: True
 
 
 def rng(*parts) -> np.random.Generator:

@@ -41,8 +41,8 @@ def _area(records, name: str) -> str:
 
 def _judged(records) -> list:
     """Records that carry a spread, without retinas (of which 10 mm is more than all) and other numbers of steps."""
-    return [r for r in records if r.get("spread_mm") is not None and tables.split(r["method"])[1] is None
-            and r["task"] not in ("oct", "octa")]
+    return [r for r in records if r.get("spread_mm") is not None and r["task"] not in ("oct", "octa")
+            and r["method"] == tables.parse(r["method"]).base]
 
 
 def section(records) -> list:

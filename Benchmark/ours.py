@@ -2,19 +2,28 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 
+from .tables import parse
+
 
 class Ours:
-    """SpatialDiffusionCore.register with some options; the model is loaded before the clock starts."""
+    """SpatialDiffusionCore.register with some options; the model is loaded before the clock starts.
 
-    def __init__(self, model=None, **options):
+    model: name or file. classless: the model is not told the modality, which still says how volumes are loaded.
+    """
+
+    def __init__(self, model=None, classless=False, **options):
         import torch
 
+        from SpatialDiffusionCore.model import catalog
+
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.file, self.options = model, options
-        self.prepare("t1-brain", "t1-brain")
+        self.file, self.classless, self.options = model, classless, options
+        known = catalog()[model][1]["modalities"] if model in catalog() else ["t1-brain"]
+        self.prepare(*2 * list(known)[-1:])
 
     def prepare(self, moving_modality, fixed_modality):
         """Load the model for what the next volumes are."""
@@ -22,6 +31,9 @@ class Ours:
 
         self.modality = moving_modality, fixed_modality
         self.model = load_model(self.file, *self.modality, "cpu")
+        if self.classless:
+            card = {**self.model.card, "modalities": dict.fromkeys(self.model.card["modalities"], 0)}
+            self.model = replace(self.model, card=card)
 
     def load(self, array, voxel_to_ras):
         from SpatialDiffusionCore import Volume
@@ -56,7 +68,7 @@ class Naive(Ours):
 
         fixed, moving = (model_cube(v, None, key, self.model.card, "cpu")
                          for v, key in zip((fixed, moving), reversed(self.modality)))
-        denoise, last = self.model.denoiser(*self.modality), torch.tensor([self.model.schedule.timesteps])
+        denoise, last = self.model.denoiser(*self.modality), torch.tensor([self.model.timesteps])
         theta = diffusion.identity(1)
         for _ in range(self.options.get("steps", DEFAULT_STEPS)):
             with torch.no_grad():
@@ -79,6 +91,7 @@ METHODS = {
 
 
 def make(method: str, **options):
-    """A method by its name; "diffusion@8" is "diffusion" with 8 steps."""
-    base, _, steps = method.partition("@")
-    return METHODS[base](**options, **({"steps": int(steps)} if steps else {}))
+    """A method by its name (see tables.parse)."""
+    base, steps, model, classless = parse(method)
+    more = {"steps": steps, "model": model, "classless": classless}
+    return METHODS[base](**options, **{name: value for name, value in more.items() if value})

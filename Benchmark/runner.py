@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import cases, ours, peers, results
+from . import cases, ours, peers, results, tables
 from .tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -134,8 +134,8 @@ def machine(threads: int) -> dict:
 
 
 def is_ours(method: str) -> bool:
-    """Whether a method is this project's ("name" or "name@steps")."""
-    return method.partition("@")[0] in ours.METHODS
+    """Whether a method is this project's."""
+    return tables.parse(method).base in ours.METHODS
 
 
 def all_methods() -> list:
@@ -180,6 +180,8 @@ def run(
                 break
             if (task.name, method, todo.name, todo.rotation, seed) in done or method in unavailable:
                 continue
+            if not task.takes(method, todo.name):
+                continue
             if made[0] is not todo:
                 made = todo, todo.make()
             case = made[1]
@@ -188,9 +190,10 @@ def run(
                 report(f"{method}: cannot be started here ({answer['error']}); left out")
                 unavailable.add(method)
                 continue
+            build = fingerprint(tables.parse(method).model or model, case.modality) if is_ours(method) else None
             record = {"task": task.name, "method": method, "case": case.name, "rotation": case.rotation, "seed": seed,
                       **judge(case, answer, measure),
-                      "build": fingerprint(model, case.modality) if is_ours(method) else None}
+                      "build": build}
             results.append(out, record)
             count += 1
             value = (f"Dice {record['dice']:.3f}" if "dice" in record else

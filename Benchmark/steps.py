@@ -30,15 +30,19 @@ EVERYDAY = {"bias": {"amplitude": 0.3}, "intensity": {"gain": 0.2, "gamma": 0.2}
 
 @lru_cache(maxsize=None)
 def draw(subject: str, seed: int) -> hard.Draw:
-    """A draw of the forward process for a subject "group/scan"; the fixed volume and the moving header stay."""
+    """A draw of the forward process for a subject "group/scan"."""
+    return of_process(rng("steps", subject, seed), TIMESTEPS[subject.split("/")[0]])
+
+
+def of_process(generator, timestep: int) -> hard.Draw:
+    """A draw of the forward process at a timestep; the fixed volume and the moving header stay."""
     import torch
 
     from SpatialDiffusionCore import diffusion
     from SpatialDiffusionCore.schedule import Schedule
 
-    numbers = torch.Generator().manual_seed(int(rng("steps", subject, seed).integers(2**62)))
-    timestep = torch.tensor([TIMESTEPS[subject.split("/")[0]]])
-    theta, _ = diffusion.draw(Schedule(**_SCHEDULE), timestep, _GRID[0], numbers, rigid_share=0.4)
+    numbers = torch.Generator().manual_seed(int(generator.integers(2**62)))
+    theta, _ = diffusion.draw(Schedule(**_SCHEDULE), torch.tensor([timestep]), _GRID[0], numbers, rigid_share=0.4)
     frame = geometry.from_parts(_GRID[1] * np.eye(3)) @ geometry.normalized_to_voxel(_GRID[0])
     frame[:3, 3] = 0  # about the center of the cube
     matrix = geometry.theta_to_world(theta[0].double().numpy(), frame, frame)
@@ -101,7 +105,7 @@ def _panels(records) -> list:
     def series(records, name, value):
         counts, values = [], []
         for method in tables.methods(records):
-            base, count = tables.split(method)
+            base, count, *_ = tables.parse(method)
             if base == name and count:
                 counts.append(count)
                 values.append(value(tables.pick(records, method=method)))

@@ -1,6 +1,8 @@
 """What the sections of the report share: rows of methods, columns of rotations or groups, cost, lines of a figure."""
 from __future__ import annotations
 
+from typing import NamedTuple, Optional
+
 import numpy as np
 
 LABELS = {
@@ -21,23 +23,37 @@ FIGURE = "{figure}"
 FAILED_MM = 999.0
 
 
-def split(method: str):
-    """("diffusion", 4) of "diffusion@4"; no number: None."""
-    base, _, count = method.partition("@")
-    return base, int(count) if count else None
+class Method(NamedTuple):
+    """A method's name in parts, "BASE@STEPS:MODEL:any": number of steps and model where named, and whether the model
+    is not told the modality."""
+
+    base: str
+    steps: Optional[int] = None
+    model: Optional[str] = None
+    classless: bool = False
+
+
+def parse(method: str) -> Method:
+    """The parts of a method's name; raises ValueError where it is none."""
+    name, *more = method.split(":")
+    base, at, count = name.partition("@")
+    if len(more) > 2 or more[1:] not in ([], ["any"]) or (at and not count.isdigit()):
+        raise ValueError(f"{method} is not NAME, NAME@STEPS, NAME:MODEL or NAME:MODEL:any")
+    return Method(base, int(count) if count else None, more[0] if more else None, len(more) == 2)
 
 
 def label(method: str) -> str:
     """What people read for a method."""
-    base, count = split(method)
-    return LABELS.get(base, base) + (f", {count} step{'s' * (count > 1)}" if count else "")
+    base, count, model, classless = parse(method)
+    text = LABELS.get(base, base) + (f", {count} step{'s' * (count > 1)}" if count else "")
+    return text + (f", {model}" if model else "") + (" (any)" if classless else "")
 
 
 def methods(records) -> list:
     """Methods among the records, in the report's order."""
     def place(method):
-        base, count = split(method)
-        return ORDER.index(base) if base in ORDER else len(ORDER), base, count or 0
+        base, count, model, classless = parse(method)
+        return ORDER.index(base) if base in ORDER else len(ORDER), base, count or 0, model or "", classless
 
     return sorted({r["method"] for r in records}, key=place)
 

@@ -9,6 +9,7 @@ import torch
 
 from . import geometry
 from . import modality as modalities
+from .model import grid_of
 from .volume import Grid, Prepared, Volume, canonical_grid, prepare, sample_with_support
 
 
@@ -49,9 +50,9 @@ def on_grid(prepared: Prepared, grid: Grid, device) -> Cube:
 
 
 def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:
-    """A volume on a model's cube, by the loading that the model's card names (see model.py)."""
+    """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
     prepared = prepare(volume, mask)
-    grid = card["grid"]
+    grid = grid_of(card, key)
     if grid["loading"] == "published":
         from . import loading
 

@@ -78,26 +78,46 @@ def check_card(card: dict, where="the card") -> dict:
     for key in ("name", "architecture", "grid", "schedule", "modalities"):
         if key not in card:
             raise ModelError(f"{where} lacks the entry {key!r}, so the model cannot be used.")
-    if not isinstance(card["grid"], dict):
-        raise ModelError(f"{where} has the grid {card['grid']!r}; expected its size, spacing and loading.")
-    size = card["grid"].get("size")
+    if not isinstance(card["modalities"], dict) or not card["modalities"]:
+        raise ModelError(f"{where} names no modalities.")
+    others = card.get("grids", {})
+    if not isinstance(others, dict) or not set(others) <= set(card["modalities"]):
+        raise ModelError(f"{where} has the grids {others!r}; expected one for each of some of its modalities.")
+    for grid in (card["grid"], *others.values()):
+        _check_grid(grid, where)
+    schedules = card.get("schedules", {})
+    if not isinstance(schedules, dict) or not set(schedules) <= set(card["modalities"]):
+        raise ModelError(f"{where} has the schedules {schedules!r}; expected one for each of some of its modalities.")
+    try:
+        steps = {Schedule(**schedule).timesteps for schedule in (card["schedule"], *schedules.values())}
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{where} has a schedule that does not fit ({error}).") from None
+    if len(steps) > 1:
+        raise ModelError(f"{where} has schedules of {sorted(steps)} timesteps; expected the same number in all.")
+    return card
+
+
+def _check_grid(grid, where) -> None:
+    if not isinstance(grid, dict):
+        raise ModelError(f"{where} has the grid {grid!r}; expected its size, spacing and loading.")
+    size = grid.get("size")
     if not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise ModelError(f"{where} has the grid size {size!r}; expected three positive whole numbers.")
-    if card["grid"].get("loading") not in ("canonical", "published"):
-        raise ModelError(f"{where} has grid loading {card['grid'].get('loading')!r}; expected canonical or published.")
-    spacing = card["grid"].get("spacing")
+    if grid.get("preprocessing", "none") not in ("none", "lateral"):
+        raise ModelError(f"{where} has the preprocessing {grid['preprocessing']!r}; this program knows none and lateral.")
+    if grid.get("loading") not in ("canonical", "published"):
+        raise ModelError(f"{where} has grid loading {grid.get('loading')!r}; expected canonical or published.")
+    spacing = grid.get("spacing")
     numbers = spacing if isinstance(spacing, list) else [spacing] * 3
-    if card["grid"]["loading"] == "canonical" and not (
+    if grid["loading"] == "canonical" and not (
         len(numbers) == 3 and all(isinstance(n, (int, float)) and 0 < n < math.inf for n in numbers)
     ):
         raise ModelError(f"{where} has the grid spacing {spacing!r}; expected one or three positive numbers of mm.")
-    if not isinstance(card["modalities"], dict) or not card["modalities"]:
-        raise ModelError(f"{where} names no modalities.")
-    try:
-        Schedule(**card["schedule"])
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{where} has a schedule that does not fit ({error}).") from None
-    return card
+
+
+def grid_of(card: dict, key: str) -> dict:
+    """{"size", "spacing", "loading"} of the cube on which a model sees a modality: its own, or the common one."""
+    return card.get("grids", {}).get(key, card["grid"])
 
 
 def catalog() -> dict:
@@ -175,14 +195,24 @@ class Model:
         return self.card["name"]
 
     @property
-    def schedule(self) -> Schedule:
-        """The diffusion it was trained on."""
-        return Schedule(**self.card["schedule"])
+    def timesteps(self) -> int:
+        """Number of timesteps of its diffusion."""
+        return Schedule(**self.card["schedule"]).timesteps
+
+    def schedule(self, key: str = "any") -> Schedule:
+        """The diffusion it was trained on with scans of a modality: its own, or the model's common one."""
+        return Schedule(**self.card.get("schedules", {}).get(key, self.card["schedule"]))
 
     @property
     def size(self) -> tuple:
         """(D, H, W) of the cube it sees."""
         return tuple(self.card["grid"]["size"])
+
+    def preprocessing(self, key: str) -> str:
+        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING)."""
+        grid = grid_of(self.card, key)
+        # Enhancement to black and white is part of the published recipe.
+        return modalities.get(key).preprocessing if grid["loading"] == "published" else grid.get("preprocessing", "none")
 
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
         """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""
@@ -195,17 +225,13 @@ class Model:
         import torch
 
         class_id = self.class_id(moving_modality, fixed_modality)
-        # Enhancement to black and white is part of the published recipe; other models see intensities.
-        preprocessing = ("none", "none")
-        if self.card["grid"]["loading"] == "published":
-            preprocessing = tuple(modalities.get(m).preprocessing for m in (fixed_modality, moving_modality))
+        preprocessing = tuple(self.preprocessing(m) for m in (fixed_modality, moving_modality))
 
         def denoise(fixed, moving, t):
             classes = torch.full((moving.shape[0],), class_id, device=moving.device, dtype=torch.long)
             return self.network(fixed, moving, t, classes, preprocessing)
 
         return denoise
-
 
     def describer(self, moving_modality: str, fixed_modality: str):
         """The function volumes → (points, log-weights) of the last timestep (see network.PointTransformer.describe).
@@ -214,14 +240,15 @@ class Model:
         """
         import torch
 
-        if not hasattr(self.network, "describe") or self.card["grid"]["loading"] == "published":
+        first, second = (self.preprocessing(m) for m in (fixed_modality, moving_modality))
+        if not hasattr(self.network, "describe") or first != second:
             return None
-        class_id, last = self.class_id(moving_modality, fixed_modality), self.schedule.timesteps
+        class_id, last = self.class_id(moving_modality, fixed_modality), self.timesteps
 
         @torch.no_grad()
         def describe(volumes):
             ones = torch.ones(len(volumes), device=volumes.device, dtype=torch.long)
-            return self.network.describe(volumes, last * ones, class_id * ones)
+            return self.network.describe(volumes, last * ones, class_id * ones, first)
 
         return describe
 

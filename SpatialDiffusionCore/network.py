@@ -34,8 +34,14 @@ def remaining_grid(size: Sequence[int], blocks: int = 5) -> tuple:
 
 # --- modality preprocessing --------------------------------------------------------------------------------
 
-#: name → (ω, threshold) of the Gabor enhancement; "none" leaves volumes unchanged.
-PREPROCESSING = {"none": None, "oct": (0.5, -0.4), "octa": (0.95, -0.5)}
+#: name → (ω, threshold) of the published Gabor enhancement.
+GABOR = {"oct": (0.5, -0.4), "octa": (0.95, -0.5)}
+
+#: "none" leaves volumes unchanged, "lateral" is lateral_contrast.
+PREPROCESSING = ("none", *GABOR, "lateral")
+
+#: Of lateral_contrast: voxels of the blur, and what counts as no tissue (intensity of the blurred volume).
+LATERAL_BLUR, LATERAL_DARK = 4.0, 0.06
 
 
 def gabor_kernel(omega: float, angle: float) -> torch.Tensor:
@@ -59,14 +65,35 @@ def preprocess(volume: torch.Tensor, name: str) -> torch.Tensor:
     """Apply a modality's preprocessing to each channel of B×C×D×H×W volumes in 0…1; the result is in 0…1."""
     if name not in PREPROCESSING:
         raise ValueError(f"unknown preprocessing {name!r}; choose one of: {', '.join(PREPROCESSING)}")
-    if PREPROCESSING[name] is None:
+    if name == "none":
         return volume
-    omega, threshold = PREPROCESSING[name]
+    if name == "lateral":
+        return lateral_contrast(volume)
+    omega, threshold = GABOR[name]
     channels, responses = volume.shape[1], []
     for angle in (math.pi / 2, 0.0):
         kernel = gabor_kernel(omega, angle).to(volume).repeat(channels, 1, 1, 1, 1)
         responses.append(F.conv3d(volume, kernel, padding="same", groups=channels) * 2 - 1)
     return (torch.maximum(*responses) >= threshold).to(volume.dtype)
+
+
+def lateral_contrast(volume: torch.Tensor) -> torch.Tensor:
+    """How much brighter than its neighbors on both sides (axes D and W) each voxel of B×C×D×H×W volumes in 0…1 is.
+
+    0.5 where it is like them, 0 or 1 where it is half or one and a half of them or beyond, 0 where there is no tissue.
+    Layers of a retina look alike everywhere, vessels and their shadows do not; in intensities they are the weaker part.
+    """
+    count = int(3 * LATERAL_BLUR)
+    weights = torch.exp(-0.5 * (torch.arange(-count, count + 1) / LATERAL_BLUR) ** 2).to(volume)
+    both = torch.cat([volume, (volume > 0).to(volume.dtype)], dim=1)
+    channels = both.shape[1]
+    for shape in ((-1, 1, 1), (1, 1, -1)):
+        kernel = (weights / weights.sum()).view(1, 1, *shape).expand(channels, 1, *[-1] * 3)
+        both = F.conv3d(both, kernel, padding="same", groups=channels)
+    mean, known = both.chunk(2, dim=1)
+    mean = mean / known.clamp_min(1e-3)
+    relative = (volume - mean) / mean.clamp_min(LATERAL_DARK)
+    return (0.5 + relative).clamp(0, 1) * ((mean > LATERAL_DARK) & (volume > 0)).to(volume.dtype)
 
 
 # --- the published network ---------------------------------------------------------------------------------
@@ -118,12 +145,6 @@ class _Conditioned(nn.Module):
         # With class dropout row 0 means "no modality"; an unconditional network has no rows at all.
         self.rows = 0 if self.n_classes == 1 else self.n_classes + (1 if self.class_dropout > 0 else 0)
 
-    def fit_size(self, volume: torch.Tensor) -> torch.Tensor:
-        """Resize B×1×D×H×W volumes to the size this network was built for."""
-        if tuple(volume.shape[2:]) == self.volume_size:
-            return volume
-        return F.interpolate(volume, size=self.volume_size, mode="trilinear", align_corners=False)
-
     def class_ids(self, class_id, batch: int, device, blocks: int) -> list:
         """The class ids each block uses: as given, or 0 with probability class_dropout while training."""
         if not self.rows:
@@ -165,6 +186,12 @@ class AffineTransformer(_Conditioned):
             nn.GroupNorm(groups, channels[-1]), nn.SiLU(), nn.Conv3d(channels[-1], 12, kernel)
         )
 
+    def fit_size(self, volume: torch.Tensor) -> torch.Tensor:
+        """Resize B×1×D×H×W volumes to the size this network was built for."""
+        if tuple(volume.shape[2:]) == self.volume_size:
+            return volume
+        return F.interpolate(volume, size=self.volume_size, mode="trilinear", align_corners=False)
+
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
         """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
         pair = self.fit_size(torch.cat([fixed, moving], dim=1))
@@ -205,7 +232,8 @@ class PointTransformer(_Conditioned):
     A small U-shaped encoder gives a heat map per point at a quarter of the cube's resolution; its center of mass is
     the point (as in KeyMorph, Wang et al., arXiv 2304.09941), and a weight per point and volume says how far it is
     to be trusted. The affine is the weighted least-squares fit. Arguments as in AffineTransformer; channels: of the
-    grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size.
+    grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size. Volumes of any size
+    will do; volume_size is what it is trained on.
     """
 
     def __init__(
@@ -244,7 +272,7 @@ class PointTransformer(_Conditioned):
 
     def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
         """Points (B×N×3, normalized x, y, z) and log-weights (B×N) of B×1×D×H×W volumes in 0…1."""
-        x = preprocess(self.fit_size(volume), preprocessing) * 2 - 1
+        x = preprocess(volume, preprocessing) * 2 - 1
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
         ids = self.class_ids(class_id, x.shape[0], x.device, 4)
         f4 = self.down4(self.stem(x), code, ids[0])

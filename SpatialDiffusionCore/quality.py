@@ -28,7 +28,8 @@ CONVINCING = 0.3
 class Quality:
     """Figures of one registration.
 
-    similarity_before, similarity_after: mean local squared correlation over the tissue, 0…1, blind to contrast.
+    similarity_before, similarity_after: mean local squared correlation over the tissue of one of the volumes (the one
+    for which it is larger in either state), 0…1, blind to contrast.
     overlap: share of the fixed tissue inside the moving field of view. spread_mm: RMS distance over the head between
     repeated runs from perturbed starts (None where none were made). confidence: "good", "fair" or "poor".
     """

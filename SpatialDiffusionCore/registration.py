@@ -190,7 +190,7 @@ def _options(
 def _for_model(options: Options, model) -> Options:
     """Settings that depend on the model: the sampler its card names unless one was chosen, and what follows."""
     sampler = options.sampler or model.card.get("sampler", "fast")
-    last = model.schedule.timesteps
+    last = model.timesteps
     if sampler == "reference" and options.steps is not None:
         raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
     if options.steps is not None and not 0 <= options.steps <= last:
@@ -235,11 +235,15 @@ def registration_steps(
     validate(moving, "moving")
     validate(fixed, "fixed")
     from .cube import model_cube
-    from .model import Model, load_model
+    from .model import Model, grid_of, load_model
 
     if not isinstance(model, Model):
         model = load_model(model, options.moving_modality, options.fixed_modality, options.device)
     options = _for_model(options, model)
+    keys = options.moving_modality, options.fixed_modality
+    if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
+        raise InputError(f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
+                         "cannot be registered to each other; give both volumes their true modality.")
     fixed_cube = _fixed_cube or model_cube(fixed, fixed_mask, options.fixed_modality, model.card, options.device)
     moving_cube = model_cube(moving, moving_mask, options.moving_modality, model.card, options.device)
     process, swap = _reference, False
@@ -292,14 +296,23 @@ def _signature(cube) -> bytes:
 
 
 def _quality(moving, fixed, before, after, spread) -> quality_module.Quality:
-    """Similarity on the model's cube around the fixed tissue under two fixed → moving RAS matrices."""
-    tissue = fixed.tissue()
-    values = []
-    for fixed_to_moving in (before, after):
-        moved = moving.on(fixed.grid.moved(fixed_to_moving))
-        values.append(quality_module.local_similarity(fixed.values, moved.values, moved.support, tissue))
-    overlap = float((moved.support * tissue).sum() / tissue.sum().clamp_min(1e-6))
-    return quality_module.Quality(values[0], values[1], overlap, spread)
+    """Similarity and overlap under two fixed → moving RAS matrices.
+
+    The similarity is that over the tissue of the volume that finds more of itself in the other one: a brain without a
+    skull is all there in a head, but not the head in the brain.
+    """
+    alike = []
+    for matrix in (before, after):
+        over_fixed, overlap = _similarity(moving, fixed, matrix)
+        alike.append(max(over_fixed, _similarity(fixed, moving, geometry.inverse(matrix))[0]))
+    return quality_module.Quality(*alike, overlap, spread)
+
+
+def _similarity(moving, fixed, fixed_to_moving):
+    """(local similarity over the fixed tissue on the fixed cube, share of it inside the moving field of view)."""
+    tissue, moved = fixed.tissue(), moving.on(fixed.grid.moved(fixed_to_moving))
+    alike = quality_module.local_similarity(fixed.values, moved.values, moved.support, tissue)
+    return alike, float((moved.support * tissue).sum() / tissue.sum().clamp_min(1e-6))
 
 
 def _to_world(matrix, moving, fixed) -> np.ndarray:
@@ -329,7 +342,7 @@ def _reference(moving, fixed, model, options: Options):
     from . import diffusion
 
     denoise = model.denoiser(options.moving_modality, options.fixed_modality)
-    schedule = model.schedule
+    schedule = model.schedule(options.fixed_modality)
     start = None
     if options.init is not None:
         start = _world_to_theta(np.linalg.inv(options.init), moving, fixed, moving.values)[None]
@@ -394,7 +407,8 @@ def _fast(moving, fixed, model, options: Options):
         yield Step(2 + count, total, "Refining", geometry.inverse(world))
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
         alike = search.likeness(moving, fixed, world)
-        if alike < search.DOUBTFUL:
+        # A head is not all in a brain without a skull, but that brain is in the head.
+        if max(alike, search.likeness(fixed, moving, geometry.inverse(world))) < search.DOUBTFUL:
             further = _search_further(moving, fixed, model, options, describe, count, total)
             (likest, found), total = yield from further
             if likest > alike:
@@ -415,7 +429,8 @@ def _diffused(moving, fixed, model, options: Options, candidates, count: int):
     denoise = model.denoiser(options.moving_modality, options.fixed_modality)
     start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
     batch = (len(candidates), -1, -1, -1, -1)
-    for step in diffusion.reverse(denoise, fixed.values.expand(batch), moving.values.expand(batch), model.schedule,
+    schedule = model.schedule(options.fixed_modality)
+    for step in diffusion.reverse(denoise, fixed.values.expand(batch), moving.values.expand(batch), schedule,
                                   steps=count, start=start):
         yield step.index, [_theta_to_world(theta, moving, fixed) for theta in step.theta]
 
@@ -471,10 +486,8 @@ def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 
         before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
         if geometry.displacement_rms(before, refined, *tissue) <= enough:
             break
-    change = _quality(moving, fixed, start, refined, None)
-    if change.similarity_after < change.similarity_before:
-        return start, False
-    return refined, True
+    before, after = (_similarity(moving, fixed, matrix)[0] for matrix in (start, refined))
+    return (refined, True) if after >= before else (start, False)
 
 
 # --- what callers use --------------------------------------------------------------------------------------

@@ -90,10 +90,11 @@ STYLES = {"batched": Batched, "per sample": PerSample}
 
 def measure(style, chosen, steps, warm=2):
     """{"data_ms", "step_ms", "share", "samples_per_second", "peak_mb"} of one style, in this process."""
-    cache, sampler, held_out = train.prepare(chosen, lambda text: None)
+    collections = train.prepare(chosen, lambda text: None)
     fabric = train.make_fabric(chosen)
-    work = trainer.Trainer(chosen, cache, sampler, held_out, 1, fabric, lambda text: None)
-    maker = STYLES[style](work.maker, cache)
+    work = trainer.Trainer(chosen, collections, 1, fabric, lambda text: None)
+    first = work.collections[0]
+    maker = STYLES[style](work.makers[0], first.cache)
     cuda = fabric.device.type == "cuda"
     # The processor's time of the one thread, so that other programs on the machine do not count.
     clock = time.process_time if torch.get_num_threads() == 1 and not cuda else time.perf_counter
@@ -106,7 +107,7 @@ def measure(style, chosen, steps, warm=2):
     for step in range(warm + steps):
         wait()
         start = clock()
-        pairs = maker.make(work.rows(step), seeded(1, step))
+        pairs = maker.make(first.sampler.batch(step, chosen.optimization.batch), seeded(1, step))
         wait()
         made = clock()
         fabric.backward(work.loss(pairs).mean())

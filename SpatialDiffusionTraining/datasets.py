@@ -304,6 +304,21 @@ def open_cache(folder):
     return Cache(folder, cubes, entries, index["skipped"], index["grid"], means, covariances, masks)
 
 
+@dataclass
+class Collection:
+    """The scans of one grid: their cache, the stream of training rows, the rows held out, the share of the batches."""
+
+    cache: Cache
+    sampler: "Sampler"
+    held_out: list
+    weight: float = 1.0
+
+    @property
+    def name(self):
+        """The modalities it holds."""
+        return "+".join(dict.fromkeys(entry["modality"] for entry in self.cache.entries))
+
+
 # ------------------------------------------------------------------------------------------------ sampling
 class Sampler:
     """An endless stream of rows: the n-th draw is a pure function of (seed, n), so a position is one number.

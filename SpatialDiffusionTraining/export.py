@@ -31,9 +31,9 @@ def card(state, name, licence="", data=""):
     published = "published" in settings.data.loader
     training = {"data": data, "steps": state["step"], "settings": settings.to_dict()}
     for place in (settings.data.cache, f"{settings.run.output}/cache"):
-        if place and (Path(place) / "index.json").exists():
-            cache = datasets.open_cache(place)
-            counts = Counter((e["modality"], e["part"]) for e in cache.entries)
+        folders = [index.parent for index in Path(place).rglob("index.json")] if place else []
+        counts = Counter((e["modality"], e["part"]) for folder in folders for e in datasets.open_cache(folder).entries)
+        if counts:
             training["scans"] = {f"{modality} {part}": n for (modality, part), n in sorted(counts.items())}
             break
     # Folders of the training machine are nobody's business.
@@ -45,9 +45,8 @@ def card(state, name, licence="", data=""):
     return {
         "name": name,
         "architecture": complete(state["architecture"]),
-        "grid": {"size": list(settings.shape), "spacing": None if published else settings.spacing,
-                 "loading": "published" if published else "canonical"},
-        "schedule": make_schedule(settings).to_dict(),
+        **_grids(settings, published),
+        **_schedules(settings),
         "modalities": modalities(settings.data),
         "sampler": "reference" if published else "fast",
         "training": training,
@@ -55,6 +54,26 @@ def card(state, name, licence="", data=""):
         "accuracy": {"validation": state["validation"]} if state["validation"] else {},
         "created": date.today().isoformat(),
     }
+
+
+def _grids(settings, published):
+    """The entries "grid" and "grids" of the card."""
+    def grid(modality=None):
+        found = settings.grid(modality)
+        card = {"size": list(found["size"]), "spacing": None if published else found["spacing"],
+                "loading": "published" if published else "canonical"}
+        return card if found["preprocessing"] == "none" else {**card, "preprocessing": found["preprocessing"]}
+
+    own = {name: grid(name) for name in settings.data.dataset if grid(name) != grid()}
+    return {"grid": grid(), **({"grids": own} if own else {})}
+
+
+def _schedules(settings):
+    """The entries "schedule" and "schedules" of the card."""
+    common = make_schedule(settings).to_dict()
+    own = {name: make_schedule(settings, name).to_dict() for name in settings.data.dataset}
+    own = {name: schedule for name, schedule in own.items() if schedule != common}
+    return {"schedule": common, **({"schedules": own} if own else {})}
 
 
 def export(run, output=None, *, half=False, which="best", name=None, licence="", data=""):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from SpatialDiffusionCore import diffusion
+from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modality import MODALITIES
 from SpatialDiffusionCore.network import preprocess
 from SpatialDiffusionCore.schedule import Schedule
@@ -43,10 +44,8 @@ class PairMaker:
     Both volumes of a pair are one scan, or two scans of the same tissue where the cache knows partners.
     """
 
-    def __init__(self, cache, schedule, settings, device="cpu"):
-        self.cache, self.schedule, self.device = cache, schedule, torch.device(device)
-        self.pose = Pose(**settings.augmentation.pose)
-        self.corruption = Corruption(settings.augmentation.artifacts, settings.augmentation.strength)
+    def __init__(self, cache, settings, device="cpu"):
+        self.cache, self.device = cache, torch.device(device)
         self.clean = settings.augmentation.clean
         self.partner = settings.augmentation.partner
         self.rigid_share = settings.diffusion.rigid_share
@@ -59,21 +58,30 @@ class PairMaker:
         self.preprocessed = {}
         published = "published" in settings.data.loader  # see model.Model.denoiser
         for entry in cache.entries:
-            name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
-            if name != "none" and published:
+            name = settings.grid(entry["modality"])["preprocessing"]
+            if published:
+                name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
+            if name != "none":
                 self.preprocessed.setdefault(name, set()).add(entry["row"])
+        # What holds for the first modality holds for all rows but those of the variants.
+        first, *others = dict.fromkeys(entry["modality"] for entry in cache.entries)
+        self.pose, self.corruption = _changed(settings.augmentation, first)
+        self.schedule = make_schedule(settings, first)
         self.variants = []
-        for modality, changes in settings.augmentation.by_modality.items():
+        for modality in others:
             rows = {e["row"] for e in cache.entries if e["modality"] == modality}
-            if rows:
-                changed = {name: {**settings.augmentation.artifacts[name], **values}
-                           for name, values in changes.items() if name in settings.augmentation.artifacts}
-                self.variants.append((rows, Corruption(changed, settings.augmentation.strength)))
+            self.variants.append((rows, *_changed(settings.augmentation, modality)))
+            if _shapes(self.variants[-1][2]) != _shapes(self.corruption):
+                raise InputError(f"Scans of {first} and {modality} share batches, so their artifacts may not differ in "
+                                 "controls, knots or most (augmentation.by_modality).")
+            if make_schedule(settings, modality) != self.schedule:
+                raise InputError(f"{first} and {modality} share a grid, so they must share the noise, too "
+                                 "(diffusion.by_modality).")
 
     def _draw_artifacts(self, rows, generator):
         """Drawn numbers of all artifacts for fixed and moving volumes of the rows, by each row's modality."""
         draws = self.corruption.draw(2 * len(rows), generator)
-        for of_modality, corruption in self.variants:
+        for of_modality, _, corruption in self.variants:
             other = corruption.draw(2 * len(rows), generator)
             chosen = torch.tensor([row in of_modality for row in rows] * 2)
             for name, draw in other.items():
@@ -90,6 +98,9 @@ class PairMaker:
         drawn = torch.randint(1, self.schedule.timesteps + 1, (count,), generator=generator)
         t = drawn if t is None else torch.as_tensor(t)
         pose = self.pose.draw(count, generator, shape, self.cache.spacing)
+        for of_modality, other, _ in self.variants:
+            chosen = torch.tensor([row in of_modality for row in rows])
+            pose[chosen] = other.draw(count, generator, shape, self.cache.spacing)[chosen]
         affine, target = diffusion.draw(self.schedule, t, shape, generator, self.rigid_share)
         affine, target = affine.float(), target.float()
         draws = self._draw_artifacts(rows, generator)
@@ -123,8 +134,21 @@ class PairMaker:
                      mean.to(**to), covariance.to(**to), mine)
 
 
-def make_schedule(settings):
-    """The core's schedule from a run's settings."""
+def _changed(augmentation, modality):
+    """(Pose, Corruption) of the settings for a modality."""
+    changes = augmentation.by_modality.get(modality, {})
+    artifacts = {name: {**values, **changes.get(name, {})} for name, values in augmentation.artifacts.items()}
+    return (Pose(**{**augmentation.pose, **changes.get("pose", {})}), Corruption(artifacts, augmentation.strength))
+
+
+def _shapes(corruption):
+    draws = corruption.draw(1, torch.Generator().manual_seed(0))
+    return {(name, key): values.shape for name, draw in draws.items() for key, values in draw.items()}
+
+
+def make_schedule(settings, modality=None):
+    """The core's schedule from a run's settings: the modality's own, where they name one (diffusion.by_modality)."""
     d = settings.diffusion
-    return Schedule(timesteps=d.timesteps, transform_range=tuple(d.transform_range),
-                    translation_range=tuple(d.translation_range), kind=d.kind)
+    own = d.by_modality.get(modality, {})
+    ranges = {name: tuple(own.get(name, getattr(d, name))) for name in ("transform_range", "translation_range")}
+    return Schedule(timesteps=d.timesteps, kind=d.kind, **ranges)

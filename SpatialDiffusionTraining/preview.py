@@ -50,6 +50,12 @@ def sheet(pairs, predicted=None, scale=2):
     return np.concatenate(rows, 0)
 
 
+def stacked(sheets):
+    """Sheets of unlike width below each other."""
+    width = max(s.shape[1] for s in sheets)
+    return np.concatenate([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0))) for s in sheets])
+
+
 def save_png(array, path):
     """Write an H×W×3 uint8 picture whole or not at all."""
     from PIL import Image
@@ -66,7 +72,7 @@ def preview_command(argv):
 
     from . import settings as settings_module
     from . import train
-    from .pairs import PairMaker, make_schedule, seeded
+    from .pairs import PairMaker, seeded
 
     parser = argparse.ArgumentParser(
         prog="spatial-diffusion-train preview",
@@ -90,17 +96,21 @@ def preview_command(argv):
         raise InputError("Give the scans: --train FOLDER with --dataset MODALITY, or --from-run RUN.")
     output = chosen.run.output
     if chosen.data.cache:
-        cache, sampler, _ = train.prepare(chosen)
+        collections = train.prepare(chosen)
     else:
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder:
             chosen.data.cache = folder
-            cache, sampler, _ = train.prepare(chosen)
-            cache.cubes = np.array(cache.cubes)
-    maker = PairMaker(cache, make_schedule(chosen), chosen)
+            collections = train.prepare(chosen)
+            for collection in collections:
+                collection.cache.cubes = np.array(collection.cache.cubes)
     t = torch.linspace(1, chosen.diffusion.timesteps, arguments.pairs).round().long()
-    pairs = maker.make(sampler.draw(0, arguments.pairs), seeded(chosen.run.seed, 5), t=t)
-    save_png(sheet(pairs), output)
+    sheets = []
+    for collection in collections:
+        maker = PairMaker(collection.cache, chosen)
+        pairs = maker.make(collection.sampler.draw(0, arguments.pairs), seeded(chosen.run.seed, 5), t=t)
+        sheets.append(sheet(pairs))
+    save_png(stacked(sheets), output)
     print(f"{output}: timesteps {t.tolist()} from the top")
     return 0

@@ -10,6 +10,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
+
 from SpatialDiffusionCore.errors import InputError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -41,6 +43,9 @@ class Data:
                          metavar="N", type=int)
     spacing: list = _option([3.5], "mm between the voxels of the model's grid: one number, or three along D H W "
                                    "(right, front, up; for OCT lateral, depth, lateral)", metavar="MM", type=float)
+    preprocessing: str = _option("none", "what the network sees: none: intensities; lateral: how much brighter than its "
+                                         "lateral neighbors a voxel is (retinas)", choices=("none", "lateral"))
+    grids: dict = _option({}, "grids of some modalities: {modality: {size, spacing, preprocessing}}, by --set data.grids.NAME=…")
     loader: list = _option([], "how scans are put on the grid, one for all or one per --train: canonical (the "
                                "model's cube by the header, the default), or published (the published loading "
                                "of the modality)",
@@ -74,6 +79,8 @@ class Diffusion:
     translation_range: list = _option([0.5, 4.0], "smallest and largest step deviation of the translation, in "
                                                   "voxels of the model's grid", metavar="S", type=float, nargs=2)
     kind: str = _option("cosine", "how the steps grow", choices=("cosine", "linear"))
+    by_modality: dict = _option({}, "other ranges of a modality with a grid of its own: {modality: {transform_range, "
+                                    "translation_range}}")
     rigid_share: float = _option(0.2, "share of rigid (with scale) draws, the rest is affine")
 
 
@@ -89,7 +96,8 @@ class Augmentation:
     artifacts: dict = _option({}, "artifacts, by --set augmentation.artifacts.NAME.PARAMETER=VALUE; "
                                   "NAME.probability=0 turns one off")
     by_modality: dict = _option({"octa": {"deformation": {"probability": 0.0}}},
-                                "what differs for a modality: {modality: {artifact: {parameter: value}}}")
+                                "what differs for a modality: {modality: {artifact: {parameter: value}}}; \"pose\" "
+                                       "counts as an artifact")
 
 
 @dataclass
@@ -99,7 +107,7 @@ class Optimization:
     loss: str = _option("frobenius", "frobenius: norm of the matrix difference, as published; physical: RMS "
                                      "displacement error over the tissue in units of the timestep's expected "
                                      "displacement", choices=("frobenius", "physical"))
-    loss_floor: float = _option(0.0, "mm added in quadrature to that unit of the physical loss")
+    loss_floor_voxels: float = _option(0.0, "voxels of the grid added in quadrature to that unit of the physical loss")
     steps: int = _option(115000, "optimizer steps (0: as many as --max-minutes allows)")
     max_minutes: float = _option(0.0, "end after so many minutes of training; the cosine then follows the larger "
                                       "of the fractions of steps and time, so the learning rate has come down "
@@ -191,22 +199,25 @@ class Settings:
             self.update(values, origin)
         return self
 
-    @property
-    def shape(self):
-        """(D, H, W) of the model's grid."""
-        size = self.data.size
-        if len(size) not in (1, 3):
-            raise InputError(f"--size expects one number or three, got {len(size)}.")
-        return tuple(int(n) for n in (size * 3 if len(size) == 1 else size))
+    def grid(self, modality=None):
+        """{"size": (D, H, W), "spacing": mm, one number or a list of three along D, H, W, "preprocessing"} of the model's
+        grid.
 
-
-    @property
-    def spacing(self):
-        """mm between the grid's voxels: one number, or a list of three along (D, H, W)."""
-        spacing = [float(n) for n in self.data.spacing]
-        if len(spacing) not in (1, 3) or min(spacing) <= 0:
-            raise InputError(f"--spacing expects one or three positive numbers of mm, got {self.data.spacing}.")
-        return spacing[0] if len(spacing) == 1 else spacing
+        modality: its own grid, where it has one. Raises InputError for what is no grid.
+        """
+        own = self.data.grids.get(modality, {})
+        if not isinstance(own, dict) or not set(own) <= {"size", "spacing", "preprocessing"}:
+            raise InputError(f"data.grids: {modality} expects size, spacing and preprocessing, got {own!r}.")
+        size, spacing = (np.atleast_1d(own.get(name, getattr(self.data, name))).tolist()
+                         for name in ("size", "spacing"))
+        if len(size) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in size):
+            raise InputError(f"--size expects one number or three (whole ones), got {size}.")
+        if len(spacing) not in (1, 3) or not all(isinstance(n, (int, float)) and n > 0 for n in spacing):
+            raise InputError(f"--spacing expects one or three positive numbers of mm, got {spacing}.")
+        spacing = [float(n) for n in spacing]
+        return {"size": tuple(size * 3 if len(size) == 1 else size),
+                "spacing": spacing[0] if len(spacing) == 1 else spacing,
+                "preprocessing": own.get("preprocessing", self.data.preprocessing)}
 
 
 def _merged(old, new, what):

@@ -141,7 +141,9 @@ def sources(data):
 
 
 def prepare(chosen, report=print, lists=False):
-    """(cache, sampler, validation rows) of a run's settings; with `lists` the split is written into the run."""
+    """The Collections of a run's settings, one per grid; with `lists` the split is written into the run."""
+    from SpatialDiffusionCore.errors import InputError
+
     from . import datasets
 
     found = sources(chosen.data)
@@ -149,10 +151,21 @@ def prepare(chosen, report=print, lists=False):
         for index, source in enumerate(found):
             for file, paths in zip(split_files(chosen.run.output, index), (source.train, source.validation)):
                 datasets.write_list(paths, file)
-    run = Path(chosen.run.output)
-    grid = {"size": chosen.shape, "spacing": chosen.spacing}
-    cache = datasets.build(chosen.data.cache or run / "cache", found, grid, chosen.data.workers, report)
-    return cache, sampler_of(cache, found, chosen), cache.rows("validation")
+    folder = Path(chosen.data.cache or Path(chosen.run.output) / "cache")
+    by_grid = {}
+    for source in found:
+        grid = chosen.grid(source.modality)
+        by_grid.setdefault(json.dumps(grid), (grid, []))[1].append(source)
+    if len(by_grid) > 1 and chosen.network.head != "points":
+        raise InputError("Modalities with grids of their own (data.grids) need a network that takes any size: "
+                         "--head points.")
+    out = []
+    for number, (grid, those) in enumerate(by_grid.values(), start=1):
+        place = folder / str(number) if len(by_grid) > 1 else folder
+        cache = datasets.build(place, those, grid, chosen.data.workers, report)
+        out.append(datasets.Collection(cache, sampler_of(cache, those, chosen), cache.rows("validation"),
+                                       sum(source.weight for source in those)))
+    return out
 
 
 def sampler_of(cache, found, chosen):
@@ -215,9 +228,9 @@ def train(chosen, resume=False, report=None):
         prepare(chosen, report, lists=True)
         (run / "settings.json").write_text(json.dumps(chosen.to_dict(), indent=1) + "\n", encoding="utf-8")
     fabric.barrier()
-    cache, sampler, held_out = prepare(chosen, report)
+    collections = prepare(chosen, report)
     classes = 1 if chosen.data.unconditional else len(chosen.data.dataset)
-    work = trainer.Trainer(chosen, cache, sampler, held_out, classes, fabric, report)
+    work = trainer.Trainer(chosen, collections, classes, fabric, report)
     if resume:
         files = trainer.checkpoints(run)
         if files:
@@ -229,9 +242,12 @@ def train(chosen, resume=False, report=None):
         work.plain.load_state_dict(initial_weights(chosen.run.init, work.plain))
         work.ema.copy_params_from_model_to_ema()
     parameters = sum(p.numel() for p in work.plain.parameters())
-    report(f"{len(cache.rows('train'))} training and {len(held_out)} validation scans, grid "
-           f"{'×'.join(map(str, cache.shape))} at {'×'.join(f'{s:g}' for s in np.atleast_1d(chosen.spacing))} mm, "
-           f"{parameters / 1e6:.1f} M parameters")
+    for collection in collections:
+        cache = collection.cache
+        report(f"{len(cache.rows('train'))} training and {len(collection.held_out)} validation scans, grid "
+               f"{'×'.join(map(str, cache.shape))} at "
+               f"{'×'.join(f'{s:g}' for s in np.atleast_1d(cache.grid['spacing']))} mm")
+    report(f"{parameters / 1e6:.1f} M parameters")
     try:
         ended = work.fit()
     except trainer.TrainingStopped as error:
@@ -243,7 +259,8 @@ def train(chosen, resume=False, report=None):
 def initial_weights(source, network):
     """A state dictionary from a run folder (EMA of the best, else of the newest) or a model file.
 
-    A network with classes may start from one without: the rows of its classes begin at zero, so all are alike at first.
+    A network with classes may start from one without, or with fewer: the first classes keep their rows, the others begin
+    like no modality (at zero where there were no classes), so they are alike at first.
     """
     import torch
 
@@ -259,6 +276,10 @@ def initial_weights(source, network):
     own = network.state_dict()
     if not any("class_embedding" in k for k in weights):
         weights = {**{k: torch.zeros_like(v) for k, v in own.items() if "class_embedding" in k}, **weights}
+    for key, value in own.items():
+        more = len(value) - len(weights[key]) if "class_embedding" in key else 0
+        if more > 0:
+            weights[key] = torch.cat([weights[key], weights[key][:1].expand(more, -1)])
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
     if wrong:
         raise InputError(f"{source} does not fit this network; the first tensor that differs is {wrong[0]}.")

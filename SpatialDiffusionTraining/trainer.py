@@ -21,8 +21,9 @@ from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.network import NETWORKS, build
 
 from . import losses
+from .datasets import Sampler
 from .pairs import PairMaker, make_schedule, seeded
-from .preview import sheet
+from .preview import sheet, stacked
 from .reports import Reports
 
 BANDS = 4
@@ -36,7 +37,7 @@ class TrainingStopped(RuntimeError):
 def architecture(settings, classes):
     """What `SpatialDiffusionCore.network.build` needs for the run's network with so many modality classes."""
     n = settings.network
-    out = {"head": n.head, "volume_size": list(settings.shape), "n_classes": classes,
+    out = {"head": n.head, "volume_size": list(settings.grid()["size"]), "n_classes": classes,
            "class_dropout": n.class_dropout}
     if n.channels:
         out["channels"] = list(n.channels)
@@ -120,13 +121,15 @@ class Meter:
 class Trainer:
     """One run. `fit` trains until the steps, the time or a signal end it; see Settings for everything else."""
 
-    def __init__(self, settings, cache, sampler, validation_rows, classes, fabric, report=print):
-        self.settings, self.cache, self.sampler, self.fabric, self.report = settings, cache, sampler, fabric, report
-        self.validation_rows = list(validation_rows)
+    def __init__(self, settings, collections, classes, fabric, report=print):
+        self.settings, self.collections, self.fabric, self.report = settings, list(collections), fabric, report
+        self.validated = [i for i, c in enumerate(self.collections) if c.held_out]
         self.run = Path(settings.run.output)
         self.schedule = make_schedule(settings)
-        self.maker = PairMaker(cache, self.schedule, settings, fabric.device)
-        self.half = self.maker.half.to(fabric.device)
+        self.makers = [PairMaker(c.cache, settings, fabric.device) for c in self.collections]
+        # A batch holds scans of one grid; which one's turn it is, is drawn like the rows of a data set.
+        self.turns = Sampler([[i] for i in range(len(self.collections))], [c.weight for c in self.collections],
+                             settings.run.seed)
         self.architecture = architecture(settings, classes)
         torch.manual_seed(settings.run.seed)
         model = build(self.architecture)
@@ -146,18 +149,22 @@ class Trainer:
         self.reports = Reports(self.run, fabric.global_rank == 0, report)
 
     # ------------------------------------------------------------------------------------- one step
-    def loss(self, pairs):
-        """Loss per sample, B."""
+    def loss(self, pairs, index=0):
+        """Loss per sample of a batch of collection number ``index``, B."""
         class_id = pairs.class_id if self.conditional else None
         predicted = self.network(pairs.fixed, pairs.moving, pairs.t, class_id)
         if self.settings.optimization.loss == "frobenius":
             return losses.frobenius(predicted, pairs.target)
-        return losses.physical(predicted, pairs.target, pairs.t, self.schedule, pairs.mean, pairs.covariance,
-                               self.half, self.cache.spacing, self.settings.optimization.loss_floor)
+        maker = self.makers[index]
+        spacing, floor = maker.cache.spacing, self.settings.optimization.loss_floor_voxels
+        return losses.physical(predicted, pairs.target, pairs.t, maker.schedule, pairs.mean, pairs.covariance,
+                               maker.half.to(predicted.device), spacing, floor * float(np.mean(spacing)))
 
     def rows(self, micro):
-        """Rows of global batch number `micro`, all processes."""
-        return self.sampler.batch(micro, self.settings.optimization.batch * self.fabric.world_size)
+        """(number of the collection, rows) of global batch number `micro`, all processes."""
+        index = self.turns.draw(micro, 1)[0]
+        size = self.settings.optimization.batch * self.fabric.world_size
+        return index, self.collections[index].sampler.batch(micro, size)
 
     def train_step(self, meter):
         """One optimizer step over `accumulate` batches; raises TrainingStopped if the loss is no number."""
@@ -172,23 +179,24 @@ class Trainer:
             micro = self.step * o.accumulate + part
             start = time.perf_counter()
             own = slice(fabric.global_rank * o.batch, (fabric.global_rank + 1) * o.batch)
-            pairs = self.maker.make(self.rows(micro), seeded(self.settings.run.seed, 1, micro), own)
+            index, rows = self.rows(micro)
+            pairs = self.makers[index].make(rows, seeded(self.settings.run.seed, 1, micro), own)
             if fabric.device.type == "cuda":
                 torch.cuda.synchronize()
             meter.data_seconds += time.perf_counter() - start
             with fabric.no_backward_sync(self.network, enabled=part + 1 < o.accumulate):
-                each = self.loss(pairs)
+                each = self.loss(pairs, index)
                 fabric.backward(each.mean() / o.accumulate)
             values = each.detach().float().cpu()
             if not torch.isfinite(values).all():
-                files = ", ".join(self.cache.files(pairs.rows))
+                files = ", ".join(self.collections[index].cache.files(pairs.rows))
                 raise TrainingStopped(f"the loss is {values.tolist()} at step {self.step}, batch of {files}")
             meter.add(values.tolist(), [band(int(t), self.schedule.timesteps) for t in pairs.t])
             meter.samples += o.batch * fabric.world_size
         if o.clip > 0:
             norm = fabric.clip_gradients(self.network, self.optimizer, max_norm=o.clip, error_if_nonfinite=False)
             if not torch.isfinite(norm):
-                files = ", ".join(self.cache.files(pairs.rows))
+                files = ", ".join(self.collections[index].cache.files(pairs.rows))
                 raise TrainingStopped(f"the gradient is not finite at step {self.step}, last batch of {files}")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -197,8 +205,8 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------- validation
     @torch.no_grad()
-    def validate(self, network=None):
-        """Errors in mm over the tissue on the same draws of held-out scans at every call.
+    def validate(self, index=0, network=None):
+        """Errors in mm over the tissue on the same draws of held-out scans of a collection at every call.
 
         "single": one pass at the drawn timestep, by band; "registration": `validate_steps` diffusion steps from
         timestep T; each with (corrupted) and without (clean) artifacts: {"median", "p95"}. "self_test": mean
@@ -206,8 +214,9 @@ class Trainer:
         """
         network = (network or self.ema.ema_model).eval()
         run, timesteps = self.settings.run, self.schedule.timesteps
-        count = run.validate_draws
-        rows = [self.validation_rows[i % len(self.validation_rows)] for i in range(count)]
+        maker, count = self.makers[index], max(1, run.validate_draws // len(self.validated))
+        held_out = self.collections[index].held_out
+        rows = [held_out[i % len(held_out)] for i in range(count)]
         spread_t = [1 + (i * timesteps) // count for i in range(count)]
         result = {}
 
@@ -219,29 +228,26 @@ class Trainer:
             for first in range(0, count, 4):
                 part = slice(first, min(first + 4, count))
                 generator = seeded(7, 3, first, int(corrupt))
-                pairs = self.maker.make(rows[part], generator, t=spread_t[part], corrupt=corrupt)
+                pairs = maker.make(rows[part], generator, t=spread_t[part], corrupt=corrupt)
                 predict = denoise(pairs.class_id)
-                single += self._error(predict(pairs.fixed, pairs.moving, pairs.t), pairs)
+                single += _error(predict(pairs.fixed, pairs.moving, pairs.t), pairs, maker)
                 full = [timesteps] * len(pairs.rows)
-                pairs = self.maker.make(rows[part], seeded(7, 4, first, int(corrupt)), t=full, corrupt=corrupt)
-                for step in diffusion.reverse(predict, pairs.fixed, pairs.moving, self.schedule,
+                pairs = maker.make(rows[part], seeded(7, 4, first, int(corrupt)), t=full, corrupt=corrupt)
+                for step in diffusion.reverse(predict, pairs.fixed, pairs.moving, maker.schedule,
                                               steps=run.validate_steps):
                     pass
-                final += self._error(step.theta, pairs)
+                final += _error(step.theta, pairs, maker)
             bands = [[e for e, t in zip(single, spread_t) if band(t, timesteps) == b] for b in range(BANDS)]
             result[name] = {"single": _spread(single), "single_by_band": [_spread(b) for b in bands],
                             "registration": _spread(final)}
         few = rows[: min(4, count)]
-        classes = self.maker.classes[torch.tensor(few)].to(self.fabric.device)
-        volumes = self.cache.read(few, self.fabric.device)
+        classes = maker.classes[torch.tensor(few)].to(self.fabric.device)
+        volumes = maker.cache.read(few, self.fabric.device)
         # The test draws on the volumes' device; seeded there, it is the same at every validation.
         generator = torch.Generator(self.fabric.device).manual_seed(8)
-        result["self_test"] = diffusion.self_test(denoise(classes), volumes, self.schedule, generator=generator,
+        result["self_test"] = diffusion.self_test(denoise(classes), volumes, maker.schedule, generator=generator,
                                                   steps=run.validate_steps)
         return result
-
-    def _error(self, theta, pairs):
-        return losses.displacement(theta, pairs.target, pairs.mean, pairs.covariance, self.half).tolist()
 
     # ------------------------------------------------------------------------------------- checkpoints
     def state(self):
@@ -327,7 +333,7 @@ class Trainer:
                     self._log(self._together(meter))
                     meter = Meter()
                 last = self._finished() or bool(ended)
-                if (self.step % run.validate_every == 0 or self._finished()) and self.validation_rows and not ended:
+                if (self.step % run.validate_every == 0 or self._finished()) and self.validated and not ended:
                     self._validate()
                 if run.picture_every and self.step % run.picture_every == 0:
                     self._pictures()
@@ -350,18 +356,22 @@ class Trainer:
         """Validate on the first process and keep the best; the others wait."""
         if self.fabric.global_rank == 0:
             started = time.perf_counter()
-            figures = self.validate()
-            value = figures["corrupted"]["registration"]["median"]
+            by_name = {self.collections[i].name: self.validate(i) for i in self.validated}
+            # Grids differ in size, so their errors are averaged as ratios.
+            medians = [found["corrupted"]["registration"]["median"] for found in by_name.values()]
+            value = float(np.exp(np.mean(np.log(np.maximum(medians, 1e-9)))))
+            figures = by_name if len(self.collections) > 1 else next(iter(by_name.values()))
             if self.best is None or value < self.best["median_mm"]:
                 self.best = {"step": self.step, "median_mm": value}
                 self.save_best(figures)
             self.reports.record("validation", self.step, self.minutes, figures)
-            c, k = figures["clean"], figures["corrupted"]
-            self.reports.say(
-                f"step {self.step}: validation in mm, median (95 %): registration clean {_text(c['registration'])}, "
-                f"corrupted {_text(k['registration'])}; single pass corrupted by band "
-                + ", ".join(_text(b) for b in k["single_by_band"])
-                + f"; self-test {figures['self_test']:.4f}; {time.perf_counter() - started:.0f} s")
+            for name, found in by_name.items():
+                c, k = found["clean"], found["corrupted"]
+                self.reports.say(
+                    f"step {self.step}: validation of {name} in mm, median (95 %): registration clean "
+                    f"{_text(c['registration'])}, corrupted {_text(k['registration'])}; single pass corrupted by band "
+                    + ", ".join(_text(b) for b in k["single_by_band"])
+                    + f"; self-test {found['self_test']:.4f}; {time.perf_counter() - started:.0f} s")
         self.fabric.barrier()
 
     def _together(self, meter):
@@ -391,15 +401,23 @@ class Trainer:
         if self.fabric.global_rank != 0:
             return
         count = 6
-        sheets = {"pairs": sheet(self.maker.make(self.sampler.draw(0, count), seeded(7, 5, self.step)))}
-        if self.validation_rows:
-            rows = [self.validation_rows[i % len(self.validation_rows)] for i in range(count)]
+        sheets = {"pairs": [], "predictions": []}
+        for collection, maker in zip(self.collections, self.makers):
+            sheets["pairs"].append(sheet(maker.make(collection.sampler.draw(0, count), seeded(7, 5, self.step))))
+            if not collection.held_out:
+                continue
+            rows = [collection.held_out[i % len(collection.held_out)] for i in range(count)]
             t = torch.linspace(1, self.schedule.timesteps, count).round().long()
-            pairs = self.maker.make(rows, seeded(7, 6), t=t)
+            pairs = maker.make(rows, seeded(7, 6), t=t)
             class_id = pairs.class_id if self.conditional else None
             predicted = self.ema.ema_model.eval()(pairs.fixed, pairs.moving, pairs.t, class_id)
-            sheets["predictions"] = sheet(pairs, predicted)
-        self.reports.pictures(self.step, sheets)
+            sheets["predictions"].append(sheet(pairs, predicted))
+        self.reports.pictures(self.step, {name: stacked(parts) for name, parts in sheets.items() if parts})
+
+
+def _error(theta, pairs, maker):
+    half = maker.half.to(theta.device)
+    return losses.displacement(theta, pairs.target, pairs.mean, pairs.covariance, half).tolist()
 
 
 def _spread(values):

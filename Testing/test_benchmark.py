@@ -14,10 +14,12 @@ from Benchmark import (
     hard,
     hopeless,
     measures,
+    models,
     ours,
     peers,
     report,
     results,
+    retinas,
     runner,
     severity,
     steps,
@@ -312,7 +314,9 @@ def test_the_single_shot_is_one_step_of_either_sampler_and_names_carry_their_ste
         answers[name] = method.run(*(volume.load(p) for p in (case.moving, case.fixed)), 0)[0]
     np.testing.assert_allclose(answers["diffusion@1"], answers["naive@1"], atol=2e-3)
     assert np.abs(answers["naive@3"] - answers["naive@1"]).max() > 0.01
-    assert tables.label("diffusion@4") == "· diffusion alone, 4 steps" and tables.split("greedy") == ("greedy", None)
+    assert tables.label("diffusion@4") == "· diffusion alone, 4 steps"
+    assert tables.parse("greedy") == ("greedy", None, None, False)
+    assert tables.parse("diffusion@8:heads:any") == ("diffusion", 8, "heads", True)
     records = [{"task": "steps", "method": f"diffusion@{k}", "case": f"{group}/s", "rotation": 9.0, "seed": 0,
                 "error_mm": 8.0 / k, "success": 8.0 / k < 5, "seconds": 1.0 * k, "cpu_seconds": 1.0 * k, "peak_mb": 9}
                for k in (16, 2) for group in steps.TIMESTEPS]
@@ -320,6 +324,26 @@ def test_the_single_shot_is_one_step_of_either_sampler_and_names_carry_their_ste
     assert text.index("2 steps | 4.00 | 4.00 | 100") < text.index("16 steps | 0.50")
     with pytest.raises(SystemExit):
         main(["run", "--data", "x", "--out", "y", "--methods", "naive@some"])
+
+
+def test_models_meet_the_modalities_they_know_told_or_not(heads, tmp_path):
+    made = {t.name.split("/")[0]: t for t in todos("models", heads, tmp_path, subjects=1)}
+    assert set(made) == {"t1-brain", "oct", "octa"}  # the folder holds no other heads
+    methods = TASKS["models"].methods
+    assert [m for m in methods if models.takes(m, "oct/eye00")][0] == "centers"
+    assert models.takes("diffusion:t1-brain", "ct-head-neck/x") and not models.takes("diffusion:t1-brain", "oct/eye00")
+    assert not models.takes("diffusion:retina", "t1-brain/x") and not models.takes("diffusion:absent", "t1-brain/x")
+    case = made["oct"].make()
+    np.testing.assert_array_equal(case.truth, made["oct"].make().truth)
+    assert retinas.measure(case, case.truth)["error_mm"] == 0 < retinas.measure(case, np.eye(4))["error_mm"] < 3
+    told, untold = ours.make("diffusion:heads"), ours.make("diffusion:heads:any")
+    for method in (told, untold):
+        method.prepare("ct-head-neck", "ct-head-neck")
+    assert [m.model.class_id("ct-head-neck", "ct-head-neck") for m in (told, untold)] == [3, 0]
+    assert told.model.name == untold.model.name == "heads"
+    records = [{"task": "models", "method": m, "case": "oct/eye00", "rotation": 0.0, "seed": 0, "error_mm": 0.5,
+                "success": False} for m in methods[:2]]
+    assert "| 0.50 · 0.50 |" in "\n".join(TASKS["models"].summary(records))
 
 
 def test_contrast_pairs_alternate_their_direction_and_the_truth_undoes_the_header(heads, tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_a_saved_model_loads_and_predicts_the_same(tmp_path):
         assert torch.equal(predict(model), network()(a, b, t, torch.tensor([0])))
         assert torch.equal(predict(model, "t1-brain"), network()(a, b, t, torch.tensor([1])))
     assert {k: v for k, v in model.card.items() if k != "format"} == json.loads(json.dumps(CARD))
-    assert model.schedule == Schedule() and model.size == (20, 24, 18) and model.name == "small"
+    assert model.schedule() == Schedule() and model.size == (20, 24, 18) and model.name == "small"
     assert not model.network.training
     assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
 
@@ -277,7 +277,7 @@ def test_an_imported_checkpoint_is_the_checkpoint_bit_for_bit(published, tmp_pat
     assert card["architecture"]["n_classes"] == config["n_classes"]
     assert card["architecture"]["time_width"] == config["time_dim"]
     assert card["grid"] == {"size": config["volume_size"], "spacing": None, "loading": "published"}
-    assert model.schedule == Schedule(config["timesteps"], config["transf_range"], config["transl_range"],
+    assert model.schedule() == Schedule(config["timesteps"], config["transf_range"], config["transl_range"],
                                       config["schedule"])
     names = {"architecture": {"channels": config["channels"], "volume_size": config["volume_size"],
                               "n_classes": config["n_classes"], "time_width": config["time_dim"]}}

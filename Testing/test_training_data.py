@@ -15,7 +15,7 @@ from SpatialDiffusionCore import volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionTraining import datasets  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
-from SpatialDiffusionTraining.pairs import PairMaker, make_schedule, seeded  # noqa: E402
+from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 
 GRID = {"size": [16, 16, 16], "spacing": 14.0}
@@ -257,7 +257,7 @@ def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
     both = diffusion.compose(thetas[:1], thetas[1:])
     assert torch.allclose(both, torch.eye(3, 4)[None], atol=1e-5)
     settings = Settings.from_dict({"augmentation": {"partner": 1.0}})
-    maker = PairMaker(cache, make_schedule(settings), settings)
+    maker = PairMaker(cache, settings)
     maker.pose = Pose(rotation_degrees=30, shift=0.02, scale=0.05)
 
     def differences(row):

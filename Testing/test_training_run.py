@@ -19,7 +19,7 @@ pytest.importorskip("lightning_fabric")
 from training_fixtures import ROOT, TINY, real_scans, write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore import diffusion, model  # noqa: E402
-from SpatialDiffusionTraining import losses, train, trainer  # noqa: E402
+from SpatialDiffusionTraining import losses, retina, train, trainer  # noqa: E402
 from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 
@@ -117,16 +117,55 @@ def test_several_modalities_get_class_ids_in_order(tmp_path):
     assert model.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 0, "t2-head-neck": 0}
 
 
+def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
+    from SpatialDiffusionCore import InputError, register, volume
+
+    heads, eyes = write_phantoms(tmp_path / "t1", 2), tmp_path / "oct"
+    assert retina.main(["--out", str(eyes), "--count", "2"]) == 0
+    options = [o for o in TINY if o not in ("--dataset", "t1-brain")] + ["--head", "points"]
+    grid = {"size": [16, 12, 16], "spacing": [0.4, 0.16, 0.4]}
+    base = ["--train", str(heads), str(eyes), "--dataset", "t1-brain", "oct", *options, "--steps", "4",
+            "--set", f"data.grids={json.dumps({'oct': grid})}", "--set", 'augmentation.by_modality.oct={"pose": '
+            '{"rotation_axis": "y", "rotation_degrees": 180}}', "--held-out", "0.5",
+            "--set", 'diffusion.by_modality={"oct": {"transform_range": [0.004, 0.03]}}']
+    assert train.main([*base, "-o", str(tmp_path / "run")]) == 0
+    assert "16×12×16 at 0.4×0.16×0.4 mm" in capsys.readouterr().out
+    card = model.read_card(train.export(tmp_path / "run", which="last"))
+    assert model.grid_of(card, "t1-brain") == model.grid_of(card, "any") == card["grid"]
+    assert model.grid_of(card, "oct") == {**grid, "loading": "canonical"}
+    assert set(card["training"]["scans"]) == {f"{m} {p}" for m in ("t1-brain", "oct") for p in ("train", "validation")}
+    loaded = model.load_model(tmp_path / "run" / "model.safetensors", "oct", "oct")
+    assert loaded.schedule("oct").transform_range == (0.004, 0.03)
+    assert loaded.schedule("t1-brain") == loaded.schedule() != loaded.schedule("oct")
+    state = last_state(tmp_path / "run")
+    settings = Settings.from_dict(state["settings"])
+    collections = train.prepare(settings)
+    shapes = {c.name: tuple(c.cache.shape) for c in collections}
+    assert shapes == {"t1-brain": (16, 16, 16), "oct": (16, 12, 16)}
+    made = PairMaker(collections[1].cache, settings)
+    pairs = made.make(collections[1].held_out, seeded(1))
+    assert made.pose.rotation_axis == "y" and pairs.fixed.shape[2:] == (16, 12, 16)
+    # Each modality is registered on its own grid, and the two are not mixed up.
+    scans = [volume.load(p) for p in sorted(eyes.glob("*.nii.gz"))[:2]]
+    file = tmp_path / "run" / "model.safetensors"
+    assert np.isfinite(register(*scans, modality="oct", model=file, steps=2).matrix).all()
+    with pytest.raises(InputError, match="different scales"):
+        register(*scans, moving_modality="oct", fixed_modality="t1-brain", model=file)
+    assert train.main([*base, "--head", "matrix", "-o", str(tmp_path / "no")]) == 2
+    assert "--head points" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("loader", ["canonical", "published"])
 def test_octa_is_never_deformed_and_only_the_published_recipe_makes_it_black_and_white(loader, tmp_path):
     scans_ = write_phantoms(tmp_path / "octa", 2)
     options = [o if o != "t1-brain" else "octa" for o in TINY] + ["--loader", loader]
     assert train.main(["--train", str(scans_), *options, "--steps", "1", "-o", str(tmp_path / "run")]) == 0
     settings = Settings.from_dict(json.loads((tmp_path / "run" / "settings.json").read_text()))
-    cache, sampler, _ = train.prepare(settings)
+    [collection] = train.prepare(settings)
+    cache, sampler = collection.cache, collection.sampler
     settings.augmentation.clean = 0.0
     settings.augmentation.artifacts["deformation"]["probability"] = 1.0
-    maker = PairMaker(cache, trainer.make_schedule(settings), settings)
+    maker = PairMaker(cache, settings)
     seen = {}
     maker.corruption.warp = lambda source, affine, draws, keep=maker.corruption.warp: (
         seen.update(draws), keep(source, affine, draws))[1]
@@ -180,7 +219,7 @@ def test_settings_come_from_preset_file_options_and_set_in_this_order(tmp_path):
     assert chosen.augmentation.artifacts["noise"] == {"sigma": 0.5} and "motion" in chosen.augmentation.artifacts
     assert Settings.from_dict(json.loads(json.dumps(chosen.to_dict()))).to_dict() == chosen.to_dict()
     published = settings.resolve(parser.parse_args(["--preset", "published"]))
-    assert published.shape == (256, 256, 256) and published.network.channels == [2, 64, 128, 256, 256, 512, 1024]
+    assert published.grid()["size"] == (256, 256, 256) and published.network.channels == [2, 64, 128, 256, 256, 512, 1024]
     for name in settings.presets():
         preset = settings.resolve(parser.parse_args(["--preset", name]))
         from SpatialDiffusionTraining.augmentation import Corruption, Pose
@@ -392,15 +431,15 @@ def test_it_learns_known_transforms_of_real_scans(tmp_path):
                  "--spacing", "9", "--head", "points", "--channels", "8", "16", "32", "32", "--set",
                  "network.options.points=32", "--strength", "0", "--steps", "400", "--lr", "0.004", "--warmup", "30",
                  "--held-out", "0", "--transform-range", "0.008", "0.035", "--translation-range", "0.05", "0.3",
-                 "--loss-floor", "2", "--ema-decay", "0.98", "--ema-every", "1", "--log-every", "100",
+                 "--loss-floor-voxels", "0.2", "--ema-decay", "0.98", "--ema-every", "1", "--log-every", "100",
                  "--checkpoint-every", "400", "--picture-every", "0", "--threads", "1", "--device", "cpu", "--set",
                  'augmentation.pose={"rotation_degrees": 15, "free": 0, "scale": 0.05, "shift": 0.02}']
     assert train.main(arguments) == 0
     settings = Settings.from_dict(json.loads((tmp_path / "run" / "settings.json").read_text()))
-    cache, _, _ = train.prepare(settings)
+    cache = train.prepare(settings)[0].cache
     network = model.load_model(train.export(tmp_path / "run")).network
     schedule = trainer.make_schedule(settings)
-    maker = PairMaker(cache, schedule, settings)
+    maker = PairMaker(cache, settings)
     rows = (cache.rows("train") * 16)[:16]
     with torch.no_grad():
         pairs = maker.make(rows, seeded(99), t=[40] * len(rows), corrupt=False)
