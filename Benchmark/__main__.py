@@ -33,8 +33,8 @@ def main(argv=None) -> int:
     run.add_argument("--task", choices=list(TASKS), default="brains", metavar="TASK",
                      help="; ".join(f"{t.name}: {t.about}" for t in TASKS.values()) + " (default: brains)")
     run.add_argument("--methods", nargs="+", type=method, metavar="METHOD",
-                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}; NAME@K: with K steps; "
-                          "NAME:MODEL: with that model, NAME:MODEL:any: not told the modality")
+                     help=f"default: the task's own, or all of {', '.join(runner.all_methods())}; NAME@K: with K "
+                          "steps; NAME:MODEL: with that model, NAME:MODEL:any: not told the modality")
     run.add_argument("--rotations", nargs="+", type=float, metavar="DEG", help="turns of the moving header (sweeps)")
     run.add_argument("--pairs", type=int, metavar="N", help="the first N pairs")
     run.add_argument("--conditions", nargs="+", metavar="CONDITION", help="some of the task's groups of cases")

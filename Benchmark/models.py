@@ -111,9 +111,8 @@ def _words() -> str:
     return (
         "Four steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "
         f"process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of each, rasters "
-        f"within {TURN:g}° of the usual one, with motion and other artifacts. Median · 95th percentile of the RMS error "
-        "over the tissue, mm; *any*: not told the modality (class 0). A model that never saw a modality is "
-        "measured on it without having been trained for it: `t1-brain` on T2 and CT.")
+        f"within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of the RMS error "
+        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT.")
 
 
 def _section(records) -> list:

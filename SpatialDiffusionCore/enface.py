@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from . import geometry
 from . import polish as gauss_newton
 from .polish import blur
-from .quality import local_similarity
 
 #: Degrees between the turns that are compared: a step moves the rim of a 6 mm map by 0.2 mm, about a vessel.
 STEP = 4.0
@@ -125,19 +124,6 @@ def poses(moving, fixed, keep: int) -> list:
         if len(chosen) == keep:
             break
     return [_in_depth(a, b, lateral) for _, lateral in chosen]
-
-
-def likeness(moving, fixed, matrices) -> np.ndarray:
-    """Local similarity (quality.py) of two cubes under cube-frame transforms.
-
-    Unlike the correlation of blurred layers it tells a scan from one that is shifted by a few of its lines.
-    """
-    tissue, scores = fixed.tissue(), []
-    for matrix in matrices:
-        world = moving.frame @ np.asarray(matrix, float) @ np.linalg.inv(fixed.frame)
-        moved = moving.on(fixed.grid.moved(world))
-        scores.append(local_similarity(fixed.values, moved.values, moved.support, tissue))
-    return np.array(scores)
 
 
 def _lateral(angle, scale, shift):

@@ -103,8 +103,6 @@ def _check_grid(grid, where) -> None:
     size = grid.get("size")
     if not (isinstance(size, list) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
         raise ModelError(f"{where} has the grid size {size!r}; expected three positive whole numbers.")
-    if grid.get("preprocessing", "none") not in ("none", "lateral"):
-        raise ModelError(f"{where} has the preprocessing {grid['preprocessing']!r}; this program knows none and lateral.")
     if grid.get("loading") not in ("canonical", "published"):
         raise ModelError(f"{where} has grid loading {grid.get('loading')!r}; expected canonical or published.")
     spacing = grid.get("spacing")
@@ -210,9 +208,8 @@ class Model:
 
     def preprocessing(self, key: str) -> str:
         """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING)."""
-        grid = grid_of(self.card, key)
-        # Enhancement to black and white is part of the published recipe.
-        return modalities.get(key).preprocessing if grid["loading"] == "published" else grid.get("preprocessing", "none")
+        # Enhancement to black and white is part of the published recipe; other models see intensities.
+        return modalities.get(key).preprocessing if grid_of(self.card, key)["loading"] == "published" else "none"
 
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
         """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""

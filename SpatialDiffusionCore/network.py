@@ -34,14 +34,8 @@ def remaining_grid(size: Sequence[int], blocks: int = 5) -> tuple:
 
 # --- modality preprocessing --------------------------------------------------------------------------------
 
-#: name → (ω, threshold) of the published Gabor enhancement.
-GABOR = {"oct": (0.5, -0.4), "octa": (0.95, -0.5)}
-
-#: "none" leaves volumes unchanged, "lateral" is lateral_contrast.
-PREPROCESSING = ("none", *GABOR, "lateral")
-
-#: Of lateral_contrast: voxels of the blur, and what counts as no tissue (intensity of the blurred volume).
-LATERAL_BLUR, LATERAL_DARK = 4.0, 0.06
+#: name → (ω, threshold) of the Gabor enhancement; "none" leaves volumes unchanged.
+PREPROCESSING = {"none": None, "oct": (0.5, -0.4), "octa": (0.95, -0.5)}
 
 
 def gabor_kernel(omega: float, angle: float) -> torch.Tensor:
@@ -65,35 +59,14 @@ def preprocess(volume: torch.Tensor, name: str) -> torch.Tensor:
     """Apply a modality's preprocessing to each channel of B×C×D×H×W volumes in 0…1; the result is in 0…1."""
     if name not in PREPROCESSING:
         raise ValueError(f"unknown preprocessing {name!r}; choose one of: {', '.join(PREPROCESSING)}")
-    if name == "none":
+    if PREPROCESSING[name] is None:
         return volume
-    if name == "lateral":
-        return lateral_contrast(volume)
-    omega, threshold = GABOR[name]
+    omega, threshold = PREPROCESSING[name]
     channels, responses = volume.shape[1], []
     for angle in (math.pi / 2, 0.0):
         kernel = gabor_kernel(omega, angle).to(volume).repeat(channels, 1, 1, 1, 1)
         responses.append(F.conv3d(volume, kernel, padding="same", groups=channels) * 2 - 1)
     return (torch.maximum(*responses) >= threshold).to(volume.dtype)
-
-
-def lateral_contrast(volume: torch.Tensor) -> torch.Tensor:
-    """How much brighter than its neighbors on both sides (axes D and W) each voxel of B×C×D×H×W volumes in 0…1 is.
-
-    0.5 where it is like them, 0 or 1 where it is half or one and a half of them or beyond, 0 where there is no tissue.
-    Layers of a retina look alike everywhere, vessels and their shadows do not; in intensities they are the weaker part.
-    """
-    count = int(3 * LATERAL_BLUR)
-    weights = torch.exp(-0.5 * (torch.arange(-count, count + 1) / LATERAL_BLUR) ** 2).to(volume)
-    both = torch.cat([volume, (volume > 0).to(volume.dtype)], dim=1)
-    channels = both.shape[1]
-    for shape in ((-1, 1, 1), (1, 1, -1)):
-        kernel = (weights / weights.sum()).view(1, 1, *shape).expand(channels, 1, *[-1] * 3)
-        both = F.conv3d(both, kernel, padding="same", groups=channels)
-    mean, known = both.chunk(2, dim=1)
-    mean = mean / known.clamp_min(1e-3)
-    relative = (volume - mean) / mean.clamp_min(LATERAL_DARK)
-    return (0.5 + relative).clamp(0, 1) * ((mean > LATERAL_DARK) & (volume > 0)).to(volume.dtype)
 
 
 # --- the published network ---------------------------------------------------------------------------------

@@ -303,16 +303,9 @@ def _quality(moving, fixed, before, after, spread) -> quality_module.Quality:
     """
     alike = []
     for matrix in (before, after):
-        over_fixed, overlap = _similarity(moving, fixed, matrix)
-        alike.append(max(over_fixed, _similarity(fixed, moving, geometry.inverse(matrix))[0]))
+        over_fixed, overlap = quality_module.similarity(moving, fixed, matrix)
+        alike.append(max(over_fixed, quality_module.similarity(fixed, moving, geometry.inverse(matrix))[0]))
     return quality_module.Quality(*alike, overlap, spread)
-
-
-def _similarity(moving, fixed, fixed_to_moving):
-    """(local similarity over the fixed tissue on the fixed cube, share of it inside the moving field of view)."""
-    tissue, moved = fixed.tissue(), moving.on(fixed.grid.moved(fixed_to_moving))
-    alike = quality_module.local_similarity(fixed.values, moved.values, moved.support, tissue)
-    return alike, float((moved.support * tissue).sum() / tissue.sum().clamp_min(1e-6))
 
 
 def _to_world(matrix, moving, fixed) -> np.ndarray:
@@ -407,8 +400,8 @@ def _fast(moving, fixed, model, options: Options):
         yield Step(2 + count, total, "Refining", geometry.inverse(world))
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
         alike = search.likeness(moving, fixed, world)
-        # A head is not all in a brain without a skull, but that brain is in the head.
-        if max(alike, search.likeness(fixed, moving, geometry.inverse(world))) < search.DOUBTFUL:
+        if (alike < search.DOUBTFUL
+                and search.likeness(fixed, moving, geometry.inverse(world)) < search.DOUBTFUL_BACK):
             further = _search_further(moving, fixed, model, options, describe, count, total)
             (likest, found), total = yield from further
             if likest > alike:
@@ -486,7 +479,7 @@ def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 
         before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
         if geometry.displacement_rms(before, refined, *tissue) <= enough:
             break
-    before, after = (_similarity(moving, fixed, matrix)[0] for matrix in (start, refined))
+    before, after = (quality_module.similarity(moving, fixed, matrix)[0] for matrix in (start, refined))
     return (refined, True) if after >= before else (start, False)
 
 

@@ -60,9 +60,8 @@ def _grids(settings, published):
     """The entries "grid" and "grids" of the card."""
     def grid(modality=None):
         found = settings.grid(modality)
-        card = {"size": list(found["size"]), "spacing": None if published else found["spacing"],
+        return {"size": list(found["size"]), "spacing": None if published else found["spacing"],
                 "loading": "published" if published else "canonical"}
-        return card if found["preprocessing"] == "none" else {**card, "preprocessing": found["preprocessing"]}
 
     own = {name: grid(name) for name in settings.data.dataset if grid(name) != grid()}
     return {"grid": grid(), **({"grids": own} if own else {})}

@@ -58,10 +58,8 @@ class PairMaker:
         self.preprocessed = {}
         published = "published" in settings.data.loader  # see model.Model.denoiser
         for entry in cache.entries:
-            name = settings.grid(entry["modality"])["preprocessing"]
-            if published:
-                name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
-            if name != "none":
+            name = getattr(MODALITIES.get(entry["modality"]), "preprocessing", "none")
+            if name != "none" and published:
                 self.preprocessed.setdefault(name, set()).add(entry["row"])
         # What holds for the first modality holds for all rows but those of the variants.
         first, *others = dict.fromkeys(entry["modality"] for entry in cache.entries)

@@ -43,9 +43,7 @@ class Data:
                          metavar="N", type=int)
     spacing: list = _option([3.5], "mm between the voxels of the model's grid: one number, or three along D H W "
                                    "(right, front, up; for OCT lateral, depth, lateral)", metavar="MM", type=float)
-    preprocessing: str = _option("none", "what the network sees: none: intensities; lateral: how much brighter than its "
-                                         "lateral neighbors a voxel is (retinas)", choices=("none", "lateral"))
-    grids: dict = _option({}, "grids of some modalities: {modality: {size, spacing, preprocessing}}, by --set data.grids.NAME=…")
+    grids: dict = _option({}, "grids of some modalities: {modality: {size, spacing}}, by --set data.grids.NAME=…")
     loader: list = _option([], "how scans are put on the grid, one for all or one per --train: canonical (the "
                                "model's cube by the header, the default), or published (the published loading "
                                "of the modality)",
@@ -200,14 +198,13 @@ class Settings:
         return self
 
     def grid(self, modality=None):
-        """{"size": (D, H, W), "spacing": mm, one number or a list of three along D, H, W, "preprocessing"} of the model's
-        grid.
+        """{"size": (D, H, W), "spacing": mm, one number or a list of three along D, H, W} of the model's grid.
 
         modality: its own grid, where it has one. Raises InputError for what is no grid.
         """
         own = self.data.grids.get(modality, {})
-        if not isinstance(own, dict) or not set(own) <= {"size", "spacing", "preprocessing"}:
-            raise InputError(f"data.grids: {modality} expects size, spacing and preprocessing, got {own!r}.")
+        if not isinstance(own, dict) or not set(own) <= {"size", "spacing"}:
+            raise InputError(f"data.grids: {modality} expects size and spacing, got {own!r}.")
         size, spacing = (np.atleast_1d(own.get(name, getattr(self.data, name))).tolist()
                          for name in ("size", "spacing"))
         if len(size) not in (1, 3) or not all(isinstance(n, int) and n > 0 for n in size):
@@ -216,8 +213,7 @@ class Settings:
             raise InputError(f"--spacing expects one or three positive numbers of mm, got {spacing}.")
         spacing = [float(n) for n in spacing]
         return {"size": tuple(size * 3 if len(size) == 1 else size),
-                "spacing": spacing[0] if len(spacing) == 1 else spacing,
-                "preprocessing": own.get("preprocessing", self.data.preprocessing)}
+                "spacing": spacing[0] if len(spacing) == 1 else spacing}
 
 
 def _merged(old, new, what):

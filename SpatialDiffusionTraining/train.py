@@ -259,8 +259,8 @@ def train(chosen, resume=False, report=None):
 def initial_weights(source, network):
     """A state dictionary from a run folder (EMA of the best, else of the newest) or a model file.
 
-    A network with classes may start from one without, or with fewer: the first classes keep their rows, the others begin
-    like no modality (at zero where there were no classes), so they are alike at first.
+    A network with classes may start from one without, or with fewer: the first classes keep their rows, the others
+    begin like no modality (at zero where there were no classes), so they are alike at first.
     """
     import torch
 

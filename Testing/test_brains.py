@@ -196,3 +196,20 @@ def test_confidence_follows_spread_and_similarity():
     assert confidence(0.27, 0.38) == "fair"  # 14.5 mm wrong in the benchmark
     assert [confidence(0.19, 1.1), confidence(0.21, 1.8), confidence(0.5, 6.0), confidence(0.05, 0.1)] == ["poor"] * 4
     assert confidence(0.2, None) == "fair"
+
+
+def test_a_brain_in_a_head_is_as_alike_one_way_as_the_other(brain):
+    """The head: the brain in a thick shell of its own texture, so that most of its tissue is not in the brain."""
+    from scipy import ndimage
+
+    inside = ndimage.gaussian_filter((brain.data > 0).astype(np.float32), 2.0) > 0.5
+    outer = ndimage.distance_transform_edt(~inside, sampling=brain.spacing) < 24
+    texture = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=brain.shape), 3.0)
+    shell = brain.data[inside].mean() * (0.8 + 0.5 * texture / texture.std()).clip(0.2, 1.6)
+    array = np.where(inside, brain.data, np.where(outer, shell, 0)).astype(np.float32)
+    head = Volume(array, brain.voxel_to_ras, "head")
+    turned = brain.moved(geometry.about(geometry.rotation_about([0, 1, 1], 0.8), brain.center(), [15, 5, -10]))
+    there, back = (register(*pair, modality="t1-brain") for pair in ((turned, head), (head, turned)))
+    np.testing.assert_allclose(there.matrix @ back.matrix, np.eye(4), atol=1e-6)
+    assert there.quality.similarity_after == pytest.approx(back.quality.similarity_after, abs=1e-5)
+    assert there.quality.similarity_after > 0.8 and there.quality.confidence == back.quality.confidence == "good"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import enface, geometry, register, volume  # noqa: E402
+from SpatialDiffusionCore import enface, geometry, register, search, volume  # noqa: E402
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
@@ -179,7 +179,7 @@ def test_maps_and_depth_lead_back_a_turned_and_tilted_scan(eye):
     difference = found[0] - truth
     assert np.abs(difference[[0, 2]][:, [0, 2]]).max() < 0.08 and np.abs(difference[[0, 2], 3]).max() < 0.15
     assert np.abs(difference[1, [0, 2]]).max() < 0.02 and abs(difference[1, 3]) < 0.04
-    likeness = enface.likeness(moving, fixed, [truth, found[0], np.eye(4)])
+    likeness = search.rank(moving, fixed, [truth, found[0], np.eye(4)], "depth").scores
     assert likeness[0] > likeness[2] + 0.1 and likeness[1] > likeness[2] + 0.1
 
 
