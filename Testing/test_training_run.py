@@ -4,6 +4,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +20,7 @@ pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
 from training_fixtures import ROOT, TINY, real_scans, write_phantoms  # noqa: E402
 
-from SpatialDiffusionCore import diffusion, model  # noqa: E402
+from SpatialDiffusionCore import diffusion, model, transform_file  # noqa: E402
 from SpatialDiffusionTraining import losses, retina, train, trainer  # noqa: E402
 from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
@@ -101,6 +103,36 @@ def test_install_puts_the_model_where_programs_look(scans, tmp_path, monkeypatch
     run(scans, tmp_path / "run", steps=2)
     assert train.main(["export", str(tmp_path / "run"), "--name", "mine", "--install", "--which", "last"]) == 0
     assert "mine" in model.catalog()
+
+
+def test_the_how_to_of_the_readme_trains_a_modality_of_ones_own_and_registers_with_it(tmp_path, monkeypatch, capsys):
+    """Its commands as they stand there, on real scans, with a tiny network and few steps."""
+    from SpatialDiffusionCore import cli, geometry, volume
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.partition("## Train your own")[2].partition("```sh\n")[2].partition("```")[0]
+    commands = [shlex.split(line) for line in block.splitlines()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(tmp_path / "models"))
+    (tmp_path / "scans").mkdir()
+    for scan in real_scans():
+        shutil.copy(scan, tmp_path / "scans")
+    scan = volume.load(real_scans()[0])
+    truth = geometry.about(geometry.rotation_about([1, 2, 0], 0.6), scan.center(), [20, 0, -9])
+    volume.save(scan, "visit1.nii.gz")
+    volume.save(scan.moved(truth), "visit2.nii.gz")
+    tiny = [o for o in TINY if o not in ("--dataset", "t1-brain")]
+    programs = {"spatial-diffusion-train": train.main, "spatial-diffusion": cli.main}
+    assert commands.pop(0) == ["pip", "install", ".[training]"]
+    assert [c[0] for c in commands] == ["spatial-diffusion-train"] * 3 + ["spatial-diffusion"] * 2
+    for number, (program, *arguments) in enumerate(commands):
+        assert programs[program](arguments + (tiny + ["--steps", "4"] if number < 2 else [])) == 0
+        if arguments == ["models", "list"]:
+            assert "knee-mri" in capsys.readouterr().out
+    found = transform_file.read_transform("visit1_to_visit2.tfm")
+    corners = scan.center() + 60 * np.array(list(np.ndindex(2, 2, 2))) - 30
+    error = geometry.transform_points(found, corners) - geometry.transform_points(truth, corners)
+    assert np.linalg.norm(error, axis=1).max() < 5  # the grid has voxels of 14 mm
 
 
 def test_several_modalities_get_class_ids_in_order(tmp_path):
