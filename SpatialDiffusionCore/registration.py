@@ -296,16 +296,20 @@ def _signature(cube) -> bytes:
 
 
 def _quality(moving, fixed, before, after, spread) -> quality_module.Quality:
-    """Similarity and overlap under two fixed → moving RAS matrices.
+    """Similarity and overlap under two fixed → moving RAS matrices."""
+    alike, overlaps = zip(*(_alike(moving, fixed, matrix) for matrix in (before, after)))
+    return quality_module.Quality(*alike, overlaps[1], spread)
+
+
+def _alike(moving, fixed, fixed_to_moving):
+    """(similarity, share of the fixed tissue inside the moving field of view) under a fixed → moving RAS matrix.
 
     The similarity is that over the tissue of the volume that finds more of itself in the other one: a brain without a
     skull is all there in a head, but not the head in the brain.
     """
-    alike = []
-    for matrix in (before, after):
-        over_fixed, overlap = quality_module.similarity(moving, fixed, matrix)
-        alike.append(max(over_fixed, quality_module.similarity(fixed, moving, geometry.inverse(matrix))[0]))
-    return quality_module.Quality(*alike, overlap, spread)
+    over_fixed, overlap = quality_module.similarity(moving, fixed, fixed_to_moving)
+    over_moving, _ = quality_module.similarity(fixed, moving, geometry.inverse(fixed_to_moving))
+    return max(over_fixed, over_moving), overlap
 
 
 def _to_world(matrix, moving, fixed) -> np.ndarray:
@@ -399,9 +403,8 @@ def _fast(moving, fixed, model, options: Options):
         world, polished = _polish(moving, fixed, world, options)
         yield Step(2 + count, total, "Refining", geometry.inverse(world))
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
-        alike = search.likeness(moving, fixed, world)
-        if (alike < search.DOUBTFUL
-                and search.likeness(fixed, moving, geometry.inverse(world)) < search.DOUBTFUL_BACK):
+        if _alike(moving, fixed, world)[0] < quality_module.CONVINCING:
+            alike = search.likeness(moving, fixed, world)
             further = _search_further(moving, fixed, model, options, describe, count, total)
             (likest, found), total = yield from further
             if likest > alike:

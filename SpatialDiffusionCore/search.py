@@ -103,15 +103,11 @@ def rank(moving, fixed, matrices, rotations: str = "all") -> Ranking:
     return Ranking(scores, int(scores.argmax()))
 
 
-# --- when the first answer is doubtful ----------------------------------------------------------------------
+# --- when the first answer does not convince ------------------------------------------------------------
 
-#: Likeness below which an answer is doubtful. Right answers between two people reached 0.53 to 0.62 for stripped brains
+#: Likeness below which the best of the wide candidates is doubtful, too. Right answers between two people reached 0.53 to 0.62 for stripped brains
 #: and 0.25 to 0.39 for whole heads, wrong ones 0.05 to 0.23.
 DOUBTFUL = 0.25
-
-#: And below which it must be over the other volume's tissue, too: a head finds little of itself in a brain without a
-#: skull (0.20 to 0.28), but that brain is all there in the head (0.38 to 0.49).
-DOUBTFUL_BACK = 0.35
 
 #: Candidates of each kind that go into the comparison.
 WIDE_CANDIDATES = 16
