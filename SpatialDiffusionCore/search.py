@@ -105,8 +105,8 @@ def rank(moving, fixed, matrices, rotations: str = "all") -> Ranking:
 
 # --- when the first answer does not convince ------------------------------------------------------------
 
-#: Likeness below which the best of the wide candidates is doubtful, too. Right answers between two people reached 0.53 to 0.62 for stripped brains
-#: and 0.25 to 0.39 for whole heads, wrong ones 0.05 to 0.23.
+#: Likeness below which the best of the wide candidates is doubtful, too. Right answers between two people reached 0.53
+#: to 0.62 for stripped brains and 0.25 to 0.39 for whole heads, wrong ones 0.05 to 0.23.
 DOUBTFUL = 0.25
 
 #: Candidates of each kind that go into the comparison.
