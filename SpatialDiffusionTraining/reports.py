@@ -45,10 +45,15 @@ def loss_curve(history, path, title=""):
                   label=f"band {index + 1}")
     left.set(xlabel="step", ylabel="training loss", yscale="log")
     steps = [h["step"] for h in validation]
-    for name, color in (("clean", "tab:blue"), ("corrupted", "tab:red")):
-        for key, style in (("median", "-"), ("p95", ":")):
-            values = [h[name]["registration"][key] for h in validation]
-            right.plot(steps, values, style, color=color, label=f"{name}, {key}")
+    # Runs on several grids have figures of each.
+    grids = [None] if not validation or "clean" in validation[0] else [
+        name for name, value in validation[0].items() if isinstance(value, dict)]
+    for grid, marker in zip(grids, "os^vD*"):
+        for name, color in (("clean", "tab:blue"), ("corrupted", "tab:red")):
+            for key, style in (("median", "-"), ("p95", ":")):
+                values = [(h[grid] if grid else h)[name]["registration"][key] for h in validation]
+                right.plot(steps, values, style, color=color, marker=marker if grid else "", ms=3,
+                           label=f"{f'{grid}, ' if grid else ''}{name}, {key}")
     right.set(xlabel="step", ylabel="registration error, mm", yscale="log")
     for axes, lines in ((left, training), (right, validation)):
         if lines:

@@ -161,7 +161,9 @@ def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
             '{"rotation_axis": "y", "rotation_degrees": 180}}', "--held-out", "0.5",
             "--set", 'diffusion.by_modality={"oct": {"transform_range": [0.004, 0.03]}}']
     assert train.main([*base, "-o", str(tmp_path / "run")]) == 0
-    assert "16×12×16 at 0.4×0.16×0.4 mm" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "16×12×16 at 0.4×0.16×0.4 mm" in said and "cannot be written" not in said
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
     card = model.read_card(train.export(tmp_path / "run", which="last"))
     assert model.grid_of(card, "t1-brain") == model.grid_of(card, "any") == card["grid"]
     assert model.grid_of(card, "oct") == {**grid, "loading": "canonical"}
