@@ -2,8 +2,8 @@
 
 Heads are drawn from the diffusion's own forward process as in steps.py: scans that no model was trained on. Eyes are
 phantoms that no model was trained on, scanned twice with rasters up to 20° from the usual one, and without a search for
-the turn. Methods are named diffusion:MODEL, or diffusion:MODEL:any where the model is not told the modality (class 0); models of
-one's own take part by --methods.
+the turn. Methods are named diffusion:MODEL, or diffusion:MODEL:any where the model is not told the modality (class 0);
+models of one's own take part by --methods.
 """
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ def _words() -> str:
         "Four steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "
         f"process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of each, rasters "
         f"within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of the RMS error "
-        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. `foundation` and "
-        "`eyes` are not shipped: the presets *foundation* and *oct* after 92 and 18 minutes on one core.")
+        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. `foundation` "
+        "and `eyes` are not shipped: the presets *foundation* and *oct* after 92 and 18 minutes on one core.")
 
 
 def _section(records) -> list:

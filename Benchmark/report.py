@@ -34,8 +34,12 @@ def _builds(records) -> list:
     builds = sorted({r["build"] for r in records if r.get("build")})
     if not builds:
         return []
-    return [f"Model: {', '.join(builds)}." + (
-        " **More than one model or state of the code: they do not belong together.**" if len(builds) > 1 else "")]
+    # A task may take a model for each modality, but each in one state and around one state of the code.
+    weights, codes = zip(*(build.rstrip(")").partition(" (code ")[::2] for build in builds))
+    names = {weight.rpartition("-")[0] for weight in weights}
+    mixed = len(set(codes)) > 1 or len(set(weights)) > len(names)
+    return [f"Model{'s' * (len(builds) > 1)}: {', '.join(builds)}." + (
+        " **More than one state of a model or of the code: they do not belong together.**" if mixed else "")]
 
 
 def text(folder) -> str:

@@ -432,3 +432,17 @@ def test_the_readme_gets_its_tables_between_the_markers_and_nowhere_else(bench, 
     assert main(["report", str(out), "--readme", str(readme)]) == 0 and readme.read_text(encoding="utf-8") == text
     readme.write_text("no markers")
     assert main(["report", str(out), "--readme", str(readme)]) == 1 and readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("builds, mixed", [
+    (["a-1 (code c)"], False), (["a-1 (code c)", "b-2 (code c)"], False), (["a-1 (code c)", "a-2 (code c)"], True),
+    (["a-1 (code c)", "b-1 (code d)"], True),
+])
+def test_results_of_unlike_states_are_said_not_to_belong_together(tmp_path, builds, mixed):
+    for number, build in enumerate(builds):
+        results.append(tmp_path, {"task": "hard", "method": "default", "case": f"clean/{number}", "rotation": 1.0,
+                                  "seed": 0, "build": build, "error_mm": 0.1, "success": True, "seconds": 1.0,
+                                  "cpu_seconds": 1.0, "peak_mb": 9})
+    results.append(tmp_path, {"task": "machine", "cpu": "x", "cores": 1, "threads": 1, "memory_gb": 1, "system": "y",
+                              "python": "3", "torch": "2"})
+    assert ("do not belong together" in report.text(tmp_path)) == mixed
