@@ -314,6 +314,8 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations):
     for cube in (fixed.on(grid), moving.on(grid.moved(world))):
         features = self_similarity(blur(cube.values, sigma))
         sides.append(side(features, cube.support, cube.tissue(), spacing, POINTS, seed))
+    if not all(len(s.points) for s in sides):
+        return world  # no tissue of the moving volume is anywhere near
     change = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
     change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest,

@@ -88,7 +88,7 @@ def similarity(moving, fixed, fixed_to_moving):
 
 
 def _length(mm: float) -> str:
-    return f"{mm:.1f} mm" if mm >= 0.1 else f"{1000 * mm:.0f} µm"
+    return f"{mm:.1f} mm" if mm >= 0.095 else f"{1000 * mm:.0f} µm"
 
 
 def judge(quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD_LIMITS) -> Quality:

@@ -155,3 +155,19 @@ def test_sampling_does_not_depend_on_memory_order_and_averages_once():
                 expected = {**(expected or {}), spacing: first}
             assert torch.allclose(first, expected[spacing], atol=1e-6)
         assert set(factors for factors, _ in prepared.levels) == {(1, 1, 1), (2, 2, 2), (4, 4, 4)}
+
+
+def test_a_start_that_shows_nothing_of_the_moving_volume_stays():
+    """A wide search may offer such poses; they must not end the registration."""
+    from SpatialDiffusionCore.cube import on_grid
+    from SpatialDiffusionCore.polish import LEVELS, polish, polish_level
+
+    place = np.indices((40, 40, 40)) - 19.5
+    blob = np.maximum(0, 100 - 8 * np.linalg.norm(place, axis=0)).astype(np.float32)
+    prepared = v.prepare(v.Volume(blob, np.diag([4.0, 4.0, 4.0, 1.0])))
+    cube = on_grid(prepared, v.canonical_grid(prepared, (32, 32, 32), 4.0), "cpu")
+    away = geometry.from_parts(np.eye(3), (900, 0, 0))
+    np.testing.assert_array_equal(polish_level(cube, cube, away, "affine", 0, *LEVELS[0]), away)
+    np.testing.assert_array_equal(polish(cube, cube, away, kind="rigid", seed=0), away)
+    near = geometry.from_parts(np.eye(3), (6, 0, 0))
+    assert np.abs(polish(cube, cube, near, kind="rigid", seed=0)[:3, 3]).max() < 0.5
