@@ -8,11 +8,9 @@ models of one's own take part by --methods.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import volume
 from SpatialDiffusionCore.modality import MODALITIES
 
 from . import hard, measures, retinas, steps, tables
@@ -48,16 +46,11 @@ def eye(kind: str, number: int, seed: int, folder) -> Case:
     """Two scans of a phantom eye, each with what goes wrong in scans."""
     from SpatialDiffusionTraining import retina
 
-    random, paths = rng("models", kind, number, seed), []
+    random = rng("models", kind, number, seed)
     phantom = retina.make_eye(FIRST_EYE + 1000 * seed + number)
     first = retina.draw_acquisition(random, kind, TURN)
-    second = retina.draw_acquisition(random, kind, TURN, near=first)
-    for role, acquisition in (("fixed", first), ("moving", second)):
-        paths.append(Path(folder) / f"{role}.nii")
-        volume.save(retina.scan(phantom, acquisition, kind), paths[-1])
-    truth = retina.true_transform(second, first)
-    return Case("models", f"{kind}/eye{number:02d}", 0.0, seed, paths[1], paths[0], np.eye(4), truth=truth,
-                modality=(kind, kind))
+    both = first, retina.draw_acquisition(random, kind, TURN, near=first)
+    return retinas.scanned_twice("models", f"{kind}/eye{number:02d}", 0.0, seed, kind, phantom, both, folder)
 
 
 def _cases(arguments: Arguments) -> list:
@@ -87,7 +80,7 @@ def takes(method: str, name: str) -> bool:
     model, key = tables.parse(method).model, name.split("/")[0]
     if model is None:
         return True
-    card = catalog()[model][1] if model in catalog() else {"modalities": {}}
+    _, card = catalog().get(model, (None, {"modalities": {}}))
     if key in card["modalities"] or "any" not in card["modalities"]:
         return key in card["modalities"]
     # Not trained for it, but for anything of its size: bodies in millimeters, eyes in tenths.

@@ -22,8 +22,8 @@ class Ours:
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self.file, self.classless, self.options = model, classless, options
-        known = catalog()[model][1]["modalities"] if model in catalog() else ["t1-brain"]
-        self.prepare(*2 * list(known)[-1:])
+        _, card = catalog().get(model, (None, {"modalities": ["t1-brain"]}))
+        self.prepare(*2 * list(card["modalities"])[-1:])
 
     def prepare(self, moving_modality, fixed_modality):
         """Load the model for what the next volumes are."""

@@ -56,14 +56,20 @@ def phantom(kind: str, name: str, severity: float, number: int, seed: int, folde
     from SpatialDiffusionTraining import retina
 
     eye = retina.make_eye(FIRST_EYE + 1000 * seed + number)
-    first, second = _acquisitions(kind, number, seed)
-    paths = []
-    for role, acquisition in (("fixed", first), ("moving", second)):
-        paths.append(Path(folder) / f"{role}.nii")
-        volume.save(retina.scan(eye, spoiled(acquisition, name, severity), kind), paths[-1])
-    truth = retina.true_transform(second, first)
-    return Case(kind, _name(name, severity, number), turn_of(truth), seed, paths[1], paths[0], np.eye(4), truth=truth,
-                modality=(kind, kind))
+    both = [spoiled(acquisition, name, severity) for acquisition in _acquisitions(kind, number, seed)]
+    turn = _phantom_turn(kind, number, seed)
+    return scanned_twice(kind, _name(name, severity, number), turn, seed, kind, eye, both, folder)
+
+
+def scanned_twice(task: str, name: str, turn: float, seed: int, kind: str, eye, acquisitions, folder) -> Case:
+    """The case of two scans of an eye; acquisitions: (fixed, moving). Its two files are written to ``folder``."""
+    from SpatialDiffusionTraining import retina
+
+    paths = [Path(folder) / f"{role}.nii" for role in ("fixed", "moving")]
+    for path, acquisition in zip(paths, acquisitions):
+        volume.save(retina.scan(eye, acquisition, kind), path)
+    return Case(task, name, turn, seed, paths[1], paths[0], np.eye(4),
+                truth=retina.true_transform(*reversed(acquisitions)), modality=(kind, kind))
 
 
 def _name(name: str, severity: float, number: int) -> str:
