@@ -10,17 +10,24 @@ import torch
 from . import geometry
 from . import modality as modalities
 from .model import grid_of
-from .volume import Grid, Prepared, Volume, canonical_grid, prepare, sample_with_support
+from .volume import Grid, Prepared, Volume, canonical_grid, prepare, sample_tensor, sample_with_support
+
+#: A voxel is in focus where the network is at least this sure: low, for a rim of skull does no harm, a lost lobe does.
+SURE = 0.3
 
 
 @dataclass(frozen=True)
 class Cube:
-    """A prepared volume on a grid. values, support: 1×1×D×H×W float32, intensities and field of view in 0…1."""
+    """A prepared volume on a grid. values, support: 1×1×D×H×W float32, intensities and field of view in 0…1.
+
+    focus: (1×1×d×h×w in 0…1 and its Grid) where its tissue counts (focus.py); None: everywhere.
+    """
 
     prepared: Prepared
     grid: Grid
     values: torch.Tensor
     support: torch.Tensor
+    focus: Optional[tuple] = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -34,19 +41,22 @@ class Cube:
         return self.grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / self.spacing), center)
 
     def tissue(self) -> torch.Tensor:
-        """1×1×D×H×W: 1 where there is tissue (above Otsu's threshold, inside the field of view and the mask)."""
+        """1×1×D×H×W: 1 where there is tissue (above Otsu's threshold, inside the field of view, mask and focus)."""
         low, high = self.prepared.window
         threshold = (self.prepared.threshold - low) / (high - low)
-        return ((self.values > threshold) & (self.support > 0.5)).to(self.values.dtype)
+        inside = (self.values > threshold) & (self.support > 0.5)
+        if self.focus is not None:
+            inside &= sample_tensor(*self.focus, self.grid) > SURE
+        return inside.to(self.values.dtype)
 
     def on(self, grid: Grid) -> "Cube":
         """The same volume sampled on another grid."""
-        return on_grid(self.prepared, grid, self.values.device)
+        return on_grid(self.prepared, grid, self.values.device, self.focus)
 
 
-def on_grid(prepared: Prepared, grid: Grid, device) -> Cube:
+def on_grid(prepared: Prepared, grid: Grid, device, focus=None) -> Cube:
     """Sample a prepared volume on a grid."""
-    return Cube(prepared, grid, *sample_with_support(prepared, grid, device))
+    return Cube(prepared, grid, *sample_with_support(prepared, grid, device), focus)
 
 
 def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:

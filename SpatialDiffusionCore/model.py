@@ -21,6 +21,9 @@ from .schedule import Schedule
 FORMAT = 1
 KEY = "spatial_diffusion"
 SUFFIX = ".safetensors"
+
+#: What the names of the weights of a model's focus begin with.
+FOCUS = "focus."
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -181,11 +184,12 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
 
 @dataclass
 class Model:
-    """A network ready to predict, and its card."""
+    """A network ready to predict, and its card; focus: the network that says where to look (focus.py), or None."""
 
     network: object
     card: dict
     device: str = "cpu"
+    focus: object = None
 
     @property
     def name(self) -> str:
@@ -263,10 +267,16 @@ def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "a
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
     if key not in _loaded:
         weights = read_weights(path)
+        focus = None
+        if "focus" in card:
+            focus = _build_focus(card["focus"], path)
+            mine = {k[len(FOCUS):]: weights.pop(k) for k in list(weights) if k.startswith(FOCUS)}
+            _fill(focus, mine, path)
+            focus = focus.to(device).eval()
         network = _build(card["architecture"], path)
         _fill(network, weights, path)
         _loaded.clear()
-        _loaded[key] = Model(network.to(device).eval(), card, str(device))
+        _loaded[key] = Model(network.to(device).eval(), card, str(device), focus)
     return _loaded[key]
 
 
@@ -308,6 +318,15 @@ def _build(architecture: dict, where):
         raise ModelError(f"{where} describes a network that cannot be built ({error}).") from error
 
 
+def _build_focus(settings: dict, where):
+    from .focus import FocusNetwork
+
+    try:
+        return FocusNetwork(**settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{where} describes a focus that cannot be built ({error}).") from error
+
+
 def _fill(network, weights: dict, where) -> None:
     """Put weights (any floating type) into a network; raises ModelError that names the first key that does not fit."""
     expected = network.state_dict()
@@ -327,15 +346,21 @@ def _fill(network, weights: dict, where) -> None:
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
 
 
-def save_model(path, network, card: dict, half: bool = False) -> None:
-    """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32)."""
+def save_model(path, network, card: dict, half: bool = False, focus=None) -> None:
+    """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32).
+
+    focus: a focus.FocusNetwork that belongs to the model; the card's "focus" holds the arguments it is built with.
+    """
     import torch
     from safetensors.torch import save_file
 
     card = check_card({"format": FORMAT, **card})
+    everything = dict(network.state_dict())
+    if focus is not None:
+        everything.update({FOCUS + key: value for key, value in focus.state_dict().items()})
     weights = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
-        for key, value in network.state_dict().items()
+        for key, value in everything.items()
     }
     for key, value in weights.items():
         if not torch.isfinite(value).all():

@@ -205,8 +205,8 @@ class PointTransformer(_Conditioned):
     A small U-shaped encoder gives a heat map per point at a quarter of the cube's resolution; its center of mass is
     the point (as in KeyMorph, Wang et al., arXiv 2304.09941), and a weight per point and volume says how far it is
     to be trusted. The affine is the weighted least-squares fit. Arguments as in AffineTransformer; channels: of the
-    grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size. Volumes of any size
-    will do; volume_size is what it is trained on.
+    grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size. Volumes of any size will do; volume_size is what it is trained
+    on.
     """
 
     def __init__(

@@ -235,6 +235,7 @@ def registration_steps(
     validate(moving, "moving")
     validate(fixed, "fixed")
     from .cube import model_cube
+    from .focus import focused
     from .model import Model, grid_of, load_model
 
     if not isinstance(model, Model):
@@ -248,6 +249,11 @@ def registration_steps(
     moving_cube = model_cube(moving, moving_mask, options.moving_modality, model.card, options.device)
     process, swap = _reference, False
     if options.sampler == "fast":
+        # A mask of the user's says where to look.
+        if fixed_mask is None:
+            fixed_cube = focused(fixed_cube, model.focus)
+        if moving_mask is None:
+            moving_cube = focused(moving_cube, model.focus)
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
     first, second, ordered = moving_cube, fixed_cube, options

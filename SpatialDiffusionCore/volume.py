@@ -446,6 +446,15 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     return values, support
 
 
+def sample_tensor(values, source: Grid, grid: Grid):
+    """1×C×D×H×W values that lie on the grid ``source``, trilinear on another grid; 0 outside."""
+    import torch.nn.functional as F
+
+    to_normalized = np.linalg.inv(source.normalized_to_ras) @ grid.voxel_to_ras
+    coordinates = _coordinates(to_normalized, grid.shape, values.device)
+    return F.grid_sample(values, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
 def _averaged(prepared: Prepared, factors: tuple, device):
     """The volume in 0…1 (1×1×I×J×K float32), blocks of ``factors`` voxels averaged; kept once made."""
     import torch

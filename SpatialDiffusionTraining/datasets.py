@@ -22,10 +22,11 @@ from SpatialDiffusionCore.errors import InputError
 from . import loaders
 
 SUFFIXES = (".nii", ".nii.gz")
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
-#: A file of this name beside scans says which of them show the same tissue: one pair a line, separated by tabs: two
-#: file names and the 3×4 matrix (12 numbers, row by row) that takes points of the first to the second, RAS mm.
+#: A file of this name beside scans says how some of them lie to each other: one pair a line, separated by tabs: two
+#: files (relative to the list's folder) and the 3×4 matrix (12 numbers, row by row) that takes points of the first to
+#: the second, RAS mm.
 PARTNERS = "partners.tsv"
 
 
@@ -93,6 +94,13 @@ class Source:
     weight: float = 1.0
     loader: str = "canonical"
     masks: str = ""  # folder of brain masks, each named like its scan; "" for none
+    partners: str = ""  # a list of pairs (see PARTNERS) that lies elsewhere; "" for none
+
+    @property
+    def lists(self):
+        """The lists of pairs that are about its scans."""
+        beside = sorted({Path(p).parent / PARTNERS for p in [*self.train, *self.validation]})
+        return [p for p in beside if p.is_file()] + ([Path(self.partners)] if self.partners else [])
 
 
 @dataclass
@@ -110,13 +118,9 @@ class Cache:
 
     @cached_property
     def partners(self):
-        """(row of every row's partner, its own where it has none; B×3×4 affines from its cube to the partner's)."""
-        rows, thetas = torch.arange(len(self.entries)), torch.eye(3, 4).repeat(len(self.entries), 1, 1)
-        for entry in self.entries:
-            if "partner" in entry:
-                rows[entry["row"]] = entry["partner"]
-                thetas[entry["row"]] = torch.tensor(entry["theta"])
-        return rows, thetas
+        """{row: [(row of a partner, normalized 3×4 affine from its cube to the partner's), …]}."""
+        return {entry["row"]: [(row, torch.tensor(theta)) for row, theta in entry["partners"]]
+                for entry in self.entries if "partners" in entry}
 
     @property
     def shape(self):
@@ -169,9 +173,8 @@ def _fingerprint(sources, grid):
                 mask = mask_of(path, source.masks)
                 if mask is not None:
                     what.append([str(mask), mask.stat().st_size, int(mask.stat().st_mtime)])
-        for folder in sorted({Path(p).parent for p in [*source.train, *source.validation]}):
-            if (folder / PARTNERS).is_file():
-                what.append([str(folder), hashlib.sha256((folder / PARTNERS).read_bytes()).hexdigest()])
+        for path in source.lists:
+            what.append([str(path), hashlib.sha256(path.read_bytes()).hexdigest()])
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
@@ -243,7 +246,7 @@ def build(folder, sources, grid, workers=1, report=print):
     finally:
         temporary.unlink(missing_ok=True)
         temporary_masks.unlink(missing_ok=True)
-    find_partners(entries)
+    find_partners(entries, [path for source in sources for path in source.lists])
     lines = "".join(f"{s['file']}\t{s['reason']}\n" for s in skipped)
     (folder / "skipped.txt").write_text(lines, encoding="utf-8")
     if skipped:
@@ -259,25 +262,23 @@ def build(folder, sources, grid, workers=1, report=print):
     return open_cache(folder)
 
 
-def find_partners(entries):
-    """Give the entries whose folder pairs them (see PARTNERS) the row of their "partner" and the normalized affine
-    "theta" that takes their cube to its. Raises InputError for a line that is none."""
+def find_partners(entries, lists):
+    """Give the entries that the lists (see PARTNERS) pair their "partners": [[row, normalized affine "theta" that takes
+    their cube to the partner's], …]. Raises InputError for a line that is none."""
     by_file = {entry["file"]: entry for entry in entries}
-    for folder in sorted({Path(entry["file"]).parent for entry in entries}):
-        if not (folder / PARTNERS).is_file():
-            continue
-        for number, line in enumerate((folder / PARTNERS).read_text(encoding="utf-8").splitlines(), start=1):
+    for path in dict.fromkeys(Path(p).resolve() for p in lists):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             try:
                 first, second, *numbers = line.split("\t")
                 matrix = geometry.as_affine(np.array(numbers, float).reshape(3, 4))
             except ValueError:
-                raise InputError(f"{folder / PARTNERS}, line {number}: expected two files and 12 numbers.") from None
-            pair = [by_file.get(str(folder / name)) for name in (first, second)]
+                raise InputError(f"{path}, line {number}: expected two files and 12 numbers.") from None
+            pair = [by_file.get(str((path.parent / name).resolve())) for name in (first, second)]
             if None in pair or pair[0]["part"] != pair[1]["part"]:
                 continue
             for (a, b), forward in ((pair, matrix), (pair[::-1], np.linalg.inv(matrix))):
                 theta = geometry.world_to_theta(forward, np.array(a["to_ras"]), np.array(b["to_ras"]))
-                a["partner"], a["theta"] = b["row"], theta.tolist()
+                a.setdefault("partners", []).append([b["row"], theta.tolist()])
 
 
 def _map(tasks, workers):

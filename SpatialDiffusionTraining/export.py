@@ -37,7 +37,7 @@ def card(state, name, licence="", data=""):
             training["scans"] = {f"{modality} {part}": n for (modality, part), n in sorted(counts.items())}
             break
     # Folders of the training machine are nobody's business.
-    for section, names in (("data", ("train", "val", "cache", "masks")), ("run", ("output", "init"))):
+    for section, names in (("data", ("train", "val", "cache", "masks", "partners")), ("run", ("output", "init"))):
         for key in names:
             value = training["settings"][section][key]
             kept = [Path(v).name or v for v in value] if isinstance(value, list) else Path(value).name

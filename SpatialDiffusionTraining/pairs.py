@@ -41,7 +41,7 @@ class Pairs:
 class PairMaker:
     """Draws and makes pairs: one shared pose, one affine of the diffusion, independent corruption of both.
 
-    Both volumes of a pair are one scan, or two scans of the same tissue where the cache knows partners.
+    Both volumes of a pair are one scan, or two whose alignment the cache knows (partners).
     """
 
     def __init__(self, cache, settings, device="cpu"):
@@ -111,11 +111,15 @@ class PairMaker:
         draws = take(draws, torch.cat([own, own + count]))
         mine = [rows[i] for i in own.tolist()]
         index = torch.tensor(mine)
-        # The moving volume is the partner scan, where there is one and the dice say so.
-        other, between = (values[torch.tensor(rows)] for values in self.cache.partners)
+        # The moving volume is a partner of the scan, where there is one and the dice say so.
         alone = torch.rand(count, generator=generator) >= self.partner
-        other[alone], between[alone] = torch.tensor(rows)[alone], torch.eye(3, 4)
-        theirs = other[own].tolist()
+        which = torch.rand(count, generator=generator)
+        others, between = list(rows), torch.eye(3, 4).repeat(count, 1, 1)
+        for i, row in enumerate(rows):
+            known = self.cache.partners.get(int(row))
+            if known and not alone[i]:
+                others[i], between[i] = known[int(which[i] * len(known))]
+        theirs = [others[i] for i in own.tolist()]
         mean, covariance = losses.moved_moments(self.cache.means[index], self.cache.covariances[index], pose[own])
         both = torch.cat([pose[own], compose(between, compose(pose, affine))[own]]).to(self.device)
         source = self.cache.read(mine + theirs, self.device)

@@ -57,7 +57,7 @@ def loss_curve(history, path, title=""):
     right.set(xlabel="step", ylabel="registration error, mm", yscale="log")
     for axes, lines in ((left, training), (right, validation)):
         if lines:
-            axes.legend(fontsize=8)
+            axes.legend(fontsize=8, framealpha=0.5)
     figure.suptitle(title)
     figure.tight_layout()
     with written_whole(path) as temporary:

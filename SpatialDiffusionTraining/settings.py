@@ -50,6 +50,8 @@ class Data:
                            metavar="LOADER", type=str)
     masks: list = _option([], "folders of brain masks, one for all or one per --train ('-' for none); a mask is named "
                               "like its scan", metavar="DIR|-", type=str)
+    partners: list = _option([], "lists of pairs of scans with their alignment, one for all or one per --train ('-' for "
+                                 "none), beside a partners.tsv in the folder of the scans", metavar="FILE|-", type=str)
     cache: str = _option("", "folder of the preprocessed scans; runs with the same scans and grid may share it "
                              "(default: RUN/cache)", metavar="DIR")
     workers: int = _option(1, "processes that preprocess scans")
@@ -88,8 +90,7 @@ class Augmentation:
 
     strength: float = _option(1.0, "one factor for the strength of all artifacts (0: none)")
     clean: float = _option(0.0, "share of the pairs without any artifact (the pose stays)")
-    partner: float = _option(0.8, "share of the pairs made of two scans of the same tissue, of the scans that "
-                                  "a partners.tsv beside them pairs")
+    partner: float = _option(0.8, "share of the pairs made of two scans, of the scans that a list of partners pairs")
     pose: dict = _option({}, "pose shared by both volumes, by --set augmentation.pose.NAME=VALUE")
     artifacts: dict = _option({}, "artifacts, by --set augmentation.artifacts.NAME.PARAMETER=VALUE; "
                                   "NAME.probability=0 turns one off")

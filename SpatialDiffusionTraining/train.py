@@ -106,11 +106,11 @@ def sources(data):
     count = len(data.train)
     if len(data.dataset) != count:
         raise InputError(f"{count} --train but {len(data.dataset)} --dataset; give one modality for each.")
-    for name in ("loader", "masks"):
+    for name in ("loader", "masks", "partners"):
         if len(getattr(data, name)) == 1:
             setattr(data, name, getattr(data, name) * count)
     data.dataset = [modality_key(name) for name in data.dataset]
-    for name in ("val", "weights", "loader", "masks"):
+    for name in ("val", "weights", "loader", "masks", "partners"):
         value = getattr(data, name)
         if value and len(value) != count:
             raise InputError(f"{count} --train but {len(value)} --{name}; give one for each, or none.")
@@ -122,6 +122,9 @@ def sources(data):
         masks = data.masks[index] if data.masks and data.masks[index] != "-" else ""
         if masks and not Path(masks).is_dir():
             raise InputError(f"The folder of masks {masks} does not exist.")
+        partners = data.partners[index] if data.partners and data.partners[index] != "-" else ""
+        if partners and not Path(partners).is_file():
+            raise InputError(f"The list of partners {partners} does not exist.")
         found = datasets.find_scans(place)
         held = data.val[index] if data.val else "-"
         if held == "-":
@@ -136,7 +139,7 @@ def sources(data):
                                  f"{sorted(both)[0]}.")
         class_id = 1 if data.unconditional else index + 1
         out.append(datasets.Source(modality, class_id, training, validation,
-                                   data.weights[index] if data.weights else 1.0, loader, masks))
+                                   data.weights[index] if data.weights else 1.0, loader, masks, partners))
     return out
 
 

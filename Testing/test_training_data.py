@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from training_fixtures import phantom, real_scans, write_phantoms  # noqa: E402
 
-from SpatialDiffusionCore import volume  # noqa: E402
+from SpatialDiffusionCore import diffusion, geometry, volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionTraining import datasets  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
@@ -239,8 +239,6 @@ def test_real_scans_of_every_kind_become_cubes(tmp_path):
 # ------------------------------------------------------------------------------------------------ partners
 def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
     """Two scans of one head on different grids, 20° and 15 mm apart: undone by the target, they show the same."""
-    from SpatialDiffusionCore import diffusion, geometry
-
     first = phantom(3)
     header = first.affine @ np.diag([1.1, 0.9, 1.05, 1.0])
     matrix = geometry.about(geometry.rotation_about([1, 2, 1], np.radians(20)) * 1.05, np.zeros(3), (9, -8, 9))
@@ -252,9 +250,9 @@ def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
     (tmp_path / datasets.PARTNERS).write_text(f"head_ses1.nii.gz\thead_ses2.nii.gz\t{numbers}\n")
     cache = datasets.build(tmp_path / "cache", [source(datasets.find_scans(tmp_path))],
                            {"size": [40, 44, 36], "spacing": [6.0, 5.0, 7.0]}, report=lambda text: None)
-    rows, thetas = cache.partners
-    assert rows.tolist() == [1, 0]
-    both = diffusion.compose(thetas[:1], thetas[1:])
+    [(second_row, there)], [(first_row, back)] = cache.partners[0], cache.partners[1]
+    assert (first_row, second_row) == (0, 1)
+    both = diffusion.compose(there[None], back[None])
     assert torch.allclose(both, torch.eye(3, 4)[None], atol=1e-5)
     settings = Settings.from_dict({"augmentation": {"partner": 1.0}})
     maker = PairMaker(cache, settings)
@@ -266,7 +264,7 @@ def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
         return (undone - pairs.fixed)[:, :, 6:-6, 6:-6, 6:-6].abs().mean((1, 2, 3, 4))
 
     assert max(differences(0).max(), differences(1).max()) < 0.02
-    thetas[:] = torch.eye(3, 4)  # what if the transform were ignored
+    there[:], back[:] = torch.eye(3, 4), torch.eye(3, 4)  # what if the transform were ignored
     assert min(differences(0).min(), differences(1).min()) > 0.04
     maker.partner = 0.0
     alone = maker.make([0] * 2, seeded(4), t=[1, 1], corrupt=False)
@@ -278,3 +276,33 @@ def test_a_damaged_list_of_partners_is_named(tmp_path):
     (tmp_path / datasets.PARTNERS).write_text("phantom_00.nii.gz\tphantom_01.nii.gz\t1 0 0\n")
     with pytest.raises(InputError, match="partners.tsv, line 1"):
         datasets.build(tmp_path / "cache", [source(datasets.find_scans(tmp_path))], GRID, report=lambda text: None)
+
+
+def test_a_scan_with_several_partners_meets_each_of_them(tmp_path):
+    """A list elsewhere; every pair shows one of the partners where the list puts it, or the scan itself."""
+    write_phantoms(tmp_path / "scans", 3)
+    (tmp_path / "lists").mkdir()
+    shift = {1: 12.0, 2: -9.0}
+    (tmp_path / "lists" / "people.tsv").write_text("".join(
+        f"../scans/phantom_00.nii.gz\t../scans/phantom_{n:02d}.nii.gz\t1\t0\t0\t{mm}\t0\t1\t0\t0\t0\t0\t1\t0\n"
+        for n, mm in shift.items()))
+    scans = datasets.Source("t1-brain", 1, datasets.find_scans(tmp_path / "scans"), [],
+                            partners=str(tmp_path / "lists" / "people.tsv"))
+    cache = datasets.build(tmp_path / "cache", [scans], GRID, report=lambda text: None)
+    assert {row: [r for r, _ in known] for row, known in cache.partners.items()} == {0: [1, 2], 1: [0], 2: [0]}
+    maker = PairMaker(cache, Settings.from_dict({"augmentation": {"partner": 0.7}}))
+    maker.pose = Pose(rotation_degrees=0, shift=0, scale=0)
+    seen = {}
+    for seed in range(12):
+        pairs = maker.make([0], seeded(seed), t=[1], corrupt=False)
+        undone = diffusion.warp(pairs.moving, pairs.target)
+        expected = [(diffusion.warp(cache.read([row]), theta[None]) - undone).abs().mean().item()
+                    for row, theta in [(0, torch.eye(3, 4)), *cache.partners[0]]]
+        best = int(np.argmin(expected))
+        assert expected[best] < 0.02
+        seen[best] = seen.get(best, 0) + 1
+    assert set(seen) == {0, 1, 2}
+    for row, theta in cache.partners[0]:
+        first, second = (np.array(cache.entries[r]["to_ras"]) for r in (0, row))
+        world = geometry.theta_to_world(theta.double().numpy(), first, second)
+        assert np.allclose(world, geometry.about(np.eye(3), np.zeros(3), (shift[row], 0, 0)), atol=1e-4)

@@ -1,0 +1,126 @@
+"""Pairs of people for training: scans of one data set registered to one another by the default registration.
+
+Two corruptions of one scan teach a network everything but how people differ. Here the core's own answers, refined by
+self-similarity and kept only where they are called "good", say how two scans lie to each other, and training makes
+pairs of them (see datasets.PARTNERS). No labels are needed.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from SpatialDiffusionCore.errors import InputError
+
+from . import datasets
+
+
+def choose(paths, each, seed=0):
+    """Pairs of `paths`: every one is the first of `each` pairs and the second of as many, no pair comes twice."""
+    order = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
+    each = min(each, (len(paths) - 1) // 2)
+    return [(first, order[(i + step) % len(order)]) for step in range(1, each + 1) for i, first in enumerate(order)]
+
+
+def answer(task):
+    """(word of the quality, first → second 4×4 RAS mm) of two scans, or (the reason, None); runs in a worker."""
+    import torch
+
+    from SpatialDiffusionCore import register
+
+    first, second, modality, masks = task
+    torch.set_num_threads(1)
+    try:
+        found = register(stripped(second, masks), stripped(first, masks), modality=modality, device="cpu")
+    except InputError as error:
+        return str(error), None
+    return found.quality.confidence, np.linalg.inv(found.matrix)
+
+
+def stripped(path, masks):
+    """The scan, black outside its mask where the folder `masks` has one."""
+    from SpatialDiffusionCore import volume
+
+    scan, mask = volume.load(path), datasets.mask_of(path, masks)
+    if mask is None:
+        return scan
+    inside = volume.resample(volume.load(mask), scan, interpolation="nearest").data != 0
+    return volume.Volume(np.where(inside, scan.data, 0), scan.voxel_to_ras, scan.name)
+
+
+def line(folder, first, second, matrix):
+    """A line of the list in `folder`."""
+    names = [os.path.relpath(path, folder) for path in (first, second)]
+    return "\t".join([*names, *(f"{value:.9g}" for value in matrix[:3].ravel())]) + "\n"
+
+
+def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, seed=0, report=print):
+    """Write the list of the pairs of `scans` (folder, list file) that are registered well; returns its path.
+
+    Pairs stay on one side of the split that training makes with the same `held_out`. What a list already holds from an
+    earlier, interrupted call is kept. masks: folder of brain masks named like their scans; brains lie to each other more
+    surely than scalps and necks. Raises InputError where there are fewer than three scans.
+    """
+    output = Path(output)
+    paths = datasets.find_scans(scans)
+    sides = datasets.split(paths, held_out)
+    tasks = [(*pair, modality, masks) for side in sides for pair in choose(side, each, seed)]
+    if not tasks:
+        raise InputError(f"{scans} holds {len(paths)} scans, too few to pair people.")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    done = output.with_name(output.name + ".part")
+    folder = output.parent.resolve()
+    lines = done.read_text(encoding="utf-8").splitlines(keepends=True) if done.exists() else []
+    known = {tuple(text.split("\t")[:2]) for text in lines if text.endswith("\n")}
+    left = [t for t in tasks if tuple(os.path.relpath(path, folder) for path in t[:2]) not in known]
+    with open(done, "w", encoding="utf-8") as file, ProcessPoolExecutor(workers) as pool:
+        file.writelines(text for text in lines if text.endswith("\n"))
+        for number, (task, (word, matrix)) in enumerate(zip(left, pool.map(answer, left)), start=1):
+            # A pair without numbers was tried and is not good.
+            names = "\t".join(os.path.relpath(path, folder) for path in task[:2])
+            file.write(line(folder, *task[:2], matrix) if word == "good" else f"{names}\t\n")
+            file.flush()
+            if number % 20 == 0 or number == len(left):
+                report(f"registered {number} of {len(left)} pairs")
+    lines = done.read_text(encoding="utf-8").splitlines(keepends=True)
+    good = [text for text in lines if len(text.split("\t")) == 14]
+    if not good:
+        raise InputError(f"None of the {len(tasks)} pairs was registered well; check that all of {scans} shows the "
+                         "same part of the body.")
+    part = output.with_name(output.name + ".new")
+    part.write_text("".join(good), encoding="utf-8")
+    os.replace(part, output)
+    done.unlink()
+    report(f"{len(good)} of {len(tasks)} pairs are good")
+    return output
+
+
+def main(argv=None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.partners", description=(
+        "Register scans of different people to one another and list those that fit, for --partners of training."))
+    parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training")
+    parser.add_argument("--dataset", default="any", metavar="MODALITY")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.tsv", help="a partners.tsv beside the scans is "
+                        "found by itself, any other is given as --partners")
+    parser.add_argument("--each", type=int, default=3, metavar="N", help="partners of every scan (default: 3; as many "
+                        "scans have it for a partner)")
+    parser.add_argument("--masks", default="", metavar="DIR", help="as for training; scans are registered inside")
+    parser.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="as for training (default: 0.1)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    chosen = parser.parse_args(argv)
+    try:
+        print(write(chosen.train, chosen.dataset, chosen.output, chosen.each, chosen.masks, chosen.held_out, chosen.workers,
+                    report=lambda text: print(text, flush=True)))
+    except (InputError, OSError) as error:
+        print(f"partners: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,107 @@
+"""Where in a volume to look: the network's shape, what a focus changes, and what it brings to whole heads."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from training_fixtures import phantom  # noqa: E402
+
+from SpatialDiffusionCore import geometry, volume  # noqa: E402
+from SpatialDiffusionCore.cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.errors import ModelError  # noqa: E402
+from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, focused, half  # noqa: E402
+from SpatialDiffusionCore.model import FOCUS, load_model, read_weights, save_model  # noqa: E402
+
+CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
+
+
+class Box(torch.nn.Module):
+    """Is sure of the part of the cube in which all three voxel indices lie in [low, high), at half the size."""
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, values):
+        out = torch.full_like(half(values), -9.0)
+        part = slice(self.low, self.high)
+        out[..., part, part, part] = 9.0
+        return out
+
+
+def head():
+    scan = phantom(3)
+    return model_cube(volume.Volume(np.asarray(scan.dataobj), scan.affine), None, "t1-brain", CARD, "cpu")
+
+
+def test_blocks_go_in_and_come_out_where_they_were():
+    values = torch.rand(2, 1, 8, 12, 4)
+    assert torch.equal(_scattered(_gathered(values)), values)
+    assert torch.equal(_gathered(values)[0, :, 0, 0, 0], values[0, 0, :2, :2, :2].flatten())
+    assert FocusNetwork()(torch.rand(1, 1, 32, 24, 16)).shape == (1, 1, 16, 12, 8)
+
+
+def test_tissue_is_what_lies_in_focus_on_any_grid():
+    cube = head()
+    found = focused(cube, Box(4, 12))
+    inside = found.tissue()[0, 0] > 0
+    assert 0 < inside.sum() < cube.tissue().sum()
+    assert not (inside & ~(cube.tissue()[0, 0] > 0)).any()
+    places = inside.nonzero()
+    assert places.min() >= 7 and places.max() <= 24  # voxels 8 to 23, half a coarse voxel softer
+    finer = found.on(cube.grid.with_shape((64, 64, 64))).tissue()
+    volume_mm3 = finer.sum() / 8
+    assert abs(volume_mm3 - inside.sum()) < 0.12 * inside.sum()
+    # The focus belongs to the volume: on a grid that was moved it stays where the anatomy is.
+    shift = geometry.from_parts(np.eye(3), cube.grid.voxel_to_ras[:3, :3] @ [5, 0, 0])
+    moved = found.on(cube.grid.moved(shift)).tissue()[0, 0] > 0
+    assert torch.equal(moved[:-5], inside[5:])
+
+
+def test_a_focus_on_nothing_or_on_nearly_everything_is_left_out():
+    cube = head()
+    assert focused(cube, None) is cube
+    assert focused(cube, Box(0, 1)) is cube
+    assert focused(cube, Box(0, 16)) is cube
+    once = focused(cube, Box(4, 12))
+    assert focused(once, Box(6, 10)) is once
+
+
+def test_a_model_file_keeps_its_focus(tmp_path):
+    model = load_model("retina", "oct", "oct")
+    network = FocusNetwork((8, 8, 16))
+    card = {**model.card, "name": "with-focus", "focus": {"channels": [8, 8, 16], "groups": 4}}
+    path = tmp_path / "with-focus.safetensors"
+    save_model(path, model.network, card, focus=network)
+    assert any(key.startswith(FOCUS) for key in read_weights(path))
+    loaded = load_model(path, "oct", "oct")
+    values = torch.rand(1, 1, 16, 16, 16)
+    assert torch.equal(loaded.focus(values), network.eval()(values))
+    assert load_model("retina", "oct", "oct").focus is None
+    save_model(path, model.network, {**card, "focus": {"channels": [8, 16, 16]}}, focus=network)
+    with pytest.raises(ModelError, match="at8.0.0.weight"):
+        load_model(path, "oct", "oct")
+    save_model(path, model.network, {**card, "focus": {"colors": 3}}, focus=network)
+    with pytest.raises(ModelError, match="focus that cannot be built"):
+        load_model(path, "oct", "oct")
+    save_model(path, model.network, model.card, focus=network)
+    with pytest.raises(ModelError, match="does not have"):
+        load_model(path, "oct", "oct")
+
+
+def test_masks_of_the_user_say_where_to_look_instead():
+    """A registration inside masks is the same with and without a focus in the model."""
+    from SpatialDiffusionCore import register
+
+    scan = phantom(3)
+    fixed = volume.Volume(np.asarray(scan.dataobj), scan.affine)
+    moving = fixed.moved(geometry.from_parts(geometry.rotation_about([1, 2, 1], 0.2), (4, -3, 6)))
+    mask = volume.Volume((fixed.data > np.percentile(fixed.data, 80)).astype(np.uint8), fixed.voxel_to_ras)
+    model = load_model("t1-brain", "t1-brain", "t1-brain")
+    answers = [register(moving, fixed, model=replace(model, focus=network), modality="t1-brain", fixed_mask=mask,
+                        moving_mask=mask.moved(moving.voxel_to_ras @ np.linalg.inv(fixed.voxel_to_ras))).matrix
+               for network in (None, Box(8, 24))]
+    assert np.array_equal(*answers)
