@@ -52,16 +52,22 @@ def main(argv=None) -> int:
     report = commands.add_parser("report", help="tables and figures from a folder of results")
     report.add_argument("out", metavar="RESULTS")
     report.add_argument("--readme", metavar="FILE", help="also put the main tables between the markers of this file")
-    consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (task contrast)")
+    consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (tasks contrast, "
+                                   "people)")
     consensus.add_argument("--data", required=True, metavar="DIR")
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
+    consensus.add_argument("--masks", metavar="DIR", help="brain masks named like their scans: of heads of two people "
+                           "instead of raw scans of one")
     consensus.add_argument("--log", metavar="FILE", help="append what the methods print")
     arguments = parser.parse_args(argv)
     try:
         if arguments.command == "consensus":
-            from .contrast import make_consensus
+            from . import contrast, people
 
-            make_consensus(arguments.data, arguments.peer_python, log=arguments.log)
+            if arguments.masks:
+                people.make_consensus(arguments.data, arguments.masks, arguments.peer_python, log=arguments.log)
+                return 0
+            contrast.make_consensus(arguments.data, arguments.peer_python, log=arguments.log)
             return 0
         if arguments.command == "report":
             from .report import write

@@ -40,9 +40,10 @@ def _area(records, name: str) -> str:
 
 
 def _judged(records) -> list:
-    """Records that carry a spread, without retinas (of which 10 mm is more than all) and other numbers of steps."""
+    """Records that carry a spread, without retinas (of which 10 mm is more than all), other numbers of steps, and pairs
+    that stand beside mirrored ones for comparison (the brains task has them, with labels)."""
     return [r for r in records if r.get("spread_mm") is not None and r["task"] not in ("oct", "octa")
-            and r["method"] == tables.parse(r["method"]).base]
+            and r["method"] == tables.parse(r["method"]).base and tables.group(r) != "true"]
 
 
 def section(records) -> list:

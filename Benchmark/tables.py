@@ -187,11 +187,11 @@ def color(method: str):
     return colors[ORDER.index(method) % len(colors)] if method in ORDER else "black"
 
 
-def line(axis, method: str, x, y) -> None:
-    """A method's line in a panel; the default stands out."""
+def line(axis, method: str, x, y, more: str = "") -> None:
+    """A method's line in a panel, `more` behind its name; the default stands out."""
     strong = method == "default"
     axis.plot(x, y, "o-", color=color(method), lw=2.6 if strong else 1.3, ms=6 if strong else 4,
-              zorder=3 if strong else 2, label=label(method).lstrip("· "))
+              zorder=3 if strong else 2, label=label(method).lstrip("· ") + more)
 
 
 def of_artifact(records, name: str) -> list:
@@ -213,7 +213,8 @@ def severity_panels(artifacts, severities, success_label: str):
                 points = pick(mine, method=method)
                 levels = sorted({severity(r) for r in points})
                 rates = [100 * np.mean([r["success"] for r in points if severity(r) == level]) for level in levels]
-                line(axis, method, levels, rates)
+                subjects = {r["case"].split("/")[-1] for r in points}
+                line(axis, method, levels, rates, f" (n = {len(subjects)})")
             axis.set(title=name, xlabel="severity", ylabel=success_label, ylim=(-3, 103), xticks=severities)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
