@@ -52,22 +52,23 @@ def main(argv=None) -> int:
     report = commands.add_parser("report", help="tables and figures from a folder of results")
     report.add_argument("out", metavar="RESULTS")
     report.add_argument("--readme", metavar="FILE", help="also put the main tables between the markers of this file")
-    consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (tasks contrast, "
-                                   "people)")
+    consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (task contrast)")
     consensus.add_argument("--data", required=True, metavar="DIR")
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
-    consensus.add_argument("--masks", metavar="DIR", help="brain masks named like their scans: of heads of two people "
-                           "instead of raw scans of one")
     consensus.add_argument("--log", metavar="FILE", help="append what the methods print")
+    place = commands.add_parser("place", help="lay whole heads on the labelled brains (task heads)")
+    place.add_argument("--data", required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
     try:
-        if arguments.command == "consensus":
-            from . import contrast, people
+        if arguments.command == "place":
+            from .heads import make_places
 
-            if arguments.masks:
-                people.make_consensus(arguments.data, arguments.masks, arguments.peer_python, log=arguments.log)
-                return 0
-            contrast.make_consensus(arguments.data, arguments.peer_python, log=arguments.log)
+            make_places(arguments.data)
+            return 0
+        if arguments.command == "consensus":
+            from .contrast import make_consensus
+
+            make_consensus(arguments.data, arguments.peer_python, log=arguments.log)
             return 0
         if arguments.command == "report":
             from .report import write

@@ -12,16 +12,17 @@ from .tables import parse
 class Ours:
     """SpatialDiffusionCore.register with some options; the model is loaded before the clock starts.
 
-    model: name or file. classless: the model is not told the modality, which still says how volumes are loaded.
+    model: name or file. classless: the model is not told the modality, which still says how volumes are loaded. focus:
+    whether its network that says where to look takes part.
     """
 
-    def __init__(self, model=None, classless=False, **options):
+    def __init__(self, model=None, classless=False, focus=True, **options):
         import torch
 
         from SpatialDiffusionCore.model import catalog
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.file, self.classless, self.options = model, classless, options
+        self.file, self.classless, self.focus, self.options = model, classless, focus, options
         _, card = catalog().get(model, (None, {"modalities": ["t1-brain"]}))
         self.prepare(*2 * list(card["modalities"])[-1:])
 
@@ -34,6 +35,8 @@ class Ours:
         if self.classless:
             card = {**self.model.card, "modalities": dict.fromkeys(self.model.card["modalities"], 0)}
             self.model = replace(self.model, card=card)
+        if not self.focus:
+            self.model = replace(self.model, focus=None)
 
     def load(self, array, voxel_to_ras):
         from SpatialDiffusionCore import Volume
@@ -80,7 +83,9 @@ class Naive(Ours):
 
 METHODS = {
     "default": Ours,
-    "no-network": _with(steps=0),
+    # No network anywhere: search and polish alone.
+    "no-network": _with(steps=0, focus=False),
+    "no-focus": _with(focus=False),
     "no-polish": _with(polish=False),
     # From the tissue's centers: no search, no ranking, no polish, no similarity anywhere.
     "diffusion": _with(search=False, polish=False),

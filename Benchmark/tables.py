@@ -6,7 +6,8 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 LABELS = {
-    "default": "Spatial Diffusion (default)", "no-network": "· without the network", "no-polish": "· without polish",
+    "default": "Spatial Diffusion (default)", "no-network": "· without any network", "no-focus": "· without the focus",
+    "no-polish": "· without polish",
     "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
     "naive": "· the single shot again and again", "reference": "· reference sampler, 65 steps",
     "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",

@@ -17,7 +17,6 @@ from Benchmark import (
     models,
     ours,
     peers,
-    people,
     report,
     results,
     retinas,
@@ -26,6 +25,7 @@ from Benchmark import (
     steps,
     tables,
 )
+from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
 from SpatialDiffusionCore import geometry, volume
@@ -451,35 +451,30 @@ def test_results_of_unlike_states_are_said_not_to_belong_together(tmp_path, buil
     assert ("do not belong together" in report.text(tmp_path)) == mixed
 
 
-def test_people_are_judged_over_the_brain_against_what_peers_agreed_on(bench, tmp_path, monkeypatch):
+def test_a_dressed_brain_keeps_its_place_inside_another_head(bench, tmp_path, monkeypatch):
+    """Brain, fluid and the other's head lie where they should, on the scan's own coordinates; the labels fit."""
     (bench / "t1").mkdir()
-    for name in ("ixi_1", "ds002748_2"):
-        shutil.copy(bench / "bench" / "oasis_0_t1.nii.gz", bench / "t1" / f"{name}.nii.gz")
-    truth = geometry.about(geometry.rotation_about([1, 0, 2], 0.1), [30, 30, 30], [4, 5, -6])
-    entry = {"matrix": truth[:3].tolist(), "peers": {}, "mean": [30, 30, 30], "covariance": np.diag([400] * 3).tolist()}
-    known = {"head on brain/ixi_1-on-ds002748_2": entry, "head on head/ixi_1-on-ixi_3": {**entry, "matrix": None}}
-    (tmp_path / "people.json").write_text(json.dumps(known))
-    monkeypatch.setattr(people, "CONSENSUS", tmp_path / "people.json")
-    task, records = TASKS["people"], []
-    made = [todo.make() for todo in task.cases(cases.Arguments(bench, tmp_path))]
-    assert [(c.name, c.rotation) for c in made] == [("head on brain/ixi_1-on-ds002748_2", r) for r in (0.0, 90.0)]
-    for case in made:
-        answer = truth @ np.linalg.inv(case.moved)
-        assert measures.known(case, answer)["error_mm"] < 1e-9
-        shifted = geometry.from_parts(np.eye(3), (0, 1.5, 0)) @ answer
-        records.append({"task": "people", "method": "default", "case": case.name, "rotation": case.rotation, "seed": 0,
-                        "seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": 9, **measures.known(case, shifted)})
-        assert records[-1]["error_mm"] == 1.5
-        # Over the brain alone, 20 mm wide in each direction: a turn of 0.1 about its middle moves it by 2.8 mm.
-        middle = geometry.transform_points(truth, np.array([[30.0, 30, 30]]))[0]
-        turned = geometry.about(geometry.rotation_about([0, 0, 1], 0.1), middle, [0, 0, 0])
-        assert measures.known(case, turned @ answer)["error_mm"] == pytest.approx(2 * 20 * np.sin(0.05) * 2**0.5, 1e-3)
-    assert "1.50 (1.50) · 100 %" in "\n".join(task.section(records))
-
-
-def test_pairs_of_people_are_of_different_ones(tmp_path):
-    scans = [tmp_path / f"{name}.nii.gz" for name in (*(f"ixi_{i}" for i in range(7)), "oasis_1", "ds002748_1", "ixi_x")]
-    chosen = people.choose(scans, lambda scan: "_x" not in scan.name and "ixi" in scan.name)
-    names = {group: [tuple(cases.stem(p) for p in pair) for pair in pairs] for group, pairs in chosen.items()}
-    assert len(names["head on head"]) == 7 and all(a != b for a, b in names["head on head"])
-    assert names["brain on head"] == [("oasis_1", "ixi_6")] and names["head on brain"] == [("ixi_5", "ds002748_1")]
+    radius = np.linalg.norm(np.indices((60, 60, 60)) - 29.5, axis=0) * 3
+    other = np.where(radius < 85, 50.0, 0).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(other, np.diag([3.0, 3, 3, 1])), bench / "t1" / "ixi_7.nii.gz")
+    to_brain = geometry.from_parts(np.eye(3), np.array([27, 30, 33]) - 88.5)  # the head's middle on the blob's
+    places = {f"oasis_{n}_t1": {"head": "ixi_7", "matrix": to_brain[:3].tolist()} for n in range(10)}
+    (tmp_path / "heads.json").write_text(json.dumps(places))
+    monkeypatch.setattr(heads_task, "PLACES", tmp_path / "heads.json")
+    heads_task.dressed.cache_clear()
+    made = [t.make() for t in TASKS["heads"].cases(cases.Arguments(bench, tmp_path, rotations=(0,), pairs=2))]
+    assert [c.name for c in made] == ["head on head/oasis_0-oasis_3", "brain on head/oasis_0-oasis_3",
+                                      "head on head/oasis_1-oasis_4", "head on brain/oasis_1-oasis_4"]
+    head = volume.load(made[0].moving)
+    assert made[1].moving.name == "oasis_0_t1.nii.gz" and made[3].fixed.name == "oasis_4_t1.nii.gz"
+    place = geometry.transform_points(head.voxel_to_ras, np.indices(head.shape).reshape(3, -1).T)
+    apart = np.linalg.norm(place - [27, 30, 33], axis=1).reshape(head.shape)
+    inner = volume.resample(volume.load(bench / "bench" / "oasis_0_t1.nii.gz"), head).data
+    assert np.allclose(head.data[apart < 22], inner[apart < 22])
+    ring = head.data[(apart > 29) & (apart < 30)]
+    assert np.allclose(ring, ring[0]) and 0 < ring[0] < 0.3 * inner.max()
+    shell = head.data[(apart > 36) & (apart < 55)]
+    assert shell.min() > 2 * ring[0] and shell.std() < 0.05 * shell.mean()
+    measure = TASKS["heads"].measure(cases.Arguments(bench, tmp_path))
+    assert measure(made[0], np.linalg.inv(made[0].moved))["dice"] > 0.9
+    assert measure(made[0], np.eye(4))["dice"] < 0.5
