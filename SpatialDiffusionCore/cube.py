@@ -12,8 +12,8 @@ from . import modality as modalities
 from .model import grid_of
 from .volume import Grid, Prepared, Volume, canonical_grid, prepare, sample_tensor, sample_with_support
 
-#: A voxel is in focus where the network is at least this sure: low, for a rim of skull does no harm, a lost lobe does.
-SURE = 0.3
+#: A voxel is in focus where the network is at least this sure: a rim of skull does no harm, a lost lobe does.
+SURE = 0.2
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Scalps, faces and necks differ between people and lie differently each time, and they are more than half of a whole
 head's tissue. Search, refinement and the figures of quality look at the tissue inside the focus only; for T1 heads
-it is the brain. Masks for its training: see SpatialDiffusionTraining/focus.py.
+it is the brain.
 """
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-#: Shares of the tissue in the cube: a smaller focus is not believed, for there is nothing it knows; a larger one is left
-#: out, for all there is counts (a brain without a skull).
+#: Shares of the cube's tissue: a smaller focus is not believed, a larger one is left out (a brain without a skull).
 LEAST, MOST = 0.1, 0.97
 
 

@@ -1,7 +1,8 @@
 """A trained model: one .safetensors file with the weights and everything needed to use them.
 
 The file's metadata holds a JSON card, so loading never needs retyped settings: format version, name, architecture,
-grid, schedule, modalities and their classes, training data and license, measured accuracy, creation.
+grid, schedule, modalities and their classes, focus (where it has one), training data and license, measured accuracy,
+creation.
 """
 from __future__ import annotations
 
@@ -214,6 +215,10 @@ class Model:
         """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING)."""
         # Enhancement to black and white is part of the published recipe; other models see intensities.
         return modalities.get(key).preprocessing if grid_of(self.card, key)["loading"] == "published" else "none"
+
+    def focus_on(self, key: str):
+        """The network that says where to look in volumes of a modality; None where it may be anything."""
+        return None if key == "any" else self.focus
 
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
         """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""

@@ -20,8 +20,8 @@ SCAN_SPREAD_LIMITS = (0.05, 0.08)
 #: Similarities below the first are poor whatever the spread, below the second if repeated runs are not "good".
 SIMILARITY_LIMITS = (0.12, 0.28)
 
-#: Heads that are less similar than this are searched further, and never "good": a wrong answer with a spread of 0.38 mm
-#: had 0.27, right ones between whole heads of two people 0.29 to 0.41.
+#: Heads that are less similar than this are searched further, and never "good": wrong answers with spreads of 0.38 to
+#: 0.46 mm had 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
 CONVINCING = 0.3
 
 

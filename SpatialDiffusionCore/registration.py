@@ -251,9 +251,9 @@ def registration_steps(
     if options.sampler == "fast":
         # A mask of the user's says where to look.
         if fixed_mask is None:
-            fixed_cube = focused(fixed_cube, model.focus)
+            fixed_cube = focused(fixed_cube, model.focus_on(keys[1]))
         if moving_mask is None:
-            moving_cube = focused(moving_cube, model.focus)
+            moving_cube = focused(moving_cube, model.focus_on(keys[0]))
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
     first, second, ordered = moving_cube, fixed_cube, options

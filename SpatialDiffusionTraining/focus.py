@@ -136,6 +136,9 @@ def main(argv=None) -> int:
         if chosen.threads:
             torch.set_num_threads(chosen.threads)
         modality = next((name for name in card["modalities"] if name != "any"), "any")
+        size = grid_of(card, modality)["size"]
+        if any(n % 4 for n in size):
+            raise InputError(f"{chosen.model} sees {'×'.join(map(str, size))} voxels; a focus needs multiples of 4.")
         parts = datasets.split(datasets.find_scans(chosen.train))
         output = Path(chosen.output or chosen.model)
         cache = datasets.build(chosen.cache or output.with_suffix(".cache"),

@@ -79,7 +79,8 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     assert any(key.startswith(FOCUS) for key in read_weights(path))
     loaded = load_model(path, "oct", "oct")
     values = torch.rand(1, 1, 16, 16, 16)
-    assert torch.equal(loaded.focus(values), network.eval()(values))
+    assert torch.equal(loaded.focus_on("oct")(values), network.eval()(values))
+    assert loaded.focus_on("any") is None  # what may be anything may have no such part
     assert load_model("retina", "oct", "oct").focus is None
     save_model(path, model.network, {**card, "focus": {"channels": [8, 16, 16]}}, focus=network)
     with pytest.raises(ModelError, match="at8.0.0.weight"):
