@@ -106,3 +106,19 @@ def test_masks_of_the_user_say_where_to_look_instead():
                         moving_mask=mask.moved(moving.voxel_to_ras @ np.linalg.inv(fixed.voxel_to_ras))).matrix
                for network in (None, Box(8, 24))]
     assert np.array_equal(*answers)
+
+
+def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
+    """Labelled brains in the heads of two held-out people, turned by 90°: the labels overlap as those of bare brains."""
+    from Benchmark import cases
+    from Benchmark.heads import TASKS
+    from SpatialDiffusionCore import register
+
+    arguments = cases.Arguments(data_folder, tmp_path, rotations=(90,), conditions=("head on head",))
+    case = TASKS[0].cases(arguments)[2].make()
+    measure = TASKS[0].measure(arguments)
+    assert case.name == "head on head/oasis_1002-oasis_1005"
+    moving, fixed = volume.load(case.moving).moved(case.moved), volume.load(case.fixed)
+    found = register(moving, fixed, modality="t1-brain")
+    assert measure(case, found.matrix)["dice"] > 0.585  # 0.575 over the whole heads
+    assert found.quality.confidence == "good" and found.quality.spread_mm < 0.3  # "fair" and 0.85 mm
