@@ -109,8 +109,7 @@ def _words() -> str:
         "Four steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "
         f"process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of each, rasters "
         f"within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of the RMS error "
-        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. `foundation` "
-        "and `eyes` are not shipped: the presets *foundation* and *oct* after 92 and 18 minutes on one core.")
+        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT.")
 
 
 def _section(records) -> list:
