@@ -281,6 +281,11 @@ def find_partners(entries, lists):
                 a.setdefault("partners", []).append([b["row"], theta.tolist()])
 
 
+def partners_line(first, second, matrix):
+    """A line of a list of pairs (see PARTNERS) from two names and a 3×4 or 4×4 matrix."""
+    return "\t".join([first, second, *(f"{value:.12g}" for value in np.asarray(matrix)[:3].ravel())]) + "\n"
+
+
 def _map(tasks, workers):
     if workers <= 1:
         yield from map(_prepare, tasks)

@@ -6,7 +6,6 @@ as stripped: all its tissue is in focus.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
@@ -18,13 +17,19 @@ from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.focus import FocusNetwork, half
 from SpatialDiffusionCore.model import grid_of, load_model, read_card, save_model
 
-from . import datasets
+from . import command, datasets
 from .augmentation import Blur, Corruption, Pose
 from .pairs import seeded
 from .settings import PRESETS, Settings, read_json
 
 #: Voxels brighter than this are tissue of a stripped scan.
 TISSUE = 0.04
+
+
+def changes(settings):
+    """(Pose, Corruption) of the settings, the pose with any rotation."""
+    augmentation = settings.augmentation
+    return Pose(**{**augmentation.pose, "free": 1.0}), Corruption(augmentation.artifacts, augmentation.strength)
 
 
 def samples(cache, rows, generator, pose, corruption, device="cpu"):
@@ -66,8 +71,7 @@ def train(cache, settings, minutes=20.0, batch=4, lr=2e-3, seed=0, report=print)
     torch.manual_seed(seed)
     network, average = FocusNetwork(), FocusNetwork().requires_grad_(False)
     average.load_state_dict(network.state_dict())
-    pose = Pose(**{**settings.augmentation.pose, "free": 1.0})
-    corruption = Corruption(settings.augmentation.artifacts, settings.augmentation.strength)
+    pose, corruption = changes(settings)
     sampler = datasets.Sampler([cache.rows("train")], seed=seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
     started, step, recent = time.monotonic(), 0, []
@@ -96,8 +100,7 @@ def train(cache, settings, minutes=20.0, batch=4, lr=2e-3, seed=0, report=print)
 
 def figures(network, cache, settings, report=print):
     """{"clean", "corrupted": (median, least Dice of the focus over the held-out scans, at any turn)}."""
-    pose = Pose(**{**settings.augmentation.pose, "free": 1.0})
-    corruption = Corruption(settings.augmentation.artifacts, settings.augmentation.strength)
+    pose, corruption = changes(settings)
     out = {}
     for words, changed in (("clean", Corruption({})), ("corrupted", corruption)):
         out[words] = [round(value, 3) for value in judge(network, cache, cache.rows("validation"), pose, changed)]
@@ -116,6 +119,30 @@ def attach(model, network, output=None, accuracy=None):
     return output
 
 
+def teach(chosen):
+    """Do what the command line says; returns the model file written."""
+    card = read_card(chosen.model)
+    if not Path(chosen.masks).is_dir():
+        raise InputError(f"The folder of masks {chosen.masks} does not exist.")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    modality = next((name for name in card["modalities"] if name != "any"), "any")
+    grid = grid_of(card, modality)
+    if any(n % 4 for n in grid["size"]):
+        raise InputError(f"{chosen.model} sees {'×'.join(map(str, grid['size']))} voxels; a focus needs multiples of 4.")
+    parts = datasets.split(datasets.find_scans(chosen.train))
+    output = Path(chosen.output or chosen.model)
+    cache = datasets.build(chosen.cache or output.with_suffix(".cache"),
+                           [datasets.Source(modality, 1, *parts, masks=chosen.masks)], grid)
+    if not any(entry["masked"] for entry in cache.entries):
+        raise InputError(f"None of the masks in {chosen.masks} is named like a scan of {chosen.train}.")
+    settings = Settings()
+    settings.update(read_json(PRESETS / "brain.json", "The preset"), "The preset brain")
+    settings.augmentation.strength = 0.8
+    network = train(cache, settings, chosen.minutes, report=command.say)
+    return attach(chosen.model, network, output, figures(network, cache, settings))
+
+
 def main(argv=None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.focus", description=(
@@ -129,31 +156,7 @@ def main(argv=None) -> int:
     parser.add_argument("--minutes", type=float, default=20.0, help="default: 20; Ctrl-C ends earlier")
     parser.add_argument("--threads", type=int, default=0, metavar="N")
     chosen = parser.parse_args(argv)
-    try:
-        card = read_card(chosen.model)
-        if not Path(chosen.masks).is_dir():
-            raise InputError(f"The folder of masks {chosen.masks} does not exist.")
-        if chosen.threads:
-            torch.set_num_threads(chosen.threads)
-        modality = next((name for name in card["modalities"] if name != "any"), "any")
-        size = grid_of(card, modality)["size"]
-        if any(n % 4 for n in size):
-            raise InputError(f"{chosen.model} sees {'×'.join(map(str, size))} voxels; a focus needs multiples of 4.")
-        parts = datasets.split(datasets.find_scans(chosen.train))
-        output = Path(chosen.output or chosen.model)
-        cache = datasets.build(chosen.cache or output.with_suffix(".cache"),
-                               [datasets.Source(modality, 1, *parts, masks=chosen.masks)], grid_of(card, modality))
-        if not any(entry["masked"] for entry in cache.entries):
-            raise InputError(f"None of the masks in {chosen.masks} is named like a scan of {chosen.train}.")
-        settings = Settings()
-        settings.update(read_json(PRESETS / "brain.json", "The preset"), "The preset brain")
-        settings.augmentation.strength = 0.8
-        network = train(cache, settings, chosen.minutes, report=lambda text: print(text, flush=True))
-        print(attach(chosen.model, network, output, figures(network, cache, settings)))
-    except (InputError, OSError) as error:
-        print(f"focus: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run("focus", lambda: teach(chosen))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from SpatialDiffusionCore.errors import InputError
 
-from . import datasets
+from . import command, datasets
 
 
 def carry(task):
@@ -63,17 +62,16 @@ def main(argv=None) -> int:
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     parser.add_argument("--workers", type=int, default=1, metavar="N")
     chosen = parser.parse_args(argv)
-    try:
+
+    def work():
         for path in (chosen.template, chosen.mask):
             if not Path(path).is_file():
                 raise InputError(f"{path} does not exist.")
         count = write(chosen.train, chosen.template, chosen.mask, chosen.output, chosen.dataset, chosen.workers,
-                      report=lambda text: print(text, flush=True))
-        print(f"{count} masks in {chosen.output}")
-    except (InputError, OSError) as error:
-        print(f"masks: {error}", file=sys.stderr)
-        return 2
-    return 0
+                      report=command.say)
+        return f"{count} masks in {chosen.output}"
+
+    return command.run("masks", work)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.files import written_whole
 
-from . import datasets
+from . import command, datasets
 
 
 def choose(paths, each, seed=0):
@@ -52,12 +52,6 @@ def stripped(path, masks):
     return volume.Volume(np.where(inside, scan.data, 0), scan.voxel_to_ras, scan.name)
 
 
-def line(folder, first, second, matrix):
-    """A line of the list in `folder`."""
-    names = [os.path.relpath(path, folder) for path in (first, second)]
-    return "\t".join([*names, *(f"{value:.9g}" for value in matrix[:3].ravel())]) + "\n"
-
-
 def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, seed=0, report=print):
     """Write the list of the pairs of `scans` (folder, list file) that are registered well; returns its path.
 
@@ -81,8 +75,8 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
         file.writelines(text for text in lines if text.endswith("\n"))
         for number, (task, (word, matrix)) in enumerate(zip(left, pool.map(answer, left)), start=1):
             # A pair without numbers was tried and is not good.
-            names = "\t".join(os.path.relpath(path, folder) for path in task[:2])
-            file.write(line(folder, *task[:2], matrix) if word == "good" else f"{names}\t\n")
+            names = [os.path.relpath(path, folder) for path in task[:2]]
+            file.write(datasets.partners_line(*names, matrix) if word == "good" else "\t".join(names) + "\t\n")
             file.flush()
             if number % 20 == 0 or number == len(left):
                 report(f"registered {number} of {len(left)} pairs")
@@ -91,9 +85,8 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
     if not good:
         raise InputError(f"None of the {len(tasks)} pairs was registered well; check that all of {scans} shows the "
                          "same part of the body.")
-    part = output.with_name(output.name + ".new")
-    part.write_text("".join(good), encoding="utf-8")
-    os.replace(part, output)
+    with written_whole(output) as temporary:
+        Path(temporary).write_text("".join(good), encoding="utf-8")
     done.unlink()
     report(f"{len(good)} of {len(tasks)} pairs are good")
     return output
@@ -113,13 +106,9 @@ def main(argv=None) -> int:
     parser.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="as for training (default: 0.1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     chosen = parser.parse_args(argv)
-    try:
-        print(write(chosen.train, chosen.dataset, chosen.output, chosen.each, chosen.masks, chosen.held_out, chosen.workers,
-                    report=lambda text: print(text, flush=True)))
-    except (InputError, OSError) as error:
-        print(f"partners: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run("partners", lambda: write(
+        chosen.train, chosen.dataset, chosen.output, chosen.each, chosen.masks, chosen.held_out, chosen.workers,
+        report=command.say))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from scipy.spatial import cKDTree
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.volume import Volume, save
 
+from . import command, datasets
+
 #: Maps of the eye: mm between their points, and mm from the middle to the rim.
 STEP, REACH = 0.02, 5.6
 
@@ -536,18 +538,16 @@ def write(folder, kind: str, count: int, seed: int = 0, graphs=(), turn: float =
             random = np.random.default_rng([index, 3])
             first = draw_acquisition(random, kind, turn)
             matrix = true_transform(first, draw_acquisition(random, kind, turn, near=first))
-        lines.append("\t".join([*names, *(f"{value:.12g}" for value in matrix[:3].ravel())]))
+        lines.append(datasets.partners_line(*names, matrix))
         if (index - seed + 1) % 20 == 0:
             report(f"made {index - seed + 1} of {count} pairs")
-    path = folder / "partners.tsv"
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    path = folder / datasets.PARTNERS
+    path.write_text("".join(lines), encoding="utf-8")
     return path
 
 
 def main(argv=None) -> int:
     """The command line; returns the exit status."""
-    import sys
-
     parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.retina", description=(
         "Phantom eyes, each scanned twice: NIfTI files and partners.tsv (fixed, moving, 3×4 fixed → moving mm)."))
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -557,12 +557,8 @@ def main(argv=None) -> int:
     parser.add_argument("--turn", type=float, default=180.0, metavar="DEG", help="largest turn of a raster")
     parser.add_argument("--graphs", default="", metavar="DIR", help="folder of vessel graphs (default: grown vessels)")
     chosen = parser.parse_args(argv)
-    try:
-        print(write(chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn))
-    except (InputError, OSError) as error:
-        print(f"retina: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.run("retina", lambda: write(
+        chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn))
 
 
 if __name__ == "__main__":
