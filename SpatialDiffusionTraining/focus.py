@@ -67,7 +67,7 @@ def judge(network, cache, rows, pose, corruption, seed=1):
 
 
 def train(cache, settings, minutes=20.0, batch=4, lr=2e-3, seed=0, report=print):
-    """A FocusNetwork trained for that many minutes (fewer where Ctrl-C ends it), its weights averaged over the steps."""
+    """A FocusNetwork trained for that many minutes (fewer where Ctrl-C ends it), its weights averaged over steps."""
     torch.manual_seed(seed)
     network, average = FocusNetwork(), FocusNetwork().requires_grad_(False)
     average.load_state_dict(network.state_dict())
@@ -129,7 +129,8 @@ def teach(chosen):
     modality = next((name for name in card["modalities"] if name != "any"), "any")
     grid = grid_of(card, modality)
     if any(n % 4 for n in grid["size"]):
-        raise InputError(f"{chosen.model} sees {'×'.join(map(str, grid['size']))} voxels; a focus needs multiples of 4.")
+        size = "×".join(map(str, grid["size"]))
+        raise InputError(f"{chosen.model} sees {size} voxels; a focus needs multiples of 4.")
     parts = datasets.split(datasets.find_scans(chosen.train))
     output = Path(chosen.output or chosen.model)
     cache = datasets.build(chosen.cache or output.with_suffix(".cache"),
@@ -149,8 +150,8 @@ def main(argv=None) -> int:
         "Teach a model where to look: train its focus on scans with masks and write it into the model file."))
     parser.add_argument("model", metavar="MODEL.safetensors")
     parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training")
-    parser.add_argument("--masks", required=True, metavar="DIR", help="masks named like their scans; a scan without one "
-                        "counts as stripped, so leave heads without masks out of the list")
+    parser.add_argument("--masks", required=True, metavar="DIR", help="masks named like their scans; a scan without "
+                        "one counts as stripped, so leave heads without masks out of the list")
     parser.add_argument("-o", "--output", metavar="FILE.safetensors", help="default: the model itself")
     parser.add_argument("--cache", default="", metavar="DIR", help="of the prepared scans (default: beside the output)")
     parser.add_argument("--minutes", type=float, default=20.0, help="default: 20; Ctrl-C ends earlier")

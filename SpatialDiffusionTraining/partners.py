@@ -56,7 +56,7 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
     """Write the list of the pairs of `scans` (folder, list file) that are registered well; returns its path.
 
     Pairs stay on one side of the split that training makes with the same `held_out`. What a list already holds from an
-    earlier, interrupted call is kept. masks: folder of brain masks named like their scans; brains lie to each other more
+    earlier, interrupted call is kept. masks: folder of brain masks named like their scans; brains fit each other more
     surely than scalps and necks. Raises InputError where there are fewer than three scans.
     """
     output = Path(output)

@@ -109,7 +109,7 @@ def test_masks_of_the_user_say_where_to_look_instead():
 
 
 def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
-    """Labelled brains in the heads of two held-out people, turned by 90°: the labels overlap as those of bare brains."""
+    """Labelled brains in heads of two held-out people, turned by 90°: the labels overlap as those of bare brains."""
     from Benchmark import cases
     from Benchmark.heads import TASKS
     from SpatialDiffusionCore import register

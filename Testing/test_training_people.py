@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from training_fixtures import phantom, write_phantoms  # noqa: E402
+from training_fixtures import write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore import geometry, volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
