@@ -68,11 +68,22 @@ def half(volume):
 
 
 def focused(cube, network):
-    """The Cube with its focus; as it is where there is no network, or its focus is hardly anything or nearly all."""
-    if network is None or cube.focus is not None:
+    """The Cube with its focus; as it is where that is nearly all of its tissue, None where it is hardly anything."""
+    if cube.focus is not None:
         return cube
     with torch.no_grad():
         sure = torch.sigmoid(network(cube.values))
     found = replace(cube, focus=(sure, cube.grid.with_shape(sure.shape[2:])))
     share = float(found.tissue().sum() / cube.tissue().sum().clamp_min(1))
-    return found if LEAST <= share <= MOST else cube
+    return None if share < LEAST else found if share <= MOST else cube
+
+
+def both_focused(cubes, networks, masked=(False, False)) -> list:
+    """Two Cubes in focus, or both as they are where one of them cannot be: a neck and a head have no focus in common.
+
+    networks: of each Cube, or None; masked: whether the user said where to look in it, which takes its focus's place.
+    """
+    if any(network is None and not told for network, told in zip(networks, masked)):
+        return list(cubes)
+    found = [cube if told else focused(cube, network) for cube, network, told in zip(cubes, networks, masked)]
+    return list(cubes) if any(cube is None for cube in found) else found

@@ -217,8 +217,9 @@ class Model:
         return modalities.get(key).preprocessing if grid_of(self.card, key)["loading"] == "published" else "none"
 
     def focus_on(self, key: str):
-        """The network that says where to look in volumes of a modality; None where it may be anything."""
-        return None if key == "any" else self.focus
+        """The network that says where to look in volumes of a modality; None where there is none for it."""
+        known = self.card.get("focus", {}).get("modalities")
+        return None if key == "any" or (known is not None and key not in known) else self.focus
 
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
         """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""
@@ -239,10 +240,11 @@ class Model:
 
         return denoise
 
-    def describer(self, moving_modality: str, fixed_modality: str):
-        """The function volumes → (points, log-weights) of the last timestep (see network.PointTransformer.describe).
+    def correspondences(self, moving_modality: str, fixed_modality: str):
+        """(describe, correspond) of the last timestep: what the network sees in volumes, and which places of two of them
+        belong together (network.PointTransformer, MatchTransformer).
 
-        None for a network that finds no points, or that sees the two modalities differently enhanced.
+        None for a network that finds no places, or that sees the two modalities differently enhanced.
         """
         import torch
 
@@ -256,7 +258,11 @@ class Model:
             ones = torch.ones(len(volumes), device=volumes.device, dtype=torch.long)
             return self.network.describe(volumes, last * ones, class_id * ones, first)
 
-        return describe
+        def correspond(fixed_described, moving_described):
+            with torch.no_grad():
+                return self.network.correspond(fixed_described, moving_described)
+
+        return describe, correspond
 
 
 _loaded = {}
@@ -327,7 +333,7 @@ def _build_focus(settings: dict, where):
     from .focus import FocusNetwork
 
     try:
-        return FocusNetwork(**settings)
+        return FocusNetwork(**{key: value for key, value in settings.items() if key != "modalities"})
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{where} describes a focus that cannot be built ({error}).") from error
 

@@ -1,8 +1,8 @@
 """The networks that predict, at a timestep, the affine that undoes a misalignment.
 
 ``AffineTransformer`` is the published 3D affine spatial transformer, key for key. ``PointTransformer`` sees each
-volume alone, finds corresponding feature points in both and solves for the affine by weighted least squares.
-Both take (fixed, moving, t, class) and return θ, B×3×4 normalized (see geometry.py).
+volume alone, finds corresponding feature points in both and solves for the affine by weighted least squares;
+``MatchTransformer`` does so with places that it matches all with all. All take (fixed, moving, t, class) and return θ, B×3×4 normalized (see geometry.py).
 """
 from __future__ import annotations
 
@@ -199,26 +199,14 @@ def solve_affine(source, target, weights, ridge: float = 1e-4):
     return torch.cat([linear, translation], dim=2)
 
 
-class PointTransformer(_Conditioned):
-    """Feature points seen in each volume alone, and the affine that takes the fixed ones to the moving ones.
+class _Pyramid(_Conditioned):
+    """A small U-shaped encoder that sees one volume and gives features on a quarter of the cube's resolution.
 
-    A small U-shaped encoder gives a heat map per point at a quarter of the cube's resolution; its center of mass is
-    the point (as in KeyMorph, Wang et al., arXiv 2304.09941), and a weight per point and volume says how far it is
-    to be trusted. The affine is the weighted least-squares fit. Arguments as in AffineTransformer; channels: of the
-    grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size. Volumes of any size will do; volume_size is what it is trained
-    on.
+    channels: of the grids at 1/2, 1/4, 1/8 and 1/16 of the cube's size; the other arguments as in AffineTransformer.
+    Volumes of any size will do; volume_size is what it is trained on.
     """
 
-    def __init__(
-        self,
-        volume_size: Sequence[int],
-        channels: Sequence[int] = (16, 64, 128, 128),
-        points: int = 64,
-        n_classes: int = 1,
-        class_dropout: float = 0.15,
-        groups: int = 8,
-        time_width: int = 128,
-    ):
+    def __init__(self, volume_size, channels, n_classes, class_dropout, groups, time_width):
         super().__init__(volume_size, n_classes, class_dropout)
         c2, c4, c8, c16 = (int(c) for c in channels)
         self.time_width = time_width
@@ -234,6 +222,76 @@ class PointTransformer(_Conditioned):
         self.mix8 = _Block(c8, c8, *common, stride=1)
         self.up4 = nn.Conv3d(c8, c4, 1)
         self.mix4 = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, c4, 3, 1, 1))
+
+    def encode(self, volume, t, class_id):
+        """Features at 1/4 and at 1/16 of the size of B×1×D×H×W preprocessed volumes in 0…1."""
+        x = volume * 2 - 1
+        code = self.time_mlp(sinusoidal_code(t, self.time_width))
+        ids = self.class_ids(class_id, x.shape[0], x.device, 4)
+        f4 = self.down4(self.stem(x), code, ids[0])
+        f8 = self.down8(f4, code, ids[1])
+        f16 = self.down16(f8, code, ids[2])
+        up = F.interpolate(self.up8(f16), size=f8.shape[2:], mode="trilinear", align_corners=False)
+        f8 = self.mix8(f8 + up, code, ids[3])
+        up = F.interpolate(self.up4(f8), size=f4.shape[2:], mode="trilinear", align_corners=False)
+        f4 = f4 + up
+        return f4 + self.mix4(f4), f16
+
+    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
+        """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
+        described = self.describe_both(fixed, moving, t, class_id, preprocessing)
+        # The solve needs single precision whatever the convolutions run in.
+        with torch.autocast(fixed.device.type, enabled=False):
+            source, target, trust = self.correspond(*described)
+            return solve_affine(source, target, torch.softmax(trust, dim=1))
+
+    def describe(self, volume, t, class_id=None, preprocessing: str = "none") -> tuple:
+        """What ``correspond`` needs to know of B×1×D×H×W volumes in 0…1: tensors that begin with B."""
+        raise NotImplementedError
+
+    def correspond(self, fixed: tuple, moving: tuple) -> tuple:
+        """(places in the fixed volumes, places in the moving ones, log-weights) of two descriptions of B volumes.
+
+        B×N×3 normalized x, y, z, twice, and B×N.
+        """
+        raise NotImplementedError
+
+    def describe_both(self, fixed, moving, t, class_id, preprocessing):
+        """The descriptions of the fixed and of the moving volumes."""
+        describe = self.describe
+        if len(fixed) > 1 and fixed.stride(0) == 0 and not self.training and bool((t == t[0]).all()):
+            # One volume expanded to a batch (several poses of the moving one): seen once.
+            one = None if class_id is None else class_id[:1]
+            first = describe(fixed[:1], t[:1], one, preprocessing[0])
+            second = describe(moving, t, class_id, preprocessing[1])
+            return tuple(a.expand_as(b) for a, b in zip(first, second)), second
+        if preprocessing[0] == preprocessing[1]:
+            twice = None if class_id is None else torch.cat([class_id, class_id])
+            found = describe(torch.cat([fixed, moving]), torch.cat([t, t]), twice, preprocessing[0])
+            return tuple(zip(*(part.chunk(2) for part in found)))
+        return tuple(describe(v, t, class_id, p) for v, p in zip((fixed, moving), preprocessing))
+
+
+class PointTransformer(_Pyramid):
+    """Feature points seen in each volume alone, and the affine that takes the fixed ones to the moving ones.
+
+    A small U-shaped encoder gives a heat map per point at a quarter of the cube's resolution; its center of mass is
+    the point (as in KeyMorph, Wang et al., arXiv 2304.09941), and a weight per point and volume says how far it is
+    to be trusted. The affine is the weighted least-squares fit.
+    """
+
+    def __init__(
+        self,
+        volume_size: Sequence[int],
+        channels: Sequence[int] = (16, 64, 128, 128),
+        points: int = 64,
+        n_classes: int = 1,
+        class_dropout: float = 0.15,
+        groups: int = 8,
+        time_width: int = 128,
+    ):
+        super().__init__(volume_size, channels, n_classes, class_dropout, groups, time_width)
+        c4, c16 = int(channels[1]), int(channels[3])
         self.heat = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, points, 1))
         self.trust = nn.Sequential(nn.GroupNorm(groups, c16), nn.SiLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
                                    nn.Linear(c16, points))
@@ -245,38 +303,102 @@ class PointTransformer(_Conditioned):
 
     def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
         """Points (B×N×3, normalized x, y, z) and log-weights (B×N) of B×1×D×H×W volumes in 0…1."""
-        x = preprocess(volume, preprocessing) * 2 - 1
-        code = self.time_mlp(sinusoidal_code(t, self.time_width))
-        ids = self.class_ids(class_id, x.shape[0], x.device, 4)
-        f4 = self.down4(self.stem(x), code, ids[0])
-        f8 = self.down8(f4, code, ids[1])
-        f16 = self.down16(f8, code, ids[2])
-        up = F.interpolate(self.up8(f16), size=f8.shape[2:], mode="trilinear", align_corners=False)
-        f8 = self.mix8(f8 + up, code, ids[3])
-        up = F.interpolate(self.up4(f8), size=f4.shape[2:], mode="trilinear", align_corners=False)
-        f4 = f4 + up
-        heat = self.sharpness * self.heat(f4 + self.mix4(f4)).float()
-        return centers_of_mass(heat), self.trust(f16).float()
+        f4, f16 = self.encode(preprocess(volume, preprocessing), t, class_id)
+        return centers_of_mass(self.sharpness * self.heat(f4).float()), self.trust(f16).float()
 
-    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
-        """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
-        if len(fixed) > 1 and fixed.stride(0) == 0 and not self.training and bool((t == t[0]).all()):
-            # One volume expanded to a batch (several poses of the moving one): seen once.
-            one = None if class_id is None else class_id[:1]
-            described = [self.describe(fixed[:1], t[:1], one, preprocessing[0]),
-                         self.describe(moving, t, class_id, preprocessing[1])]
-            points, trust = zip(*described)
-        elif preprocessing[0] == preprocessing[1]:
-            twice = None if class_id is None else torch.cat([class_id, class_id])
-            points, trust = self.describe(torch.cat([fixed, moving]), torch.cat([t, t]), twice, preprocessing[0])
-            points, trust = points.chunk(2), trust.chunk(2)
-        else:
-            described = [self.describe(v, t, class_id, p) for v, p in zip((fixed, moving), preprocessing)]
-            points, trust = zip(*described)
-        # The solve needs single precision whatever the convolutions run in.
+    def correspond(self, fixed, moving):
+        """The points of both volumes, as they are numbered."""
+        return fixed[0], moving[0], fixed[1] + moving[1]
+
+
+class MatchTransformer(_Pyramid):
+    """Every cell of the fixed volume finds its like among all cells of the moving one; the affine is fitted to that.
+
+    Each volume is seen alone and gives a feature vector per cell of 4³ voxels. Cells are compared all with all, a match
+    counts as far as it is mutual (dual softmax, as in LoFTR, Sun et al., arXiv 2104.00680), and the affine is the
+    weighted least-squares fit. Unlike feature points it needs no place that every scan shows: vessels of a retina, and
+    parts of a body that only some scans hold, will do. cells: how many of each volume, the brightest, take part.
+    features: length of their vectors. The other arguments as in PointTransformer.
+    """
+
+    def __init__(
+        self,
+        volume_size: Sequence[int],
+        channels: Sequence[int] = (16, 64, 128, 128),
+        features: int = 48,
+        cells: int = 1024,
+        n_classes: int = 1,
+        class_dropout: float = 0.15,
+        groups: int = 8,
+        time_width: int = 128,
+    ):
+        super().__init__(volume_size, channels, n_classes, class_dropout, groups, time_width)
+        c4 = int(channels[1])
+        self.count = int(cells)
+        self.feature = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, features + 1, 1))
+        # Logits are cosines times this; and minus the squared distance times what the timestep says about it.
+        self.log_sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.nearness = nn.Sequential(nn.GELU(), nn.Linear(time_width, 1))
+
+    def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
+        """Vectors of length 1 (B×N×F), centers (B×N×3, normalized x, y, z) and log-weights (B×N) of the cells, and how
+        near a match should lie (B)."""
+        volume = preprocess(volume, preprocessing)
+        f4, _ = self.encode(volume, t, class_id)
+        found = self.feature(f4).float().flatten(2)
+        light = F.adaptive_avg_pool3d(volume.float(), f4.shape[2:]).flatten(1)
+        kept = light.topk(min(self.count, light.shape[1]), dim=1).indices
+        found = found.gather(2, kept[:, None].expand(-1, found.shape[1], -1)).transpose(1, 2)
+        centers = cell_centers(f4.shape[2:], f4.device)[kept]
+        near = F.softplus(self.nearness(self.time_mlp(sinusoidal_code(t, self.time_width))).float())[:, 0]
+        return F.normalize(found[..., :-1], dim=2), centers, found[..., -1], near
+
+    def compare(self, fixed, moving):
+        """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of every fixed cell given a moving one.
+        """
+        (u, x, _, near), (v, y, _, _) = fixed, moving
+        logits = self.log_sharpness.exp() * u @ v.transpose(1, 2) - near[:, None, None] * torch.cdist(x, y).square()
+        return logits.log_softmax(2), logits.log_softmax(1)
+
+    def correspond(self, fixed, moving, compared=None):
+        """The fixed cells, and where each finds its like on average, weighted by how mutual that is."""
+        rows, columns = compared or self.compare(fixed, moving)
+        mutual = rows + columns
+        return fixed[1], mutual.softmax(2) @ moving[1], fixed[2] + mutual.logsumexp(2)
+
+    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none"), target=None):
+        """As in PointTransformer. With ``target``, the true θ, (θ, cross-entropy of the matches per sample, B)."""
+        if target is None:
+            return super().forward(fixed, moving, t, class_id, preprocessing)
+        first, second = self.describe_both(fixed, moving, t, class_id, preprocessing)
         with torch.autocast(fixed.device.type, enabled=False):
-            source = points[0].expand_as(points[1])
-            return solve_affine(source, points[1], torch.softmax(trust[0] + trust[1], dim=1))
+            compared = self.compare(first, second)
+            source, aim, trust = self.correspond(first, second, compared)
+            cell = 2.0 / torch.tensor([n // 4 for n in fixed.shape[:1:-1]], device=source.device)
+            entropy = match_entropy(*compared, first[1], second[1], target, cell)
+            return solve_affine(source, aim, torch.softmax(trust, dim=1)), entropy
+
+
+def match_entropy(rows, columns, x, y, target, cell):
+    """Cross-entropy (B) of the matches of cells at x (B×N×3) and y (B×M×3) under the true θ (B×3×4).
+
+    rows, columns: B×N×M log-probabilities of y given x and of x given y. A true place between cells (edges: cell, 3)
+    counts for its neighbors by trilinear weights; those of which the moving cells hold less than half count for nothing.
+    """
+    true = x @ target[:, :, :3].transpose(1, 2) + target[:, None, :, 3]
+    weight = torch.ones_like(rows)
+    for axis in range(3):
+        apart = (true[..., axis, None] - y[:, None, :, axis]).abs() / cell[axis]
+        weight = weight * (1 - apart).clamp_min(0)
+    weight = weight * (weight.sum(2, keepdim=True) > 0.5)
+    return -(weight * (rows + columns)).sum((1, 2)) / (2 * weight.sum((1, 2)).clamp_min(1.0))
+
+
+def cell_centers(shape, device) -> torch.Tensor:
+    """Centers (D·H·W×3, normalized x, y, z) of the cells of a D×H×W grid."""
+    axes = [(2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([x, y, z], dim=-1).reshape(-1, 3)
 
 
 def centers_of_mass(heat: torch.Tensor) -> torch.Tensor:
@@ -304,7 +426,7 @@ class NoNetwork(nn.Module):
         return torch.eye(3, 4, device=fixed.device).repeat(fixed.shape[0], 1, 1)
 
 
-NETWORKS = {"matrix": AffineTransformer, "points": PointTransformer, "none": NoNetwork}
+NETWORKS = {"matrix": AffineTransformer, "points": PointTransformer, "matches": MatchTransformer, "none": NoNetwork}
 
 
 def build(architecture: dict) -> nn.Module:

@@ -235,7 +235,7 @@ def registration_steps(
     validate(moving, "moving")
     validate(fixed, "fixed")
     from .cube import model_cube
-    from .focus import focused
+    from .focus import both_focused
     from .model import Model, grid_of, load_model
 
     if not isinstance(model, Model):
@@ -249,11 +249,9 @@ def registration_steps(
     moving_cube = model_cube(moving, moving_mask, options.moving_modality, model.card, options.device)
     process, swap = _reference, False
     if options.sampler == "fast":
-        # A mask of the user's says where to look.
-        if fixed_mask is None:
-            fixed_cube = focused(fixed_cube, model.focus_on(keys[1]))
-        if moving_mask is None:
-            moving_cube = focused(moving_cube, model.focus_on(keys[0]))
+        moving_cube, fixed_cube = both_focused(
+            (moving_cube, fixed_cube), [model.focus_on(key) for key in keys],
+            (moving_mask is not None, fixed_mask is not None))
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
     first, second, ordered = moving_cube, fixed_cube, options
@@ -374,15 +372,15 @@ def _fast(moving, fixed, model, options: Options):
 
     count = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
     total = 2 + count + (1 if options.polish else 0)
-    describe = model.describer(options.moving_modality, options.fixed_modality) if count else None
+    places = model.correspondences(options.moving_modality, options.fixed_modality) if count else None
     by_network, seen = options.search == "network", fixed
     if options.init is not None:
         candidates = [np.linalg.inv(options.init)]
     elif by_network:
-        if describe is None:
-            raise InputError(f"The model {model.name} finds no feature points, or no steps were asked for; "
+        if places is None:
+            raise InputError(f"The model {model.name} finds no corresponding places, or no steps were asked for; "
                              "leave the search to the similarity.")
-        poses, seen = search.point_poses(moving, fixed, describe, keep=NETWORK_CANDIDATES)
+        poses, seen = search.network_poses(moving, fixed, places, keep=NETWORK_CANDIDATES)
         candidates = [_to_world(m, moving, fixed) for m in poses]
     elif options.search:
         poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
@@ -397,7 +395,7 @@ def _fast(moving, fixed, model, options: Options):
             yield Step(1 + index, total, "Diffusion", geometry.inverse(worlds[0]))
     world, details = worlds[0], {"candidates": len(candidates)}
     if by_network:
-        world = worlds[search.most_agreed(moving, seen, worlds, describe)]
+        world = worlds[search.most_agreed(moving, seen, worlds, places)]
     elif options.search or options.polish:
         # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
         everything = worlds + candidates if count else candidates
@@ -411,7 +409,7 @@ def _fast(moving, fixed, model, options: Options):
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
         if _alike(moving, fixed, world)[0] < quality_module.CONVINCING:
             alike = search.likeness(moving, fixed, world)
-            further = _search_further(moving, fixed, model, options, describe, count, total)
+            further = _search_further(moving, fixed, model, options, places, count, total)
             (likest, found), total = yield from further
             if likest > alike:
                 found, polished = _polish(moving, fixed, found, options, enough=1.0)
@@ -437,7 +435,7 @@ def _diffused(moving, fixed, model, options: Options, candidates, count: int):
         yield step.index, [_theta_to_world(theta, moving, fixed) for theta in step.theta]
 
 
-def _search_further(moving, fixed, model, options: Options, describe, count: int, total: int):
+def _search_further(moving, fixed, model, options: Options, places, count: int, total: int):
     """Many more candidates, compared by self-similarity; the network's own where those of correlation do not convince.
 
     Returns ((likeness, fixed → moving RAS), steps in all).
@@ -447,7 +445,7 @@ def _search_further(moving, fixed, model, options: Options, describe, count: int
     stage, done = "Searching further", total - 1
     candidates = [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
     most = len(candidates) + search.ROUNDS[0][0] + 2
-    if describe is not None:
+    if places is not None:
         most += search.WIDE_CANDIDATES + NETWORK_CANDIDATES + search.ROUNDS[0][0] + 2
     total += most
     yield Step(done + 1, total, stage, geometry.inverse(candidates[0]))
@@ -455,8 +453,8 @@ def _search_further(moving, fixed, model, options: Options, describe, count: int
     for best in search.settle(moving, fixed, candidates, options.transform, options.seed):
         index += 1
         yield Step(index, total, stage, geometry.inverse(best[1]))
-    if describe is not None and best[0] < search.DOUBTFUL:
-        poses, upright = search.point_poses(moving, fixed, describe)
+    if places is not None and best[0] < search.DOUBTFUL:
+        poses, upright = search.network_poses(moving, fixed, places)
         found = [_to_world(m, moving, fixed) for m in poses]
         index += 1
         yield Step(index, total, stage, geometry.inverse(found[0]))

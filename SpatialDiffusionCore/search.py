@@ -226,73 +226,100 @@ def masked_correlation(f, mask_f, g, mask_g):
     return torch.where((share >= SHARE) & (scale > 1e-3), score, torch.full_like(score, -1.0))
 
 
-def point_poses(moving, fixed, describe, keep: int = WIDE_CANDIDATES):
-    """(poses, upright): by the network's own feature points, without any similarity of intensities; best first.
+def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES):
+    """(poses, upright): by what the network finds to correspond, without any similarity of intensities; best first.
 
-    describe: (B×1×D×H×W) → points B×N×3 (normalized) and log-weights B×N. One volume as its header says is compared
-    with sixty orientations of the other, and the other way round: one header must be about right, for the network knows
-    heads near their usual orientation only. A pose is good where many points find their partners. upright: the fixed
-    Cube, turned as the best pose says where the moving header is the right one, for what the network does next.
+    places: see Model.correspondences. One volume as its header says is compared with sixty orientations of the other,
+    and the other way round: one header must be about right, for the network knows heads near their usual orientation
+    only. A pose is good where many places find their partners. upright: the fixed Cube, turned as the best pose says
+    where the moving header is the right one, for what the network does next.
     """
-    (x, trust_x), (y, trust_y) = (_views(s, describe) for s in (fixed, moving))
+    describe, correspond = places
+    first, second = (_views(cube, describe) for cube in (fixed, moving))
+    count = len(second.theta)
     # The group begins with no rotation at all.
-    ways = consensus(x[:1], trust_x[:1], y, trust_y), consensus(x[1:], trust_x[1:], y[:1], trust_y[:1])
-    matrices, score = (torch.cat(both) for both in zip(*ways))
+    pairs = [(0, i) for i in range(count)] + [(i, 0) for i in range(1, count)]
+    matrices, score = consensus(*_places(first, second, pairs, correspond))
     a = _coarse(fixed, 3.0, 0.7, 300, 0)
     chosen = _distinct(a, matrices, score, keep)
     found = [matrices[i].cpu().numpy() for i in chosen]
     upright = fixed
-    if chosen[0] >= len(y):
+    if chosen[0] >= count:
         world = moving.frame @ found[0] @ np.linalg.inv(fixed.frame)
         turn = geometry.project(world, "rigid", np.zeros(3), np.eye(3))[:3, :3].T
         upright = fixed.on(fixed.grid.moved(geometry.about(turn, fixed.prepared.tissue_center, np.zeros(3))))
     return found, upright
 
 
-def most_agreed(moving, fixed, worlds, describe, scale: float = 6.0) -> int:
-    """Which of several fixed → moving RAS matrices the network's points agree with best: nearest on average, index."""
+def most_agreed(moving, fixed, worlds, places, scale: float = 6.0) -> int:
+    """Which of several fixed → moving RAS matrices what the network finds to correspond agrees with best: nearest on
+    average, index."""
     from .diffusion import warp
 
+    describe, correspond = places
     theta = torch.as_tensor(np.array([
         geometry.world_to_theta(w, fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras) for w in worlds
     ]), dtype=torch.float32, device=fixed.values.device)
-    x, trust_x = describe(fixed.values)
-    y, trust_y = describe(warp(moving.values.expand(len(worlds), -1, -1, -1, -1), theta))
+    moved = describe(warp(moving.values.expand(len(worlds), -1, -1, -1, -1), theta))
+    still = tuple(part.expand(len(worlds), *part.shape[1:]) for part in describe(fixed.values))
+    x, y, trust = correspond(still, moved)
     to_frame = torch.as_tensor(np.linalg.inv(fixed.frame) @ fixed.grid.normalized_to_ras, device=x.device).float()
     apart = ((y - x) @ to_frame[:3, :3].T).square().sum(2)
-    return int((torch.softmax(trust_x + trust_y, dim=1) / (1 + apart / scale**2)).sum(1).argmax())
+    return int((torch.softmax(trust, dim=1) / (1 + apart / scale**2)).sum(1).argmax())
 
 
-def _views(cube, describe, batch: int = 10):
-    """Points (60×N×3, mm in the cube's frame, float64) and log-weights (60×N) of a cube seen in sixty orientations."""
+@dataclass(frozen=True)
+class _Views:
+    """A cube in sixty orientations: as the network describes them, and V×3×4 from there to the cube's frame in mm."""
+
+    described: tuple
+    theta: torch.Tensor
+
+    def of(self, indices) -> tuple:
+        return tuple(part[indices] for part in self.described)
+
+    def in_frame(self, indices, points):
+        """P×N×3 normalized points of views, mm in the cube's frame (float64)."""
+        matrix = self.theta[indices]
+        return points.double() @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
+
+
+def _views(cube, describe, batch: int = 10) -> _Views:
     from .diffusion import warp
 
     to_ras, center = cube.grid.normalized_to_ras, cube.prepared.tissue_center
-    theta = torch.as_tensor(np.array([
+    turns = np.array([
         geometry.world_to_theta(geometry.about(r, center, np.zeros(3)), to_ras, to_ras)
         for r in geometry.rotation_group()
-    ]), dtype=torch.float32, device=cube.values.device)
-    points, trust = [], []
-    for part in theta.split(batch):
-        found, weight = describe(warp(cube.values.expand(len(part), -1, -1, -1, -1), part))
-        points.append(torch.einsum("bij,bnj->bni", part[:, :, :3], found) + part[:, None, :, 3])
-        trust.append(weight)
-    to_frame = torch.as_tensor(np.linalg.inv(cube.frame) @ to_ras, device=theta.device)
-    points = torch.cat(points).double()
-    return points @ to_frame[:3, :3].T + to_frame[:3, 3], torch.cat(trust).double()
+    ])
+    theta = torch.as_tensor(turns, dtype=torch.float32, device=cube.values.device)
+    described = [describe(warp(cube.values.expand(len(part), -1, -1, -1, -1), part)) for part in theta.split(batch)]
+    to_frame = np.linalg.inv(cube.frame) @ to_ras
+    turns = to_frame[:3, :3] @ turns
+    turns[:, :, 3] += to_frame[:3, 3]
+    return _Views(tuple(torch.cat(parts) for parts in zip(*described)),
+                  torch.as_tensor(turns, device=cube.values.device))
 
 
-def consensus(x, trust_x, y, trust_y, scale: float = 12.0, iterations: int = 5):
-    """The similarity transform between every view of one volume and every view of the other that most points obey.
-
-    x: A×N×3, y: B×N×3 points in mm; trust: log-weights A×N, B×N. Returns (A·B×4×4 that map x to y, A·B scores in
-    0…1). Weighted least squares (Umeyama, IEEE PAMI 13(4):376, 1991), reweighted by the Cauchy function whose scale
-    sinks to ``scale`` mm; the score is the mean of its final weights.
+def _places(fixed: _Views, moving: _Views, pairs, correspond, batch: int = 6):
+    """What corresponds in pairs of views: P×N×3 in the fixed cube's frame and in the moving one's, mm; log-weights P×N.
     """
-    count, n = len(x) * len(y), x.shape[1]
-    given = torch.softmax((trust_x[:, None] + trust_y[None]).reshape(count, n), dim=1)
-    x = x[:, None].expand(-1, len(y), -1, -1).reshape(count, n, 3)
-    y = y[None].expand(count // len(y), -1, -1, -1).reshape(count, n, 3)
+    found = []
+    for start in range(0, len(pairs), batch):
+        a, b = (list(index) for index in zip(*pairs[start : start + batch]))
+        x, y, trust = correspond(fixed.of(a), moving.of(b))
+        found.append((fixed.in_frame(a, x), moving.in_frame(b, y), trust.double()))
+    return tuple(torch.cat(parts) for parts in zip(*found))
+
+
+def consensus(x, y, trust, scale: float = 12.0, iterations: int = 5):
+    """The similarity transforms that most of a set of correspondences obey.
+
+    x, y: P×N×3, mm; trust: log-weights, P×N. Returns (P×4×4 that map x to y, P scores in 0…1). Weighted least squares
+    (Umeyama, IEEE PAMI 13(4):376, 1991), reweighted by the Cauchy function whose scale sinks to ``scale`` mm; the score
+    is the mean of its final weights.
+    """
+    count, given = len(x), torch.softmax(trust, dim=1)
     weights, width = given, 60.0
     for _ in range(iterations):
         share = (weights / weights.sum(1, keepdim=True))[..., None]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from SpatialDiffusionCore import modality as modalities
 from SpatialDiffusionCore.cube import SURE
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.focus import FocusNetwork, half
@@ -20,7 +21,7 @@ from SpatialDiffusionCore.model import grid_of, load_model, read_card, save_mode
 from . import command, datasets
 from .augmentation import Blur, Corruption, Pose
 from .pairs import seeded
-from .settings import PRESETS, Settings, read_json
+from .settings import PRESETS, Settings, given, read_json
 
 #: Voxels brighter than this are tissue of a stripped scan.
 TISSUE = 0.04
@@ -108,11 +109,16 @@ def figures(network, cache, settings, report=print):
     return out
 
 
-def attach(model, network, output=None, accuracy=None):
-    """Write a model file (in half precision) with this focus; `output` may be the file itself. Returns the path."""
+def attach(model, network, output=None, accuracy=None, modality=None):
+    """Write a model file (in half precision) with this focus; `output` may be the file itself. Returns the path.
+
+    modality: the one it is for (None: all that the model knows).
+    """
     output = Path(output or model)
     loaded = load_model(model, *[next(iter(read_card(model)["modalities"]))] * 2)
     card = {**loaded.card, "focus": {"channels": network.channels, "groups": network.groups}}
+    if modality:
+        card["focus"]["modalities"] = [modality]
     if accuracy:
         card["accuracy"] = {**card.get("accuracy", {}), "focus_dice_median_least": accuracy}
     save_model(output, loaded.network, card, half=True, focus=network)
@@ -126,7 +132,12 @@ def teach(chosen):
         raise InputError(f"The folder of masks {chosen.masks} does not exist.")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    modality = next((name for name in card["modalities"] if name != "any"), "any")
+    known = [name for name in card["modalities"] if name != "any"] or ["any"]
+    modality = modalities.get(chosen.dataset).key if chosen.dataset else known[0]
+    if modality not in known:
+        raise InputError(f"{chosen.model} knows {', '.join(known)}, not {modality}.")
+    if len(known) > 1 and not chosen.dataset:
+        raise InputError(f"{chosen.model} knows {', '.join(known)}; name the one to look at with --dataset.")
     grid = grid_of(card, modality)
     if any(n % 4 for n in grid["size"]):
         size = "×".join(map(str, grid["size"]))
@@ -140,8 +151,9 @@ def teach(chosen):
     settings = Settings()
     settings.update(read_json(PRESETS / "brain.json", "The preset"), "The preset brain")
     settings.augmentation.strength = 0.8
+    settings.update_all(given(chosen))
     network = train(cache, settings, chosen.minutes, report=command.say)
-    return attach(chosen.model, network, output, figures(network, cache, settings))
+    return attach(chosen.model, network, output, figures(network, cache, settings), chosen.dataset and modality)
 
 
 def main(argv=None) -> int:
@@ -152,6 +164,11 @@ def main(argv=None) -> int:
     parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training")
     parser.add_argument("--masks", required=True, metavar="DIR", help="masks named like their scans; a scan without "
                         "one counts as stripped, so leave heads without masks out of the list")
+    parser.add_argument("--dataset", default="", metavar="MODALITY", help="what the scans are, for a model that knows "
+                        "several; its focus is for these only")
+    parser.add_argument("--set", metavar="augmentation.NAME=VALUE", action="append", default=[], dest="assignments",
+                        help="as for training, over the preset brain; augmentation.artifacts.strip.probability=0 where "
+                        "nobody strips scans to their masks")
     parser.add_argument("-o", "--output", metavar="FILE.safetensors", help="default: the model itself")
     parser.add_argument("--cache", default="", metavar="DIR", help="of the prepared scans (default: beside the output)")
     parser.add_argument("--minutes", type=float, default=20.0, help="default: 20; Ctrl-C ends earlier")

@@ -520,8 +520,9 @@ def find_graphs(folder) -> list:
     return found
 
 
-def write(folder, kind: str, count: int, seed: int = 0, graphs=(), turn: float = 180.0, report=print) -> Path:
-    """Write ``count`` pairs into ``folder`` and partners.tsv, which names pairs and transforms (datasets.py); its path.
+def write(folder, kind: str, count: int, seed: int = 0, graphs=(), turn: float = 180.0, report=print,
+          troubles: bool = True) -> Path:
+    """Write ``count`` pairs (see make_pair) into ``folder`` and partners.tsv, which names pairs and transforms (datasets.py); its path.
 
     Pairs whose scans are there already are not made again.
     """
@@ -531,13 +532,13 @@ def write(folder, kind: str, count: int, seed: int = 0, graphs=(), turn: float =
     for index in range(seed, seed + count):
         names = [f"{kind}{index:05d}_ses{n}.nii.gz" for n in (1, 2)]
         if not all((folder / name).exists() for name in names):
-            *volumes, matrix = make_pair(index, kind, graphs, turn)
+            *volumes, matrix = make_pair(index, kind, graphs, turn, troubles)
             for name, volume in zip(names, volumes):
                 save(volume, folder / name)
         else:
             random = np.random.default_rng([index, 3])
-            first = draw_acquisition(random, kind, turn)
-            matrix = true_transform(first, draw_acquisition(random, kind, turn, near=first))
+            first = draw_acquisition(random, kind, turn, troubles)
+            matrix = true_transform(first, draw_acquisition(random, kind, turn, troubles, near=first))
         lines.append(datasets.partners_line(*names, matrix))
         if (index - seed + 1) % 20 == 0:
             report(f"made {index - seed + 1} of {count} pairs")
@@ -555,10 +556,11 @@ def main(argv=None) -> int:
     parser.add_argument("--kind", choices=("oct", "octa"), default="oct")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="number of the first eye")
     parser.add_argument("--turn", type=float, default=180.0, metavar="DEG", help="largest turn of a raster")
+    parser.add_argument("--no-troubles", dest="troubles", action="store_false", help="only speckle and a little motion")
     parser.add_argument("--graphs", default="", metavar="DIR", help="folder of vessel graphs (default: grown vessels)")
     chosen = parser.parse_args(argv)
     return command.run("retina", lambda: write(
-        chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn))
+        chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn, troubles=chosen.troubles))
 
 
 if __name__ == "__main__":

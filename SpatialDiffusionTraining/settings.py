@@ -62,7 +62,8 @@ class Network:
     """The denoiser."""
 
     head: str = _option("matrix", "matrix: the published regression of a 3×4 matrix; points: corresponding "
-                                  "feature points and weighted least squares", choices=("matrix", "points"))
+                                  "feature points and weighted least squares; matches: places of both volumes "
+                                  "matched all with all", choices=("matrix", "points", "matches"))
     channels: list = _option([], "channels of the encoder's stages (default: the network's own)", metavar="C",
                              type=int)
     class_dropout: float = _option(0.15, "probability with which a modality is hidden in training")
@@ -106,6 +107,7 @@ class Optimization:
     loss: str = _option("frobenius", "frobenius: norm of the matrix difference, as published; physical: RMS "
                                      "displacement error over the tissue in units of the timestep's expected "
                                      "displacement", choices=("frobenius", "physical"))
+    matching: float = _option(0.2, "weight of the cross-entropy of the matches beside the loss (head matches)")
     loss_floor_voxels: float = _option(0.0, "voxels of the grid added in quadrature to that unit of the physical loss")
     steps: int = _option(115000, "optimizer steps (0: as many as --max-minutes allows)")
     max_minutes: float = _option(0.0, "end after so many minutes of training; the cosine then follows the larger "

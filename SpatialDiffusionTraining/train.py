@@ -159,7 +159,7 @@ def prepare(chosen, report=print, lists=False):
     for source in found:
         grid = chosen.grid(source.modality)
         by_grid.setdefault(json.dumps(grid), (grid, []))[1].append(source)
-    if len(by_grid) > 1 and chosen.network.head != "points":
+    if len(by_grid) > 1 and chosen.network.head == "matrix":
         raise InputError("Modalities with grids of their own (data.grids) need a network that takes any size: "
                          "--head points.")
     out = []

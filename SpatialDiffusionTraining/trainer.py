@@ -152,7 +152,12 @@ class Trainer:
     def loss(self, pairs, index=0):
         """Loss per sample of a batch of collection number ``index``, B."""
         class_id = pairs.class_id if self.conditional else None
-        predicted = self.network(pairs.fixed, pairs.moving, pairs.t, class_id)
+        if self.architecture["head"] == "matches":
+            predicted, entropy = self.network(pairs.fixed, pairs.moving, pairs.t, class_id, target=pairs.target)
+            return self._affine_loss(predicted, pairs, index) + self.settings.optimization.matching * entropy
+        return self._affine_loss(self.network(pairs.fixed, pairs.moving, pairs.t, class_id), pairs, index)
+
+    def _affine_loss(self, predicted, pairs, index):
         if self.settings.optimization.loss == "frobenius":
             return losses.frobenius(predicted, pairs.target)
         maker = self.makers[index]

@@ -12,7 +12,7 @@ from training_fixtures import phantom  # noqa: E402
 from SpatialDiffusionCore import geometry, volume  # noqa: E402
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
-from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, focused, half  # noqa: E402
+from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, both_focused, focused, half  # noqa: E402
 from SpatialDiffusionCore.model import FOCUS, load_model, read_weights, save_model  # noqa: E402
 
 CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
@@ -63,11 +63,23 @@ def test_tissue_is_what_lies_in_focus_on_any_grid():
 
 def test_a_focus_on_nothing_or_on_nearly_everything_is_left_out():
     cube = head()
-    assert focused(cube, None) is cube
-    assert focused(cube, Box(0, 1)) is cube
+    assert focused(cube, Box(0, 1)) is None
     assert focused(cube, Box(0, 16)) is cube
     once = focused(cube, Box(4, 12))
     assert focused(once, Box(6, 10)) is once
+
+
+def test_two_volumes_are_in_focus_or_neither_is():
+    cubes, some, other = (head(), head()), Box(4, 12), Box(5, 11)
+    found = both_focused(cubes, (some, other))
+    for cube, network in zip(found, (some, other)):
+        assert torch.equal(cube.focus[0], torch.sigmoid(network(cube.values)))
+    for networks in ((some, None), (None, some), (some, Box(0, 1)), (Box(0, 1), some), (None, None)):
+        assert all(a is b for a, b in zip(both_focused(cubes, networks), cubes))
+    # A brain without a skull is in focus as it is, and so is what the user masked.
+    assert [c.focus is None for c in both_focused(cubes, (some, Box(0, 16)))] == [False, True]
+    assert [c.focus is None for c in both_focused(cubes, (some, None), (False, True))] == [False, True]
+    assert all(a is b for a, b in zip(both_focused(cubes, (some, other), (True, True)), cubes))
 
 
 def test_a_model_file_keeps_its_focus(tmp_path):
@@ -82,6 +94,9 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     assert torch.equal(loaded.focus_on("oct")(values), network.eval()(values))
     assert loaded.focus_on("any") is None  # what may be anything may have no such part
     assert load_model("retina", "oct", "oct").focus is None
+    save_model(path, model.network, {**card, "focus": {**card["focus"], "modalities": ["octa"]}}, focus=network)
+    loaded = load_model(path, "oct", "oct")
+    assert loaded.focus_on("oct") is None and loaded.focus_on("octa") is loaded.focus
     save_model(path, model.network, {**card, "focus": {"channels": [8, 16, 16]}}, focus=network)
     with pytest.raises(ModelError, match="at8.0.0.weight"):
         load_model(path, "oct", "oct")

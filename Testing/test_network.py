@@ -14,13 +14,13 @@ from SpatialDiffusionCore import network as n  # noqa: E402
 from SpatialDiffusionCore.diffusion import homogeneous  # noqa: E402
 
 SMALL = {"volume_size": [20, 24, 18], "channels": [2, 4, 8, 8, 8, 8, 8], "groups": 4, "time_width": 16}
-POINTS = {"volume_size": [24, 32, 16], "channels": [4, 8, 8, 8], "points": 6, "groups": 4, "time_width": 16}
+SHARED = {"volume_size": [24, 32, 16], "channels": [4, 8, 8, 8], "groups": 4, "time_width": 16}
+SIZES = {"matrix": SMALL, "points": {**SHARED, "points": 6}, "matches": {**SHARED, "features": 8, "cells": 150}}
 
 
 def built(head="matrix", seed=0, **more):
     torch.manual_seed(seed)
-    settings = {**(SMALL if head == "matrix" else POINTS), **more}
-    return n.build({"head": head, **settings}).eval()
+    return n.build({"head": head, **SIZES[head], **more}).eval()
 
 
 def pair(batch=2, size=(20, 24, 18), seed=1):
@@ -86,7 +86,7 @@ def test_rows_of_the_output_are_rows_of_the_affine():
 
 
 # ------------------------------------------------------------------------------------------------------- inputs
-@pytest.mark.parametrize("head", ["matrix", "points"])
+@pytest.mark.parametrize("head", ["matrix", "points", "matches"])
 def test_each_input_counts_and_samples_do_not_mix(head):
     network = built(head, n_classes=2)
     size = tuple(network.volume_size)
@@ -174,7 +174,7 @@ def test_preprocessing_is_a_threshold_of_the_larger_response():
 
 
 
-@pytest.mark.parametrize("head", ["matrix", "points"])
+@pytest.mark.parametrize("head", ["matrix", "points", "matches"])
 def test_each_volume_is_preprocessed_by_its_own_modality(head):
     network = built(head)
     (a, b), t = pair(1, tuple(network.volume_size)), torch.tensor([9])
@@ -223,9 +223,51 @@ def test_the_point_network_maps_equal_volumes_by_the_identity_and_learns():
     assert not missing
 
 
+# ------------------------------------------------------------------------------------------------------- matches
+def test_unlearned_matches_find_a_shift_by_whole_cells():
+    """Any features tell the cells of a volume apart; the same cells elsewhere are found where they went."""
+    network = built("matches", volume_size=[32, 32, 32], cells=64)
+    with torch.no_grad():  # no prior on where the likes lie, cosines that decide
+        network.nearness[-1].weight.zero_()
+        network.nearness[-1].bias.fill_(-20.0)
+        network.log_sharpness.fill_(math.log(5000.0))
+        network.up8.weight.zero_(), network.up8.bias.zero_(), network.up4.weight.zero_(), network.up4.bias.zero_()
+    moving = torch.zeros(1, 1, 32, 32, 32)
+    moving[..., 8:24, 8:24, 4:20] = torch.rand(16, 16, 16, generator=torch.Generator().manual_seed(2)) + 0.2
+    fixed = moving.roll(8, dims=4)  # what is at x in the fixed volume lies 8 voxels = 0.5 lower in the moving one
+    theta = network(fixed, moving, torch.tensor([9]))
+    expected = torch.eye(3, 4)
+    expected[0, 3] = -0.5
+    assert torch.allclose(theta[0], expected, atol=0.02)
+
+
+def test_the_entropy_of_matches_is_least_at_the_true_places():
+    centers = n.cell_centers((4, 4, 4), "cpu")[None]
+    sure = torch.full((1, 64, 64), -20.0)
+    sure[0].fill_diagonal_(20.0)
+    rows, columns = sure.log_softmax(2), sure.log_softmax(1)
+    shifted = torch.eye(3, 4)[None].clone()
+    shifted[0, 0, 3] = 0.5  # one cell to the right
+    cell = torch.full((3,), 0.5)
+    right = n.match_entropy(rows, columns, centers, centers, torch.eye(3, 4)[None], cell)
+    wrong = n.match_entropy(rows, columns, centers, centers, shifted, cell)
+    assert right.item() == pytest.approx(0.0, abs=1e-4) and wrong.item() == pytest.approx(40.0, rel=1e-3)
+    shifted[0, 0, 3] = 10.0  # nothing is there
+    assert n.match_entropy(rows, columns, centers, centers, shifted, cell).item() == 0.0
+
+
+def test_the_match_network_learns_from_its_matches_and_from_the_affine():
+    network = built("matches").train()
+    a, b = pair(1, tuple(network.volume_size))
+    theta, entropy = network(a, b, torch.tensor([9]), target=torch.eye(3, 4)[None])
+    assert theta.shape == (1, 3, 4) and entropy.shape == (1,) and entropy > 0
+    (theta.square().sum() + entropy.sum()).backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
 # ------------------------------------------------------------------------------------------------------ building
 def test_an_architecture_that_went_through_json_builds_the_same_network():
-    for head in ("matrix", "points"):
+    for head in ("matrix", "points", "matches"):
         network = built(head, n_classes=2)
         again = n.build(json.loads(json.dumps(network.architecture))).eval()
         again.load_state_dict(network.state_dict())

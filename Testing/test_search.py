@@ -55,10 +55,8 @@ def test_consensus_finds_the_similarity_that_most_points_obey():
     y = geometry.transform_points(matrix, x[0])[None]
     y[0, :10] += random.normal(0, 80, (10, 3))
     other = random.normal(0, 50, (1, 40, 3))
-    trust = torch.zeros(1, 40, dtype=torch.float64)
-    found, score = search.consensus(
-        torch.as_tensor(x), trust, torch.as_tensor(np.concatenate([other, y])), trust.expand(2, 40)
-    )
+    found, score = search.consensus(torch.as_tensor(x).expand(2, -1, -1), torch.as_tensor(np.concatenate([other, y])),
+                                    torch.zeros(2, 40, dtype=torch.float64))
     assert int(score.argmax()) == 1 and score[1] > 0.7 and score[0] < 0.5
     np.testing.assert_allclose(geometry.transform_points(found[1].numpy(), x[0]), geometry.transform_points(
         matrix, x[0]), atol=2.0)

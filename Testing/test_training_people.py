@@ -11,7 +11,7 @@ from training_fixtures import write_phantoms  # noqa: E402
 from SpatialDiffusionCore import geometry, volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
-from SpatialDiffusionTraining import datasets, focus, masks, partners  # noqa: E402
+from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
 from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 
@@ -129,13 +129,19 @@ def test_a_model_learns_where_to_look_and_keeps_its_own_weights(tmp_path, capsys
     model, output = BUNDLED / "heads.safetensors", tmp_path / "heads.safetensors"
     arguments = [str(model), "--train", str(tmp_path / "scans"), "-o", str(output), "--minutes", "0.05"]
     assert focus.main([*arguments, "--masks", str(tmp_path / "none")]) == 2
+    assert "name the one to look at" in capsys.readouterr().err
+    assert focus.main([*arguments, "--masks", str(tmp_path / "none"), "--dataset", "oct"]) == 2
+    assert "not oct" in capsys.readouterr().err
+    arguments += ["--dataset", "t1-brain", "--set", "augmentation.artifacts.strip.probability=0"]
+    assert focus.main([*arguments, "--masks", str(tmp_path / "none")]) == 2
     assert "named like a scan" in capsys.readouterr().err and not output.exists()
     assert focus.main([*arguments, "--masks", str(tmp_path / "masks")]) == 0
     card = read_card(output)
     assert set(card["accuracy"]["focus_dice_median_least"]) == {"clean", "corrupted"}
     before, after = (load_model(path, "t1-brain", "t1-brain").network.state_dict() for path in (model, output))
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert load_model(output, "t1-brain", "t1-brain").focus is not None
+    loaded = load_model(output, "t1-brain", "t1-brain")
+    assert loaded.focus_on("t1-brain") is not None and loaded.focus_on("ct-head-neck") is None
 
 
 def test_a_missing_folder_of_masks_is_named(tmp_path):
@@ -147,3 +153,37 @@ def test_a_missing_folder_of_masks_is_named(tmp_path):
 def test_what_cannot_be_read_is_no_mask(tmp_path):
     with pytest.raises(InputError, match="no NIfTI"):
         masks.write(tmp_path, tmp_path / "t.nii", tmp_path / "m.nii", tmp_path / "out")
+
+
+def test_a_neck_is_a_box_before_the_spine_that_follows_its_tilt(tmp_path):
+    dens = np.array([5.0, 10.0, 40.0])
+    for tilt in (0.0, 0.3):
+        turn = geometry.rotation_about(np.array([1.0, 0, 0]), tilt)
+
+        def at(aside, ahead, along):
+            return dens + turn @ np.array([aside, ahead, -along])
+
+        below = at(0, 0, 110)
+        within = [at(0, 0, 0), at(55, 85, 115), at(-55, -35, -35)]
+        out = [at(65, 0, 50), at(0, 95, 50), at(0, -45, 50), at(0, 0, 125), at(0, 0, -45)]
+        assert necks.inside(np.array(within + out), dens, below).tolist() == [True] * 3 + [False] * 5
+    scan = bundled("moving")
+    volume.save(scan, tmp_path / "scan.nii.gz")
+    points = tmp_path / "points.tsv"
+    points.write_text("scan.nii.gz\t0\t0\t0\t0\t0\t-110\nother.nii.gz\t0\t0\t0\t0\t0\t-110\n")
+    assert [p.name for p in necks.write(tmp_path / "scan.nii.gz", points, tmp_path / "masks")] == ["scan.nii.gz"]
+    mask = volume.load(tmp_path / "masks" / "scan.nii.gz")
+    size = mask.data.sum() * abs(np.linalg.det(mask.voxel_to_ras[:3, :3]))
+    assert np.allclose(mask.voxel_to_ras, scan.voxel_to_ras) and 0 < size < 160 * 130 * 120 * 1.02
+    points.write_text("scan.nii.gz\t0\t0\n")
+    with pytest.raises(InputError, match="line 1: expected a name and six numbers"):
+        necks.read_points(points)
+
+
+def test_every_marked_neck_of_the_list_is_a_neck():
+    """The points of OpenKBP: the spine goes down about 110 mm and hardly sideways."""
+    points = necks.read_points(necks.POINTS)
+    assert len(points) == 68
+    for dens, below in points.values():
+        length = np.linalg.norm(below - dens)
+        assert 85 < length < 125 and below[2] < dens[2] - 80 and below[0] == dens[0]
