@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from SpatialDiffusionCore import geometry
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
 
 from . import command, datasets
+from .necks import read_points
 
 
 def choose(paths, each, seed=0):
@@ -52,8 +54,18 @@ def stripped(path, masks):
     return volume.Volume(np.where(inside, scan.data, 0), scan.voxel_to_ras, scan.name)
 
 
-def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, seed=0, report=print):
+def apart(first, second, matrix):
+    """Largest distance in mm between the points of the second scan (N×3) and those of the first where `matrix` (4×4)
+    takes them."""
+    return float(np.linalg.norm(geometry.transform_points(matrix, first) - second, axis=1).max())
+
+
+def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, seed=0, report=print, points="",
+          within=15.0):
     """Write the list of the pairs of `scans` (folder, list file) that are registered well; returns its path.
+
+    points: file of points marked in the scans (see necks.read_points); then a pair is registered well where they come to
+    lie within so many mm, whatever the registration says of itself, and scans without points are left out.
 
     Pairs stay on one side of the split that training makes with the same `held_out`. What a list already holds from an
     earlier, interrupted call is kept. masks: folder of brain masks named like their scans; brains fit each other more
@@ -61,6 +73,9 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
     """
     output = Path(output)
     paths = datasets.find_scans(scans)
+    marked = read_points(points) if points else None
+    if marked is not None:
+        paths = [path for path in paths if path.name in marked]
     sides = datasets.split(paths, held_out)
     tasks = [(*pair, modality, masks) for side in sides for pair in choose(side, each, seed)]
     if not tasks:
@@ -76,7 +91,10 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
         for number, (task, (word, matrix)) in enumerate(zip(left, pool.map(answer, left)), start=1):
             # A pair without numbers was tried and is not good.
             names = [os.path.relpath(path, folder) for path in task[:2]]
-            file.write(datasets.partners_line(*names, matrix) if word == "good" else "\t".join(names) + "\t\n")
+            fits = word == "good"
+            if marked is not None and matrix is not None:
+                fits = apart(*(marked[Path(path).name] for path in task[:2]), matrix) <= within
+            file.write(datasets.partners_line(*names, matrix) if fits else "\t".join(names) + "\t\n")
             file.flush()
             if number % 20 == 0 or number == len(left):
                 report(f"registered {number} of {len(left)} pairs")
@@ -103,12 +121,15 @@ def main(argv=None) -> int:
     parser.add_argument("--each", type=int, default=3, metavar="N", help="partners of every scan (default: 3; as many "
                         "scans have it for a partner)")
     parser.add_argument("--masks", default="", metavar="DIR", help="as for training; scans are registered inside")
+    parser.add_argument("--points", default="", metavar="FILE.tsv", help="points marked in the scans (name and x y z of "
+                        "each, RAS mm): pairs are kept where these fit, not where the registration says it is good")
+    parser.add_argument("--within", type=float, default=15.0, metavar="MM", help="to so many mm (default: 15)")
     parser.add_argument("--held-out", type=float, default=0.1, metavar="SHARE", help="as for training (default: 0.1)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     chosen = parser.parse_args(argv)
     return command.run("partners", lambda: write(
         chosen.train, chosen.dataset, chosen.output, chosen.each, chosen.masks, chosen.held_out, chosen.workers,
-        report=command.say))
+        report=command.say, points=chosen.points, within=chosen.within))
 
 
 if __name__ == "__main__":

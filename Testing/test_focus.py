@@ -69,6 +69,31 @@ def test_a_focus_on_nothing_or_on_nearly_everything_is_left_out():
     assert focused(once, Box(6, 10)) is once
 
 
+class Bright(torch.nn.Module):
+    """Is sure of the brightest tissue."""
+
+    def forward(self, values):
+        return torch.where(half(values) > 0.7, 9.0, -9.0)
+
+
+def test_a_cube_moves_to_a_focus_that_lies_aside():
+    """A body of 400 mm whose bright part lies 70 to 170 mm from its middle; the cube's edges are 224 mm long."""
+    data = np.zeros((20, 20, 80), np.float32)
+    data[4:16, 4:16] = 100
+    data[4:16, 4:16, 54:74] = 250
+    body = volume.Volume(data, np.diag([5.0, 5, 5, 1]), "body")
+    cube = model_cube(body, None, "ct-head-neck", CARD, "cpu")
+    assert cube.tissue()[0, 0, :, :, -1].any()  # the body goes on beyond the cube
+    found = focused(cube, Bright())
+    middle = cube.grid.voxel_to_ras[:3, :3] @ np.full(3, 15.5) + cube.grid.voxel_to_ras[:3, 3]
+    moved = found.grid.voxel_to_ras[:3, :3] @ np.full(3, 15.5) + found.grid.voxel_to_ras[:3, 3]
+    assert np.linalg.norm(moved - middle) > 80 and np.linalg.norm(moved - [47.5, 47.5, 317.5]) < 35
+    assert float(found.tissue().sum()) * 343 == pytest.approx(12 * 12 * 20 * 125, rel=0.25)
+    near = volume.Volume(np.roll(data, -22, axis=2), body.voxel_to_ras, "body")
+    still = model_cube(near, None, "ct-head-neck", CARD, "cpu")
+    assert focused(still, Bright()).grid is still.grid
+
+
 def test_two_volumes_are_in_focus_or_neither_is():
     cubes, some, other = (head(), head()), Box(4, 12), Box(5, 11)
     found = both_focused(cubes, (some, other))

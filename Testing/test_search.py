@@ -128,7 +128,7 @@ def test_the_networks_points_alone_find_any_pose():
 
 
 def test_the_networks_points_need_a_network(brain):
-    with pytest.raises(InputError, match="feature points"):
+    with pytest.raises(InputError, match="corresponding places"):
         register(brain, brain, modality="t1-brain", search="network", steps=0)
 
 

@@ -1,6 +1,8 @@
 """Pairs of people, carried masks and the focus, from scans on disk to what training reads."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel
 import numpy as np
 import pytest
@@ -153,6 +155,24 @@ def test_a_missing_folder_of_masks_is_named(tmp_path):
 def test_what_cannot_be_read_is_no_mask(tmp_path):
     with pytest.raises(InputError, match="no NIfTI"):
         masks.write(tmp_path, tmp_path / "t.nii", tmp_path / "m.nii", tmp_path / "out")
+
+
+def test_marked_points_say_which_pairs_fit(tmp_path):
+    """What the registration says does not count then: points put elsewhere in one scan leave its pairs out."""
+    brain = bundled("moving")
+    (tmp_path / "scans").mkdir()
+    lines, marks = [], np.array([[0.0, 0, 0], [0, 0, -60]])
+    for number in range(4):
+        scan, place = turned(brain, number)
+        volume.save(scan, tmp_path / "scans" / f"copy_{number}.nii.gz")
+        points = geometry.transform_points(place, marks + (50.0 if number == 2 else 0.0))
+        if number < 3:
+            lines.append("\t".join([f"copy_{number}.nii.gz", *map(str, points.ravel())]))
+    (tmp_path / "points.tsv").write_text("\n".join(lines))
+    path = partners.write(tmp_path / "scans", "t1-brain", tmp_path / "people.tsv", held_out=0, report=lambda text: None,
+                          points=tmp_path / "points.tsv", within=5.0)
+    pairs = [set(Path(name).name for name in text.split("\t")[:2]) for text in path.read_text().splitlines()]
+    assert pairs == [{"copy_0.nii.gz", "copy_1.nii.gz"}]
 
 
 def test_a_neck_is_a_box_before_the_spine_that_follows_its_tilt(tmp_path):
