@@ -136,6 +136,16 @@ def _basis(kind: str, device) -> torch.Tensor:
     return generators.flatten(1).T
 
 
+def _stretch(device) -> torch.Tensor:
+    """12×12: projects a change (3×4, row by row) to the symmetric part of its linear part."""
+    projection = torch.zeros(3, 4, 3, 4, dtype=torch.float64, device=device)
+    for i in range(3):
+        for j in range(3):
+            projection[i, j, i, j] += 0.5
+            projection[i, j, j, i] += 0.5
+    return projection.view(12, 12)
+
+
 def _apply(matrix: torch.Tensor, change: torch.Tensor, kind: str) -> torch.Tensor:
     """The transform after a step (B×3×4, in the fixed frame); a rigid one stays rigid."""
     step = torch.zeros_like(matrix)
@@ -219,19 +229,21 @@ def _factor(hessian, previous, newton, factor, most: float):
 def refine(
     fixed: Side, moving: Side, matrix: torch.Tensor, *, kind: str = "affine", iterations: int = 10,
     linear_fit: bool = True, tuning: float = 2.0, damping: float = 1e-3, longest: float = 15.0, enough: float = 0.02,
-    boldest: float = 1.0,
+    boldest: float = 1.0, stiffness: float = 0.0,
 ) -> torch.Tensor:
     """Improve B transforms (B×4×4 float64, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
     Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen
     in the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most
     per iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
-    step, see ``_factor``; 1 is for starts that may be far off.
+    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared strain of the whole change
+    costs, in units of the mean squared residual of a feature.
     """
     radius = fixed.points.square().sum(1).mean().sqrt().double().clamp_min(1e-6)
     matrix = matrix.clone()
     ahead, behind, basis = _Linear(fixed), _Linear(moving), _basis(kind, matrix.device)
     previous, factor = None, torch.ones_like(matrix[:, 0, 0])
+    stretch = _stretch(matrix.device)
     for _ in range(iterations):
         inverse = torch.linalg.inv(matrix)
         hessian, slope = ahead.equations(*_residuals(fixed, moving, matrix, linear_fit, tuning))
@@ -240,6 +252,13 @@ def refine(
         across = torch.einsum("bij,blk->bikjl", matrix[:, :3, :3], inverse).reshape(-1, 12, 12)
         hessian = hessian + across.mT @ back @ across
         slope = slope - (across.mT @ back_slope[..., None])[..., 0]
+        if stiffness:
+            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|(MᵀM − I)/2|².
+            weight = 2 * stiffness * len(fixed.values)
+            linear = matrix[:, :3, :3]
+            strain = (linear.mT @ linear - torch.eye(3, dtype=matrix.dtype, device=matrix.device)) / 2
+            hessian = hessian + weight * stretch
+            slope = slope + weight * F.pad(strain, (0, 1)).flatten(1)
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
         diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
         hessian = hessian + torch.diag_embed(damping * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-12)
@@ -285,6 +304,10 @@ LEVELS = ((1.2, 1.0, 12), (0.6, 0.6, 6))
 #: The largest multiple of a Gauss–Newton step.
 BOLDEST = 4.0
 
+#: What strain costs in the refinement, see ``refine``: without it, every fourth pair of CTs, begun at the right place,
+#: ended with a scale below 0.75 or above 1.33.
+STIFFNESS = 5.0
+
 #: How many of the model's voxels the refinement looks beyond the fixed tissue.
 MARGIN = 2
 
@@ -319,7 +342,7 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations):
     change = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
     change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest,
-                    boldest=BOLDEST)
+                    boldest=BOLDEST, stiffness=STIFFNESS)
     # `change` maps the fixed cube to the resampled moving one; both live in the fixed cube's frame.
     frame = grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
     return world @ frame @ change[0].cpu().numpy() @ np.linalg.inv(frame)
