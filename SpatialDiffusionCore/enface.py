@@ -209,7 +209,7 @@ def refine(moving, fixed, world, *, seed: int):
     sides = [_side(cube, seed) for cube in (fixed, moving)]
     world = _laterally(moving, fixed, world, sides)
     factor, sigma, iterations = gauss_newton.LEVELS[-1]
-    refined = gauss_newton.polish_level(moving, fixed, world, "affine", seed, factor, sigma, iterations)
+    refined = gauss_newton.polish_level(moving, fixed, world, "affine", seed, factor, sigma, iterations, stiffness=0.0)
     change = np.linalg.inv(fixed.frame) @ np.linalg.inv(world) @ refined @ fixed.frame
     change[[0, 2]] = np.eye(4)[[0, 2]]
     return _laterally(moving, fixed, world @ fixed.frame @ change @ np.linalg.inv(fixed.frame), sides)

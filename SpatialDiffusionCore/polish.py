@@ -325,7 +325,7 @@ def polish(moving, fixed, world, *, kind: str, seed: int):
     return world
 
 
-def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations):
+def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, stiffness=STIFFNESS):
     """One level: the moving volume is resampled into the fixed cube by what is known, and the rest is found there.
 
     That way descriptors that depend on direction stay comparable, and each level samples the original voxels once.
@@ -342,7 +342,7 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations):
     change = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
     change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest,
-                    boldest=BOLDEST, stiffness=STIFFNESS)
+                    boldest=BOLDEST, stiffness=stiffness)
     # `change` maps the fixed cube to the resampled moving one; both live in the fixed cube's frame.
     frame = grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
     return world @ frame @ change[0].cpu().numpy() @ np.linalg.inv(frame)

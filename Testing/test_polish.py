@@ -171,3 +171,12 @@ def test_a_start_that_shows_nothing_of_the_moving_volume_stays():
     np.testing.assert_array_equal(polish(cube, cube, away, kind="rigid", seed=0), away)
     near = geometry.from_parts(np.eye(3), (6, 0, 0))
     assert np.abs(polish(cube, cube, near, kind="rigid", seed=0)[:3, 3]).max() < 0.5
+
+
+def test_strain_costs_and_turning_does_not():
+    """Held back hard, the refinement turns and shifts as before, and hardly stretches; a little changes nothing."""
+    start, stretch = batch(np.eye(4)), geometry.from_parts(np.diag([1.12, 1, 1]), np.zeros(3))
+    ends = [polish.refine(*sides(stretch), start, iterations=40, stiffness=s)[0, 0, 0].item() for s in (0.0, 0.01, 1e4)]
+    assert abs(ends[0] - 1.12) < 0.02 and abs(ends[1] - ends[0]) < 0.005 and abs(ends[2] - 1) < 0.005
+    turned = polish.refine(*sides(known("rigid")), start, iterations=100, stiffness=1e4)[0].numpy()
+    assert rms(turned, known("rigid")) < 0.3
