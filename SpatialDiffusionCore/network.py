@@ -242,7 +242,7 @@ class _Pyramid(_Conditioned):
         described = self.describe_both(fixed, moving, t, class_id, preprocessing)
         # The solve needs single precision whatever the convolutions run in.
         with torch.autocast(fixed.device.type, enabled=False):
-            source, target, trust = self.correspond(*described)
+            source, target, trust, _ = self.correspond(*described)
             return solve_affine(source, target, torch.softmax(trust, dim=1))
 
     def describe(self, volume, t, class_id=None, preprocessing: str = "none") -> tuple:
@@ -250,9 +250,9 @@ class _Pyramid(_Conditioned):
         raise NotImplementedError
 
     def correspond(self, fixed: tuple, moving: tuple) -> tuple:
-        """(places in the fixed volumes, places in the moving ones, log-weights) of two descriptions of B volumes.
+        """(places in the fixed volumes, places in the moving ones, log-weights, sureness) of two descriptions of B volumes.
 
-        B×N×3 normalized x, y, z, twice, and B×N.
+        B×N×3 normalized x, y, z, twice, B×N, and B: how sure it is that they show the same in the same orientation.
         """
         raise NotImplementedError
 
@@ -307,8 +307,8 @@ class PointTransformer(_Pyramid):
         return centers_of_mass(self.sharpness * self.heat(f4).float()), self.trust(f16).float()
 
     def correspond(self, fixed, moving):
-        """The points of both volumes, as they are numbered."""
-        return fixed[0], moving[0], fixed[1] + moving[1]
+        """The points of both volumes, as they are numbered; how sure that is, they do not say."""
+        return fixed[0], moving[0], fixed[1] + moving[1], torch.ones_like(fixed[1][:, 0])
 
 
 class MatchTransformer(_Pyramid):
@@ -364,7 +364,8 @@ class MatchTransformer(_Pyramid):
         """The fixed cells, and where each finds its like on average, weighted by how mutual that is."""
         rows, columns = compared or self.compare(fixed, moving)
         mutual = rows + columns
-        return fixed[1], mutual.softmax(2) @ moving[1], fixed[2] + mutual.logsumexp(2)
+        found = mutual.logsumexp(2)
+        return fixed[1], mutual.softmax(2) @ moving[1], fixed[2] + found, found.exp().mean(1)
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none"), target=None):
         """As in PointTransformer. With ``target``, the true θ, (θ, cross-entropy of the matches per sample, B)."""
@@ -373,7 +374,7 @@ class MatchTransformer(_Pyramid):
         first, second = self.describe_both(fixed, moving, t, class_id, preprocessing)
         with torch.autocast(fixed.device.type, enabled=False):
             compared = self.compare(first, second)
-            source, aim, trust = self.correspond(first, second, compared)
+            source, aim, trust, _ = self.correspond(first, second, compared)
             cell = 2.0 / torch.tensor([n // 4 for n in fixed.shape[:1:-1]], device=source.device)
             entropy = match_entropy(*compared, first[1], second[1], target, cell)
             return solve_affine(source, aim, torch.softmax(trust, dim=1)), entropy
