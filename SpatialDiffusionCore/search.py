@@ -231,15 +231,17 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES):
 
     places: see Model.correspondences. One volume as its header says is compared with sixty orientations of the other,
     and the other way round: one header must be about right, for the network knows heads near their usual orientation
-    only. A pose is good where many places find their partners. upright: the fixed Cube, turned as the best pose says
-    where the moving header is the right one, for what the network does next.
+    only. A pose is good where many places find their partners, and surely. upright: the fixed Cube, turned as the best
+    pose says where the moving header is the right one, for what the network does next.
     """
     describe, correspond = places
     first, second = (_views(cube, describe) for cube in (fixed, moving))
     count = len(second.theta)
     # The group begins with no rotation at all.
     pairs = [(0, i) for i in range(count)] + [(i, 0) for i in range(1, count)]
-    matrices, score = consensus(*_places(first, second, pairs, correspond))
+    *places, sure = _places(first, second, pairs, correspond)
+    matrices, score = consensus(*places)
+    score = score * sure
     a = _coarse(fixed, 3.0, 0.7, 300, 0)
     chosen = _distinct(a, matrices, score, keep)
     found = [matrices[i].cpu().numpy() for i in chosen]
@@ -262,7 +264,7 @@ def most_agreed(moving, fixed, worlds, places, scale: float = 6.0) -> int:
     ]), dtype=torch.float32, device=fixed.values.device)
     moved = describe(warp(moving.values.expand(len(worlds), -1, -1, -1, -1), theta))
     still = tuple(part.expand(len(worlds), *part.shape[1:]) for part in describe(fixed.values))
-    x, y, trust = correspond(still, moved)
+    x, y, trust, _ = correspond(still, moved)
     to_frame = torch.as_tensor(np.linalg.inv(fixed.frame) @ fixed.grid.normalized_to_ras, device=x.device).float()
     apart = ((y - x) @ to_frame[:3, :3].T).square().sum(2)
     return int((torch.softmax(trust, dim=1) / (1 + apart / scale**2)).sum(1).argmax())
@@ -302,13 +304,13 @@ def _views(cube, describe, batch: int = 10) -> _Views:
 
 
 def _places(fixed: _Views, moving: _Views, pairs, correspond, batch: int = 6):
-    """What corresponds in pairs of views: P×N×3 in the fixed cube's frame and in the moving one's, mm; log-weights P×N.
-    """
+    """What corresponds in pairs of views: P×N×3 in the fixed cube's frame and in the moving one's, mm; log-weights P×N; and
+    how sure that is, P."""
     found = []
     for start in range(0, len(pairs), batch):
         a, b = (list(index) for index in zip(*pairs[start : start + batch]))
-        x, y, trust = correspond(fixed.of(a), moving.of(b))
-        found.append((fixed.in_frame(a, x), moving.in_frame(b, y), trust.double()))
+        x, y, trust, sure = correspond(fixed.of(a), moving.of(b))
+        found.append((fixed.in_frame(a, x), moving.in_frame(b, y), trust.double(), sure.double()))
     return tuple(torch.cat(parts) for parts in zip(*found))
 
 
