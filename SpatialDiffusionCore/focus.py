@@ -97,12 +97,12 @@ def focused(cube, network):
     return None if share < LEAST else found if share <= MOST else cube
 
 
-def both_focused(cubes, networks, masked=(False, False)) -> list:
-    """Two Cubes in focus, or both as they are where one of them cannot be: a neck and a head have no focus in common.
+def looked(cube, network, masked: bool = False) -> tuple:
+    """(the Cube as it is, in focus or None). masked: the user said where to look, which takes the focus's place."""
+    return cube, cube if masked else None if network is None else focused(cube, network)
 
-    networks: of each Cube, or None; masked: whether the user said where to look in it, which takes its focus's place.
-    """
-    if any(network is None and not told for network, told in zip(networks, masked)):
-        return list(cubes)
-    found = [cube if told else focused(cube, network) for cube, network, told in zip(cubes, networks, masked)]
-    return list(cubes) if any(cube is None for cube in found) else found
+
+def both(first: tuple, second: tuple) -> tuple:
+    """Of two that were ``looked`` at the Cubes in focus, or as they are where one has none: a neck and a head have no
+    focus in common."""
+    return (first[0], second[0]) if first[1] is None or second[1] is None else (first[1], second[1])

@@ -187,9 +187,13 @@ def _options(
     )
 
 
+def _sampler_of(model) -> str:
+    return model.card.get("sampler", "fast")
+
+
 def _for_model(options: Options, model) -> Options:
     """Settings that depend on the model: the sampler its card names unless one was chosen, and what follows."""
-    sampler = options.sampler or model.card.get("sampler", "fast")
+    sampler = options.sampler or _sampler_of(model)
     last = model.timesteps
     if sampler == "reference" and options.steps is not None:
         raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
@@ -221,7 +225,7 @@ def registration_steps(
     init=None,
     moving_mask: Optional[Volume] = None,
     fixed_mask: Optional[Volume] = None,
-    _fixed_cube=None,
+    _fixed=None,
 ) -> Iterator[Step]:
     """Register step by step: yields a Step after each, and returns the Registration (``StopIteration.value``).
 
@@ -234,8 +238,7 @@ def registration_steps(
     )
     validate(moving, "moving")
     validate(fixed, "fixed")
-    from .cube import model_cube
-    from .focus import both_focused
+    from .focus import both
     from .model import Model, grid_of, load_model
 
     if not isinstance(model, Model):
@@ -245,13 +248,10 @@ def registration_steps(
     if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
         raise InputError(f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
                          "cannot be registered to each other; give both volumes their true modality.")
-    fixed_cube = _fixed_cube or model_cube(fixed, fixed_mask, options.fixed_modality, model.card, options.device)
-    moving_cube = model_cube(moving, moving_mask, options.moving_modality, model.card, options.device)
+    seen = _fixed or _look(fixed, fixed_mask, keys[1], model, options.device, options.sampler)
+    moving_cube, fixed_cube = both(_look(moving, moving_mask, keys[0], model, options.device, options.sampler), seen)
     process, swap = _reference, False
     if options.sampler == "fast":
-        moving_cube, fixed_cube = both_focused(
-            (moving_cube, fixed_cube), [model.focus_on(key) for key in keys],
-            (moving_mask is not None, fixed_mask is not None))
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
     first, second, ordered = moving_cube, fixed_cube, options
@@ -277,6 +277,15 @@ def registration_steps(
     quality_module.judge(result.quality, result.decomposition, limits)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _look(volume: Volume, mask: Optional[Volume], key: str, model, device: str, sampler: str) -> tuple:
+    """A volume on the model's cube, as it is and in focus (see focus.looked); the published method has no focus."""
+    from .cube import model_cube
+    from .focus import looked
+
+    cube = model_cube(volume, mask, key, model.card, device)
+    return looked(cube, model.focus_on(key) if sampler == "fast" else None, mask is not None)
 
 
 def _recorded(process, history, swap: bool):
@@ -547,7 +556,6 @@ def register_many(
     each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned.
     """
-    from .cube import model_cube
     from .model import load_model
 
     base = options.get("modality", "any")
@@ -556,13 +564,14 @@ def register_many(
     device = resolve_device(options.get("device", "auto"))
     model = load_model(options.pop("model", None), moving_key, fixed_key, device)
     validate(fixed, "fixed")
-    fixed_cube = model_cube(fixed, options.get("fixed_mask"), fixed_key, model.card, device)
+    sampler = options.get("sampler") or _sampler_of(model)
+    seen = _look(fixed, options.get("fixed_mask"), fixed_key, model, device, sampler)
     results = []
     for index in share_of_rank(range(len(movings))):
         moving = movings[index]
         try:
             moving = moving() if callable(moving) else moving
-            result = register(moving, fixed, model=model, _fixed_cube=fixed_cube, on_step=on_step, **options)
+            result = register(moving, fixed, model=model, _fixed=seen, on_step=on_step, **options)
         except InputError as error:
             if on_result is None:
                 raise

@@ -12,7 +12,7 @@ from training_fixtures import phantom  # noqa: E402
 from SpatialDiffusionCore import geometry, volume  # noqa: E402
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
-from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, both_focused, focused, half  # noqa: E402
+from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, both, focused, half, looked  # noqa: E402
 from SpatialDiffusionCore.model import FOCUS, load_model, read_weights, save_model  # noqa: E402
 
 CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
@@ -96,15 +96,18 @@ def test_a_cube_moves_to_a_focus_that_lies_aside():
 
 def test_two_volumes_are_in_focus_or_neither_is():
     cubes, some, other = (head(), head()), Box(4, 12), Box(5, 11)
-    found = both_focused(cubes, (some, other))
-    for cube, network in zip(found, (some, other)):
+
+    def chosen(networks, masked=(False, False)):
+        return both(*(looked(*of_one) for of_one in zip(cubes, networks, masked)))
+
+    for cube, network in zip(chosen((some, other)), (some, other)):
         assert torch.equal(cube.focus[0], torch.sigmoid(network(cube.values)))
     for networks in ((some, None), (None, some), (some, Box(0, 1)), (Box(0, 1), some), (None, None)):
-        assert all(a is b for a, b in zip(both_focused(cubes, networks), cubes))
+        assert all(a is b for a, b in zip(chosen(networks), cubes))
     # A brain without a skull is in focus as it is, and so is what the user masked.
-    assert [c.focus is None for c in both_focused(cubes, (some, Box(0, 16)))] == [False, True]
-    assert [c.focus is None for c in both_focused(cubes, (some, None), (False, True))] == [False, True]
-    assert all(a is b for a, b in zip(both_focused(cubes, (some, other), (True, True)), cubes))
+    assert [c.focus is None for c in chosen((some, Box(0, 16)))] == [False, True]
+    assert [c.focus is None for c in chosen((some, None), (False, True))] == [False, True]
+    assert all(a is b for a, b in zip(chosen((some, other), (True, True)), cubes))
 
 
 def test_a_model_file_keeps_its_focus(tmp_path):
