@@ -221,6 +221,11 @@ class Model:
         known = self.card.get("focus", {}).get("modalities")
         return None if key == "any" or (known is not None and key not in known) else self.focus
 
+    def agreement_from(self, moving_modality: str, fixed_modality: str):
+        """From where on, 0…1, an answer is right with which the network agrees (search.agreement), as measured for two
+        volumes of a modality; None where it cannot tell."""
+        return self.card.get("agreement", {}).get(moving_modality) if moving_modality == fixed_modality else None
+
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
         """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""
         if moving_modality != fixed_modality:

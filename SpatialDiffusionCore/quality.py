@@ -32,13 +32,15 @@ class Quality:
     similarity_before, similarity_after: mean local squared correlation over the tissue of one of the volumes (the one
     for which it is larger in either state), 0…1, blind to contrast.
     overlap: share of the fixed tissue inside the moving field of view. spread_mm: RMS distance over the head between
-    repeated runs from perturbed starts (None where none were made). confidence: "good", "fair" or "poor".
+    repeated runs from perturbed starts (None where none were made). agreement: 0…1, how far what the network finds to
+    correspond agrees (None where it was not asked). confidence: "good", "fair" or "poor".
     """
 
     similarity_before: float
     similarity_after: float
     overlap: float
     spread_mm: Optional[float] = None
+    agreement: Optional[float] = None
     confidence: str = "fair"
     warnings: list = field(default_factory=list)
 
@@ -91,8 +93,11 @@ def _length(mm: float) -> str:
     return f"{mm:.1f} mm" if mm >= 0.095 else f"{1000 * mm:.0f} µm"
 
 
-def judge(quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD_LIMITS) -> Quality:
-    """Fill in confidence and warnings from the figures; ``limits``: of the spread."""
+def judge(
+    quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD_LIMITS, agreed: Optional[float] = None,
+) -> Quality:
+    """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on
+    volumes need not be so similar."""
     warnings = []
     if quality.similarity_after < quality.similarity_before - 0.005:
         warnings.append("The volumes were more alike before the registration than after it.")
@@ -109,7 +114,8 @@ def judge(quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD
         confidence = "good" if spread <= limits[0] else "fair" if spread <= limits[1] else "poor"
         if confidence == "poor":
             warnings.append(f"Repeated runs disagree by {_length(spread)}; do not rely on this answer unseen.")
-    unlike = SIMILARITY_LIMITS[0] if spread is None or confidence == "good" else SIMILARITY_LIMITS[1]
+    told = agreed is not None and quality.agreement is not None and quality.agreement >= agreed
+    unlike = SIMILARITY_LIMITS[0] if spread is None or confidence == "good" or told else SIMILARITY_LIMITS[1]
     if quality.similarity_after < unlike:
         warnings.append("The volumes are hardly alike where they now lie; look at the result before using it.")
         confidence = "poor"

@@ -260,6 +260,7 @@ def registration_steps(
     history: List[Step] = []
     outcome = yield from _recorded(process(first, second, model, ordered), history, swap)
     second_to_first, polished, spread, details = outcome
+    agreement = details.pop("agreement", None)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
     tissue = second.prepared.tissue_center, second.prepared.tissue_covariance
     second_to_first = geometry.project(second_to_first, options.transform, *tissue)
@@ -268,13 +269,13 @@ def registration_steps(
     before = np.eye(4) if options.init is None else np.linalg.inv(options.init)
     result = Registration(
         matrix=matrix, transform=options.transform, steps=history,
-        quality=_quality(moving_cube, fixed_cube, before, fixed_to_moving, spread), model=model.name,
+        quality=_quality(moving_cube, fixed_cube, before, fixed_to_moving, spread, agreement), model=model.name,
         modality=(options.moving_modality, options.fixed_modality), sampler=options.sampler,
         seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
         fixed=fixed.name, details=details,
     )
     limits = quality_module.SCAN_SPREAD_LIMITS if options.rotations == "depth" else quality_module.SPREAD_LIMITS
-    quality_module.judge(result.quality, result.decomposition, limits)
+    quality_module.judge(result.quality, result.decomposition, limits, model.agreement_from(*keys))
     result.seconds = time.perf_counter() - started
     return result
 
@@ -308,10 +309,10 @@ def _signature(cube) -> bytes:
     return digest.digest()
 
 
-def _quality(moving, fixed, before, after, spread) -> quality_module.Quality:
+def _quality(moving, fixed, before, after, spread, agreement) -> quality_module.Quality:
     """Similarity and overlap under two fixed → moving RAS matrices."""
     alike, overlaps = zip(*(_alike(moving, fixed, matrix) for matrix in (before, after)))
-    return quality_module.Quality(*alike, overlaps[1], spread)
+    return quality_module.Quality(*alike, overlaps[1], spread, agreement=agreement)
 
 
 def _alike(moving, fixed, fixed_to_moving):
@@ -375,7 +376,8 @@ def _reference(moving, fixed, model, options: Options):
 def _fast(moving, fixed, model, options: Options):
     """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
 
-    Where the volumes are not alike enough in the end, search once more, wider and by the network's own points.
+    Where the volumes are not alike enough in the end, and the network, where it can tell, does not agree either, search
+    once more: wider, and by what the network finds to correspond.
     """
     from . import search
 
@@ -404,7 +406,7 @@ def _fast(moving, fixed, model, options: Options):
             yield Step(1 + index, total, "Diffusion", geometry.inverse(worlds[0]))
     world, details = worlds[0], {"candidates": len(candidates)}
     if by_network:
-        world = worlds[search.most_agreed(moving, seen, worlds, places)]
+        world = worlds[int(search.agreements(moving, seen, worlds, places).argmax())]
     elif options.search or options.polish:
         # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
         everything = worlds + candidates if count else candidates
@@ -415,14 +417,21 @@ def _fast(moving, fixed, model, options: Options):
     if options.polish:
         world, polished = _polish(moving, fixed, world, options)
         yield Step(2 + count, total, "Refining", geometry.inverse(world))
+    least = model.agreement_from(options.moving_modality, options.fixed_modality) if places is not None else None
+
+    def agreement(world):
+        return None if least is None else search.agreement(moving, fixed, world, places)
+
+    details["agreement"] = agreement(world)
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
-        if _alike(moving, fixed, world)[0] < quality_module.CONVINCING:
+        doubtful = _alike(moving, fixed, world)[0] < quality_module.CONVINCING
+        if doubtful and not (least is not None and details["agreement"] >= least):
             alike = search.likeness(moving, fixed, world)
-            further = _search_further(moving, fixed, model, options, places, count, total)
+            further = _search_further(moving, fixed, model, options, places, count, total, least)
             (likest, found), total = yield from further
             if likest > alike:
                 found, polished = _polish(moving, fixed, found, options, enough=1.0)
-                world, details["best"] = found, "wider search"
+                world, details["best"], details["agreement"] = found, "wider search", agreement(found)
     frames = _to_frames(world, moving, fixed)
     spread = search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
     yield Step(total, total, "Checking", geometry.inverse(world))
@@ -444,35 +453,39 @@ def _diffused(moving, fixed, model, options: Options, candidates, count: int):
         yield step.index, [_theta_to_world(theta, moving, fixed) for theta in step.theta]
 
 
-def _search_further(moving, fixed, model, options: Options, places, count: int, total: int):
-    """Many more candidates, compared by self-similarity; the network's own where those of correlation do not convince.
+def _search_further(moving, fixed, model, options: Options, places, count: int, total: int, least: Optional[float]):
+    """Many more candidates, compared by self-similarity: those of correlation and, where these do not convince, the
+    network's own; the other way round where the network can tell a right answer (``least`` is its agreement from there).
 
     Returns ((likeness, fixed → moving RAS), steps in all).
     """
     from . import search
 
-    stage, done = "Searching further", total - 1
-    candidates = [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
-    most = len(candidates) + search.ROUNDS[0][0] + 2
-    if places is not None:
-        most += search.WIDE_CANDIDATES + NETWORK_CANDIDATES + search.ROUNDS[0][0] + 2
-    total += most
-    yield Step(done + 1, total, stage, geometry.inverse(candidates[0]))
-    index = done + 1
-    for best in search.settle(moving, fixed, candidates, options.transform, options.seed):
-        index += 1
-        yield Step(index, total, stage, geometry.inverse(best[1]))
-    if places is not None and best[0] < search.DOUBTFUL:
+    def wide():
+        return [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
+
+    def network():
         poses, upright = search.network_poses(moving, fixed, places)
         found = [_to_world(m, moving, fixed) for m in poses]
-        index += 1
-        yield Step(index, total, stage, geometry.inverse(found[0]))
         for _, worlds in _diffused(moving, upright, model, options, found[:NETWORK_CANDIDATES], count):
             pass
-        for other in search.settle(moving, fixed, worlds + found, options.transform, options.seed):
+        return worlds + found
+
+    sources = [wide] if places is None else [wide, network] if least is None else [network, wide]
+    stage, index, best = "Searching further", total - 1, None
+    most = {wide: 2 * search.WIDE_CANDIDATES, network: search.WIDE_CANDIDATES + NETWORK_CANDIDATES}
+    total += sum(most[source] + search.ROUNDS[0][0] + 2 for source in sources)
+    for source in sources:
+        candidates = source()
+        index += 1
+        yield Step(index, total, stage, geometry.inverse(candidates[0]))
+        for found in search.settle(moving, fixed, candidates, options.transform, options.seed):
             index += 1
-            yield Step(index, total, stage, geometry.inverse(other[1]))
-        best = max(best, other, key=lambda pair: pair[0])
+            yield Step(index, total, stage, geometry.inverse(found[1]))
+        best = found if best is None else max(best, found, key=lambda pair: pair[0])
+        agreed = least is not None and search.agreement(moving, fixed, best[1], places) >= least
+        if agreed or best[0] >= search.DOUBTFUL:
+            break
     return best, total
 
 

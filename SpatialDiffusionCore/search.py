@@ -253,9 +253,12 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES):
     return found, upright
 
 
-def most_agreed(moving, fixed, worlds, places, scale: float = 6.0) -> int:
-    """Which of several fixed → moving RAS matrices what the network finds to correspond agrees with best: nearest on
-    average, index."""
+def agreements(moving, fixed, worlds, places, scale: float = 6.0) -> np.ndarray:
+    """How far what the network finds to correspond agrees with fixed → moving RAS matrices, 0…1 each.
+
+    The weighted mean of 1/(1 + (d/scale)²) over the distances d in mm of the places found, with the moving volume laid
+    on the fixed one.
+    """
     from .diffusion import warp
 
     describe, correspond = places
@@ -267,7 +270,19 @@ def most_agreed(moving, fixed, worlds, places, scale: float = 6.0) -> int:
     x, y, trust, _ = correspond(still, moved)
     to_frame = torch.as_tensor(np.linalg.inv(fixed.frame) @ fixed.grid.normalized_to_ras, device=x.device).float()
     apart = ((y - x) @ to_frame[:3, :3].T).square().sum(2)
-    return int((torch.softmax(trust, dim=1) / (1 + apart / scale**2)).sum(1).argmax())
+    return (torch.softmax(trust, dim=1) / (1 + apart / scale**2)).sum(1).cpu().numpy()
+
+
+#: mm of distance at which a place counts half when the network is asked about an answer.
+COARSE_AGREEMENT = 15.0
+
+
+def agreement(moving, fixed, world, places) -> float:
+    """How far the network agrees with one answer: the larger of both ways, for it knows upright volumes only and one of
+    the headers may be turned."""
+    back = geometry.inverse(world)
+    return float(max(agreements(moving, fixed, [world], places, COARSE_AGREEMENT)[0],
+                     agreements(fixed, moving, [back], places, COARSE_AGREEMENT)[0]))
 
 
 @dataclass(frozen=True)

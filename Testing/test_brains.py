@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SpatialDiffusionCore import geometry, register, registration_steps, volume
+from SpatialDiffusionCore import geometry, quality, register, registration_steps, volume
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.registration import Cancelled
 from SpatialDiffusionCore.volume import Volume
@@ -213,3 +213,16 @@ def test_a_brain_in_a_head_is_as_alike_one_way_as_the_other(brain):
     np.testing.assert_allclose(there.matrix @ back.matrix, np.eye(4), atol=1e-6)
     assert there.quality.similarity_after == pytest.approx(back.quality.similarity_after, abs=1e-5)
     assert there.quality.similarity_after > 0.8 and there.quality.confidence == back.quality.confidence == "good"
+
+
+def test_a_neck_finds_its_place_in_an_upper_body_and_both_ways_agree(data_folder):
+    """CTs of two people, a neck and all from head to chest: organs overlap, where without a focus they miss each other."""
+    ct, labels = zip(*((volume.load(data_folder / "bench" / f"openkbp_{n}_{kind}.nii.gz") for kind in ("ct", "labels"))
+                       for n in (3, 6)))
+    found = register(ct[0], ct[1], modality="ct-head-neck")
+    moved = found.apply(labels[0], labels[1], "nearest").data.astype(int)
+    assert np.nanmean(quality.dice(labels[1].data.astype(int), moved, 7)) > 0.3
+    back = register(ct[1], ct[0], modality="ct-head-neck")
+    assert np.abs(found.matrix @ back.matrix - np.eye(4)).max() < 1e-6
+    scales = found.decomposition.scales_percent
+    assert 70 < min(scales) and max(scales) < 140
