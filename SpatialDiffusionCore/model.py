@@ -1,8 +1,8 @@
 """A trained model: one .safetensors file with the weights and everything needed to use them.
 
 The file's metadata holds a JSON card, so loading never needs retyped settings: format version, name, architecture,
-grid, schedule, modalities and their classes, focus (where it has one), training data and license, measured accuracy,
-creation.
+grid, schedule, modalities and their classes, focus and agreement (where it has them), training data and license,
+measured accuracy, creation.
 """
 from __future__ import annotations
 

@@ -197,6 +197,12 @@ def test_confidence_follows_spread_and_similarity():
     assert [confidence(0.19, 1.1), confidence(0.21, 1.8), confidence(0.5, 6.0), confidence(0.05, 0.1)] == ["poor"] * 4
     assert confidence(0.2, None) == "fair"
 
+    def asked(similarity, agreement, agreed=0.65):
+        return judge(Quality(0.05, similarity, 1.0, 2.0, agreement=agreement), still, agreed=agreed).confidence
+
+    assert [asked(0.2, 0.7), asked(0.2, 0.6), asked(0.2, None), asked(0.1, 0.9)] == ["fair", "poor", "poor", "poor"]
+    assert asked(0.2, 0.7, agreed=None) == "poor"  # a network of which nobody knows whether it can tell
+
 
 def test_a_brain_in_a_head_is_as_alike_one_way_as_the_other(brain):
     """The head: the brain in a thick shell of its own texture, so that most of its tissue is not in the brain."""

@@ -122,8 +122,11 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     assert torch.equal(loaded.focus_on("oct")(values), network.eval()(values))
     assert loaded.focus_on("any") is None  # what may be anything may have no such part
     assert load_model("retina", "oct", "oct").focus is None
-    save_model(path, model.network, {**card, "focus": {**card["focus"], "modalities": ["octa"]}}, focus=network)
+    save_model(path, model.network, {**card, "focus": {**card["focus"], "modalities": ["octa"]},
+                                     "agreement": {"octa": 0.5}}, focus=network)
     loaded = load_model(path, "oct", "oct")
+    told = [loaded.agreement_from(*keys) for keys in (("octa", "octa"), ("octa", "oct"), ("oct", "oct"))]
+    assert told == [0.5, None, None]
     assert loaded.focus_on("oct") is None and loaded.focus_on("octa") is loaded.focus
     save_model(path, model.network, {**card, "focus": {"channels": [8, 16, 16]}}, focus=network)
     with pytest.raises(ModelError, match="at8.0.0.weight"):
