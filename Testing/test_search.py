@@ -138,3 +138,23 @@ def test_likeness_is_highest_where_a_brain_lies_on_itself(brain):
     there = search.likeness(cube, cube, np.eye(4))
     turned = search.likeness(cube, cube, geometry.about(TURN, brain.center(), np.zeros(3)))
     assert there > 0.95 and turned < search.DOUBTFUL
+
+
+def test_matched_places_find_any_pose_and_agree_with_it_only():
+    """The bundled model that matches all with all: what it agrees with is the pose it found, not one 40 mm off."""
+    from SpatialDiffusionCore.cube import model_cube
+    from SpatialDiffusionCore.model import load_model
+
+    folder = Path(volume.__file__).parent / "demo"
+    moving, fixed = (volume.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
+    model = load_model("heads", "t1-brain", "t1-brain")
+    cubes = [model_cube(v, None, "t1-brain", model.card, "cpu") for v in (moving, fixed)]
+    places = model.correspondences("t1-brain", "t1-brain")
+    poses, _ = search.network_poses(*cubes, places)
+    first = cubes[0].frame @ poses[0] @ np.linalg.inv(cubes[1].frame)
+    expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
+    tissue = cubes[1].prepared.tissue_center, cubes[1].prepared.tissue_covariance
+    assert geometry.displacement_rms(first, expected, *tissue) < 25.0
+    aside = geometry.from_parts(np.eye(3), [40.0, 0, 0]) @ expected
+    right, wrong = (search.agreement(*cubes, world, places) for world in (expected, aside))
+    assert right > 0.8 and wrong < 0.5
