@@ -164,19 +164,20 @@ def error(percent: float):
 def cost(records) -> str:
     """CPU seconds and memory of one registration, a row a method.
 
-    Wall seconds are in the records, too; on a machine that does other work they say more about that.
+    Wall seconds are in the records, too; on a machine that does other work they say more about that. Records that were
+    made on a slower or faster machine than the others have no seconds.
     """
     rows = []
     for method in methods(records):
         found = pick(records, method=method)
-        timed = [r for r in found if "seconds" in r]
+        timed = [r for r in found if "cpu_seconds" in r]
         if timed:
             cpu = [r["cpu_seconds"] for r in timed]
             values = [f"{np.median(cpu):.2f}", f"{np.percentile(cpu, 95):.2f}",
                       f"{max(r['peak_mb'] for r in timed):.0f}"]
         else:
             values = ["–"] * 3
-        rows.append([label(method), *values, f"{len(found) - len(timed)} of {len(found)}"])
+        rows.append([label(method), *values, f"{sum('error' in r for r in found)} of {len(found)}"])
     return table(["", "CPU seconds, median", "95 %", "peak memory, MB", "failed"], rows)
 
 
