@@ -218,8 +218,8 @@ class Model:
 
     def focus_on(self, key: str):
         """The network that says where to look in volumes of a modality; None where there is none for it."""
-        known = self.card.get("focus", {}).get("modalities")
-        return None if key == "any" or (known is not None and key not in known) else self.focus
+        known = self.card.get("focus", {}).get("modalities", self.card["modalities"])
+        return self.focus if key != "any" and key in known else None
 
     def agreement_from(self, moving_modality: str, fixed_modality: str):
         """From where on, 0…1, an answer is right with which the network agrees (search.agreement), as measured for two

@@ -120,6 +120,7 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     loaded = load_model(path, "oct", "oct")
     values = torch.rand(1, 1, 16, 16, 16)
     assert torch.equal(loaded.focus_on("oct")(values), network.eval()(values))
+    assert loaded.focus_on("ct-head-neck") is None  # not what it was trained on
     assert loaded.focus_on("any") is None  # what may be anything may have no such part
     assert load_model("retina", "oct", "oct").focus is None
     save_model(path, model.network, {**card, "focus": {**card["focus"], "modalities": ["octa"]},
