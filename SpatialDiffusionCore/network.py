@@ -2,7 +2,8 @@
 
 ``AffineTransformer`` is the published 3D affine spatial transformer, key for key. ``PointTransformer`` sees each
 volume alone, finds corresponding feature points in both and solves for the affine by weighted least squares;
-``MatchTransformer`` does so with places that it matches all with all. All take (fixed, moving, t, class) and return θ, B×3×4 normalized (see geometry.py).
+``MatchTransformer`` does so with places that it matches all with all. All take (fixed, moving, t, class) and return θ,
+B×3×4 normalized (see geometry.py).
 """
 from __future__ import annotations
 

@@ -522,7 +522,8 @@ def find_graphs(folder) -> list:
 
 def write(folder, kind: str, count: int, seed: int = 0, graphs=(), turn: float = 180.0, report=print,
           troubles: bool = True) -> Path:
-    """Write ``count`` pairs (see make_pair) into ``folder`` and partners.tsv, which names pairs and transforms (datasets.py); its path.
+    """Write ``count`` pairs (see make_pair) into ``folder``, and partners.tsv, which names pairs and transforms
+    (datasets.py); its path.
 
     Pairs whose scans are there already are not made again.
     """
@@ -560,7 +561,8 @@ def main(argv=None) -> int:
     parser.add_argument("--graphs", default="", metavar="DIR", help="folder of vessel graphs (default: grown vessels)")
     chosen = parser.parse_args(argv)
     return command.run("retina", lambda: write(
-        chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn, troubles=chosen.troubles))
+        chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn,
+        troubles=chosen.troubles))
 
 
 if __name__ == "__main__":
