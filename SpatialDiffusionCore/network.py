@@ -7,6 +7,7 @@ B×3×4 normalized (see geometry.py).
 """
 from __future__ import annotations
 
+import functools
 import math
 from typing import Sequence
 
@@ -225,18 +226,19 @@ class _Pyramid(_Conditioned):
         self.mix4 = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, c4, 3, 1, 1))
 
     def encode(self, volume, t, class_id):
-        """Features at 1/4 and at 1/16 of the size of B×1×D×H×W preprocessed volumes in 0…1."""
+        """Features at 1/2, at 1/4 and at 1/16 of the size of B×1×D×H×W preprocessed volumes in 0…1."""
         x = volume * 2 - 1
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
         ids = self.class_ids(class_id, x.shape[0], x.device, 4)
-        f4 = self.down4(self.stem(x), code, ids[0])
+        f2 = self.stem(x)
+        f4 = self.down4(f2, code, ids[0])
         f8 = self.down8(f4, code, ids[1])
         f16 = self.down16(f8, code, ids[2])
         up = F.interpolate(self.up8(f16), size=f8.shape[2:], mode="trilinear", align_corners=False)
         f8 = self.mix8(f8 + up, code, ids[3])
         up = F.interpolate(self.up4(f8), size=f4.shape[2:], mode="trilinear", align_corners=False)
         f4 = f4 + up
-        return f4 + self.mix4(f4), f16
+        return f2, f4 + self.mix4(f4), f16
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
         """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
@@ -257,9 +259,9 @@ class _Pyramid(_Conditioned):
         """
         raise NotImplementedError
 
-    def describe_both(self, fixed, moving, t, class_id, preprocessing):
+    def describe_both(self, fixed, moving, t, class_id, preprocessing, **options):
         """The descriptions of the fixed and of the moving volumes."""
-        describe = self.describe
+        describe = functools.partial(self.describe, **options)
         if len(fixed) > 1 and fixed.stride(0) == 0 and not self.training and bool((t == t[0]).all()):
             # One volume expanded to a batch (several poses of the moving one): seen once.
             one = None if class_id is None else class_id[:1]
@@ -304,7 +306,7 @@ class PointTransformer(_Pyramid):
 
     def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
         """Points (B×N×3, normalized x, y, z) and log-weights (B×N) of B×1×D×H×W volumes in 0…1."""
-        f4, f16 = self.encode(preprocess(volume, preprocessing), t, class_id)
+        _, f4, f16 = self.encode(preprocess(volume, preprocessing), t, class_id)
         return centers_of_mass(self.sharpness * self.heat(f4).float()), self.trust(f16).float()
 
     def correspond(self, fixed, moving):
@@ -319,8 +321,13 @@ class MatchTransformer(_Pyramid):
     counts as far as it is mutual (dual softmax, as in LoFTR, Sun et al., arXiv 2104.00680), and the affine is the
     weighted least-squares fit. Unlike feature points it needs no place that every scan shows: vessels of a retina, and
     parts of a body that only some scans hold, will do. cells: how many of each volume, the brightest, take part.
-    features: length of their vectors. The other arguments as in PointTransformer.
+    features: length of their vectors. fine: length of the vectors of cells of 2³ voxels, which are compared in turn with
+    those about the place where the first affine puts them (0: no such second look). The other arguments as in
+    PointTransformer.
     """
+
+    #: How many fine cells to either side the second look reaches.
+    REACH = 2
 
     def __init__(
         self,
@@ -328,31 +335,42 @@ class MatchTransformer(_Pyramid):
         channels: Sequence[int] = (16, 64, 128, 128),
         features: int = 48,
         cells: int = 1024,
+        fine: int = 0,
         n_classes: int = 1,
         class_dropout: float = 0.15,
         groups: int = 8,
         time_width: int = 128,
     ):
         super().__init__(volume_size, channels, n_classes, class_dropout, groups, time_width)
-        c4 = int(channels[1])
-        self.count = int(cells)
+        c2, c4 = int(channels[0]), int(channels[1])
+        self.count, self.fine = int(cells), int(fine)
         self.feature = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), nn.Conv3d(c4, features + 1, 1))
         # Logits are cosines times this; and minus the squared distance times what the timestep says about it.
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
         self.nearness = nn.Sequential(nn.GELU(), nn.Linear(time_width, 1))
+        if self.fine:
+            self.up2 = nn.Conv3d(c4, fine, 1)
+            self.mix2 = nn.Conv3d(c2, fine, 3, 1, 1)
+            self.feature2 = nn.Sequential(nn.GroupNorm(groups, fine), nn.SiLU(), nn.Conv3d(fine, fine + 1, 3, 1, 1))
+            self.log_sharpness2 = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
+    def describe(self, volume, t, class_id=None, preprocessing: str = "none", fine: bool = False):
         """Vectors of length 1 (B×N×F), centers (B×N×3, normalized x, y, z) and log-weights (B×N) of the cells, and how
-        near a match should lie (B)."""
+        near a match should lie (B). With ``fine`` also which cells these are (B×N) and the fine vectors and log-weights
+        (B×(fine + 1)×D/2×H/2×W/2)."""
         volume = preprocess(volume, preprocessing)
-        f4, _ = self.encode(volume, t, class_id)
+        f2, f4, _ = self.encode(volume, t, class_id)
         found = self.feature(f4).float().flatten(2)
         light = F.adaptive_avg_pool3d(volume.float(), f4.shape[2:]).flatten(1)
         kept = light.topk(min(self.count, light.shape[1]), dim=1).indices
         found = found.gather(2, kept[:, None].expand(-1, found.shape[1], -1)).transpose(1, 2)
         centers = cell_centers(f4.shape[2:], f4.device)[kept]
         near = F.softplus(self.nearness(self.time_mlp(sinusoidal_code(t, self.time_width))).float())[:, 0]
-        return F.normalize(found[..., :-1], dim=2), centers, found[..., -1], near
+        coarse = F.normalize(found[..., :-1], dim=2), centers, found[..., -1], near
+        if not fine:
+            return coarse
+        up = F.interpolate(self.up2(f4), size=f2.shape[2:], mode="trilinear", align_corners=False)
+        return *coarse, kept, self.feature2(up + self.mix2(f2)).float()
 
     def compare(self, fixed, moving):
         """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of every fixed cell given a moving one.
@@ -368,32 +386,76 @@ class MatchTransformer(_Pyramid):
         found = mutual.logsumexp(2)
         return fixed[1], mutual.softmax(2) @ moving[1], fixed[2] + found, found.exp().mean(1)
 
+    def look_again(self, fixed, moving, trust, theta):
+        """(source, places tried, their log-probabilities, log-weights) of a fine cell in each of the surer half of the cells.
+
+        fixed, moving: descriptions with their fine parts; trust: B×N log-weights of the coarse matches; theta: B×3×4, about
+        whose answer it looks. Places are B×N×M×3, M = (2·REACH + 1)³.
+        """
+        trust, surer = trust.topk((trust.shape[1] + 1) // 2, dim=1)
+        kept, grid, other = fixed[4].gather(1, surer), fixed[5], F.normalize(moving[5][:, :-1], dim=1)
+        cell = 2.0 / torch.tensor(grid.shape[:1:-1], device=grid.device)
+        chosen = grid[:, :, ::2, ::2, ::2].flatten(2)
+        chosen = chosen.gather(2, kept[:, None].expand(-1, chosen.shape[1], -1)).transpose(1, 2)
+        every = cell_centers(grid.shape[2:], grid.device).view(*grid.shape[2:], 3)
+        source = every[::2, ::2, ::2].reshape(-1, 3)[kept]
+        steps = torch.arange(-self.REACH, self.REACH + 1, device=grid.device)
+        offsets = torch.cartesian_prod(steps, steps, steps) * cell
+        there = source @ theta[:, :, :3].transpose(1, 2) + theta[:, None, :, 3]
+        places = there[:, :, None] + offsets
+        seen = F.grid_sample(other, places[:, :, :, None], align_corners=False)[..., 0]
+        alike = torch.einsum("bnf,bfnm->bnm", F.normalize(chosen[..., :-1], dim=2), seen)
+        found = (self.log_sharpness2.exp() * alike).log_softmax(2)
+        # A match that spreads over many places says little: the chance that two draws from it agree.
+        return source, places, found, trust + chosen[..., -1] + (2 * found).logsumexp(2)
+
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none"), target=None):
-        """As in PointTransformer. With ``target``, the true θ, (θ, cross-entropy of the matches per sample, B)."""
-        if target is None:
-            return super().forward(fixed, moving, t, class_id, preprocessing)
-        first, second = self.describe_both(fixed, moving, t, class_id, preprocessing)
+        """As in PointTransformer. With ``target``, the true θ, (the θ of each look, cross-entropy of the matches, B)."""
+        first, second = self.describe_both(fixed, moving, t, class_id, preprocessing, fine=bool(self.fine))
         with torch.autocast(fixed.device.type, enabled=False):
-            compared = self.compare(first, second)
-            source, aim, trust, _ = self.correspond(first, second, compared)
-            cell = 2.0 / torch.tensor([n // 4 for n in fixed.shape[:1:-1]], device=source.device)
-            entropy = match_entropy(*compared, first[1], second[1], target, cell)
-            return solve_affine(source, aim, torch.softmax(trust, dim=1)), entropy
+            compared = self.compare(first[:4], second[:4])
+            source, aim, trust, _ = self.correspond(first[:4], second[:4], compared)
+            thetas, entropy = [solve_affine(source, aim, torch.softmax(trust, dim=1))], 0.0
+            if target is not None:
+                target = target.float()
+                entropy = match_entropy(*compared, first[1], second[1], target, remaining_grid(fixed.shape[2:], 1))
+            if self.fine:
+                source, places, found, trust = self.look_again(first, second, trust, thetas[0].detach())
+                aim = (found.exp()[..., None] * places).sum(2)
+                thetas.append(solve_affine(source, aim, torch.softmax(trust, dim=1)))
+                if target is not None:
+                    true = source @ target[:, :, :3].transpose(1, 2) + target[:, None, :, 3]
+                    weight = true_weights(true, places, 2.0 / torch.tensor(second[5].shape[:1:-1], device=true.device))
+                    entropy = entropy - (weight * found).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1.0)
+        return thetas[-1] if target is None else (thetas, entropy)
 
 
-def match_entropy(rows, columns, x, y, target, cell):
-    """Cross-entropy (B) of the matches of cells at x (B×N×3) and y (B×M×3) under the true θ (B×3×4).
+def true_weights(true, places, cell, present=1.0):
+    """How far each place (B×N×M×3) is the true one (B×N×3): trilinear weights of cells with edges ``cell`` (3) where
+    ``present``, B×N×M; 0 for all places of a true one of which they hold less than half."""
+    weight = present * (1 - (true[:, :, None] - places).abs() / cell).clamp_min(0).prod(3)
+    return weight * (weight.sum(2, keepdim=True) > 0.5)
 
-    rows, columns: B×N×M log-probabilities of y given x and of x given y. A true place between cells (edges: cell, 3)
-    counts for its neighbors by trilinear weights; those of which the moving cells hold less than half count for nothing.
+
+def match_entropy(rows, columns, x, y, target, shape):
+    """Cross-entropy (B) of the matches of cells at x (B×N×3) and y (B×M×3) of a D×H×W grid under the true θ (B×3×4).
+
+    rows, columns: B×N×M log-probabilities of y given x and of x given y.
     """
+    size = torch.tensor(tuple(shape)[::-1], device=x.device)
+    cell = 2.0 / size
+    strides = torch.tensor([1, shape[2], shape[1] * shape[2]], device=x.device)
+    where = torch.full((len(y), math.prod(shape)), -1, device=x.device)
+    numbers = torch.arange(y.shape[1], device=x.device).expand(len(y), -1)
+    where.scatter_(1, (((y + 1) / cell - 0.5).round().long() * strides).sum(2), numbers)
     true = x @ target[:, :, :3].transpose(1, 2) + target[:, None, :, 3]
-    weight = torch.ones_like(rows)
-    for axis in range(3):
-        apart = (true[..., axis, None] - y[:, None, :, axis]).abs() / cell[axis]
-        weight = weight * (1 - apart).clamp_min(0)
-    weight = weight * (weight.sum(2, keepdim=True) > 0.5)
-    return -(weight * (rows + columns)).sum((1, 2)) / (2 * weight.sum((1, 2)).clamp_min(1.0))
+    steps = torch.arange(2, device=x.device)
+    corners = ((true + 1) / cell - 0.5).floor().long()[:, :, None] + torch.cartesian_prod(steps, steps, steps)
+    inside = ((corners >= 0) & (corners < size)).all(3)
+    index = where.gather(1, ((corners * strides).sum(3) * inside).flatten(1)).view(inside.shape)
+    weight = true_weights(true, (corners + 0.5) * cell - 1, cell, (inside & (index >= 0)).float())
+    found = rows.gather(2, index.clamp_min(0)) + columns.gather(2, index.clamp_min(0))
+    return -(weight * found).sum((1, 2)) / (2 * weight.sum((1, 2)).clamp_min(1.0))
 
 
 def cell_centers(shape, device) -> torch.Tensor:

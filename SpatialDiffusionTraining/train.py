@@ -263,7 +263,8 @@ def initial_weights(source, network):
     """A state dictionary from a run folder (EMA of the best, else of the newest) or a model file.
 
     A network with classes may start from one without, or with fewer: the first classes keep their rows, the others
-    begin like no modality (at zero where there were no classes), so they are alike at first.
+    begin like no modality (at zero where there were no classes), so they are alike at first. Parts that the source lacks
+    (``fine`` of the matches) begin anew, if all that it has is used.
     """
     import torch
 
@@ -283,6 +284,8 @@ def initial_weights(source, network):
         more = len(value) - len(weights[key]) if "class_embedding" in key else 0
         if more > 0:
             weights[key] = torch.cat([weights[key], weights[key][:1].expand(more, -1)])
+    if weights.keys() <= own.keys():
+        weights = {**own, **weights}
     wrong = [k for k in own if k not in weights or weights[k].shape != own[k].shape]
     if wrong:
         raise InputError(f"{source} does not fit this network; the first tensor that differs is {wrong[0]}.")

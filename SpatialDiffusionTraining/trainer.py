@@ -153,8 +153,9 @@ class Trainer:
         """Loss per sample of a batch of collection number ``index``, B."""
         class_id = pairs.class_id if self.conditional else None
         if self.architecture["head"] == "matches":
-            predicted, entropy = self.network(pairs.fixed, pairs.moving, pairs.t, class_id, target=pairs.target)
-            return self._affine_loss(predicted, pairs, index) + self.settings.optimization.matching * entropy
+            looks, entropy = self.network(pairs.fixed, pairs.moving, pairs.t, class_id, target=pairs.target)
+            affine = sum(self._affine_loss(predicted, pairs, index) for predicted in looks) / len(looks)
+            return affine + self.settings.optimization.matching * entropy
         return self._affine_loss(self.network(pairs.fixed, pairs.moving, pairs.t, class_id), pairs, index)
 
     def _affine_loss(self, predicted, pairs, index):

@@ -248,21 +248,44 @@ def test_the_entropy_of_matches_is_least_at_the_true_places():
     rows, columns = sure.log_softmax(2), sure.log_softmax(1)
     shifted = torch.eye(3, 4)[None].clone()
     shifted[0, 0, 3] = 0.5  # one cell to the right
-    cell = torch.full((3,), 0.5)
-    right = n.match_entropy(rows, columns, centers, centers, torch.eye(3, 4)[None], cell)
-    wrong = n.match_entropy(rows, columns, centers, centers, shifted, cell)
+    mixed = torch.randperm(64, generator=torch.Generator().manual_seed(3))  # the order of the cells does not matter
+    right = n.match_entropy(rows[:, :, mixed], columns[:, :, mixed], centers, centers[:, mixed], torch.eye(3, 4)[None],
+                            (4, 4, 4))
+    wrong = n.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4))
     assert right.item() == pytest.approx(0.0, abs=1e-4) and wrong.item() == pytest.approx(40.0, rel=1e-3)
     shifted[0, 0, 3] = 10.0  # nothing is there
-    assert n.match_entropy(rows, columns, centers, centers, shifted, cell).item() == 0.0
+    assert n.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4)).item() == 0.0
+    between = torch.eye(3, 4)[None].clone()
+    between[0, 0, 3] = 0.125  # a quarter of a cell: a quarter of the weight lies where no match is, but for the last of a row
+    some = n.match_entropy(rows, columns, centers, centers, between, (4, 4, 4)).item()
+    assert some == pytest.approx(0.25 * 40 * 48 / (48 + 16 * 0.75), rel=1e-3)
 
 
 def test_the_match_network_learns_from_its_matches_and_from_the_affine():
-    network = built("matches").train()
-    a, b = pair(1, tuple(network.volume_size))
-    theta, entropy = network(a, b, torch.tensor([9]), target=torch.eye(3, 4)[None])
-    assert theta.shape == (1, 3, 4) and entropy.shape == (1,) and entropy > 0
-    (theta.square().sum() + entropy.sum()).backward()
-    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    for fine in (0, 8):
+        network = built("matches", fine=fine).train()
+        a, b = pair(1, tuple(network.volume_size))
+        looks, entropy = network(a, b, torch.tensor([9]), target=torch.eye(3, 4)[None])
+        assert len(looks) == (2 if fine else 1) and entropy.shape == (1,) and entropy > 0
+        assert all(theta.shape == (1, 3, 4) for theta in looks)
+        (sum(theta.square().sum() for theta in looks) + entropy.sum()).backward()
+        assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+
+
+def test_a_second_look_finds_what_lies_a_cell_from_where_the_first_one_ends():
+    network = built("matches", volume_size=[32, 32, 32], cells=512, fine=8)
+    with torch.no_grad():
+        network.log_sharpness2.fill_(math.log(500.0))
+    shape, shift = (16, 16, 16), 2  # fine cells, along W
+    scene = torch.randn(1, 9, 16, 16, 20, generator=torch.Generator().manual_seed(4))
+    fixed, moving = scene[..., shift:shift + 16], scene[..., :16]  # lies higher by two fine cells in the moving one
+    kept = torch.arange(512)[None]
+    theta, trust = torch.eye(3, 4)[None].clone(), torch.zeros(1, 512)
+    theta[0, 0, 3] = 2 / 16  # the first look: one fine cell of the two
+    source, places, found, sure = network.look_again((*[None] * 4, kept, fixed), (*[None] * 4, kept, moving), trust, theta)
+    assert source.shape == (1, 256, 3) and places.shape == (1, 256, 125, 3) and sure.shape == (1, 256)
+    aim, inside = (found.exp()[..., None] * places).sum(2), source[0, :, 0] < 0.6
+    assert torch.allclose((aim - source)[0, inside], torch.tensor([4 / 16, 0, 0]), atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------ building
