@@ -229,15 +229,16 @@ def _factor(hessian, previous, newton, factor, most: float):
 def refine(
     fixed: Side, moving: Side, matrix: torch.Tensor, *, kind: str = "affine", iterations: int = 10,
     linear_fit: bool = True, tuning: float = 2.0, damping: float = 1e-3, longest: float = 15.0, enough: float = 0.02,
-    boldest: float = 1.0, stiffness: float = 0.0,
+    boldest: float = 1.0, stiffness: float = 0.0, free: float = 0.0, already=None,
 ) -> torch.Tensor:
     """Improve B transforms (B×4×4 float64, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
     Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen
     in the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most
     per iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
-    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared strain of the whole change
-    costs, in units of the mean squared residual of a feature.
+    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared logarithmic strain costs, in
+    units of the mean squared residual of a feature; it is that of the matrix after ``already`` (3×3), what was done to the
+    moving volume before. ``free``: as much of it, along each axis, costs nothing.
     """
     radius = fixed.points.square().sum(1).mean().sqrt().double().clamp_min(1e-6)
     matrix = matrix.clone()
@@ -253,10 +254,13 @@ def refine(
         hessian = hessian + across.mT @ back @ across
         slope = slope - (across.mT @ back_slope[..., None])[..., 0]
         if stiffness:
-            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|(MᵀM − I)/2|².
+            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose
+            # slope in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
             weight = 2 * stiffness * len(fixed.values)
-            linear = matrix[:, :3, :3]
-            strain = (linear.mT @ linear - torch.eye(3, dtype=matrix.dtype, device=matrix.device)) / 2
+            linear = matrix[:, :3, :3] if already is None else already @ matrix[:, :3, :3]
+            squares, axes = torch.linalg.eigh(linear.mT @ linear)
+            stretches = squares.clamp_min(1e-6).log() / 2
+            strain = axes @ torch.diag_embed(stretches - stretches.clamp(-free, free)) @ axes.mT
             hessian = hessian + weight * stretch
             slope = slope + weight * F.pad(strain, (0, 1)).flatten(1)
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
@@ -304,9 +308,9 @@ LEVELS = ((1.2, 1.0, 12), (0.6, 0.6, 6))
 #: The largest multiple of a Gauss–Newton step.
 BOLDEST = 4.0
 
-#: What strain costs in the refinement, see ``refine``: without it, every fourth pair of CTs, begun at the right place,
-#: ended with a scale below 0.75 or above 1.33.
-STIFFNESS = 5.0
+#: What strain costs in the refinement, and the logarithmic strain that is free, see ``refine``: people differ by a tenth, and
+#: without it every fourth pair of CTs, begun at the right place, ended with a scale below 0.75 or above 1.33.
+STIFFNESS, FREE = 10.0, 0.1
 
 #: How many of the model's voxels the refinement looks beyond the fixed tissue.
 MARGIN = 2
@@ -341,10 +345,11 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, st
         return world  # no tissue of the moving volume is anywhere near
     change = torch.eye(4, dtype=torch.float64, device=fixed.values.device)[None]
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
-    change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest,
-                    boldest=BOLDEST, stiffness=stiffness)
     # `change` maps the fixed cube to the resampled moving one; both live in the fixed cube's frame.
     frame = grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
+    already = torch.as_tensor((world @ frame)[:3, :3], device=change.device)
+    change = refine(*sides, change, kind=kind, iterations=iterations, linear_fit=False, longest=longest,
+                    boldest=BOLDEST, stiffness=stiffness, free=FREE, already=already)
     return world @ frame @ change[0].cpu().numpy() @ np.linalg.inv(frame)
 
 
