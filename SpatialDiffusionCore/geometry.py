@@ -145,6 +145,14 @@ def project(matrix, kind: str, mean, covariance) -> np.ndarray:
     return from_parts(linear, matrix[:3, :3] @ mean + matrix[:3, 3] - linear @ mean)
 
 
+def limit_strain(matrix, most: float, center) -> np.ndarray:
+    """A 4×4 affine whose logarithmic strains along its principal axes are cut to ±``most``; ``center`` (mm) goes where it
+    went."""
+    u, stretches, vt = np.linalg.svd(matrix[:3, :3])
+    linear = (u * np.exp(np.clip(np.log(stretches), -most, most))) @ vt
+    return from_parts(linear, matrix[:3, :3] @ center + matrix[:3, 3] - linear @ center)
+
+
 def displacement_rms(a, b, mean, covariance) -> float:
     """RMS distance in mm between the images under two transforms of a cloud with that mean and covariance."""
     difference = np.asarray(a, float) - np.asarray(b, float)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -24,6 +25,9 @@ SAMPLERS = ("fast", "reference")
 
 #: Candidates of the search by the network's points that go through the diffusion.
 NETWORK_CANDIDATES = 6
+
+#: Largest logarithmic strain of a candidate for refinement, which may find more.
+STRAIN = 0.2
 
 #: Steps of the fast diffusion: four to eight do, one does not (measured with a small model on ten unseen subjects).
 DEFAULT_STEPS = 4
@@ -262,7 +266,7 @@ def registration_steps(
     second_to_first, polished, spread, details = outcome
     agreement = details.pop("agreement", None)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
-    tissue = second.prepared.tissue_center, second.prepared.tissue_covariance
+    tissue = _tissue(second)
     second_to_first = geometry.project(second_to_first, options.transform, *tissue)
     fixed_to_moving = geometry.inverse(second_to_first) if swap else second_to_first
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
@@ -384,7 +388,8 @@ def _fast(moving, fixed, model, options: Options):
     count = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
     total = 2 + count + (1 if options.polish else 0)
     places = model.correspondences(options.moving_modality, options.fixed_modality) if count else None
-    by_network, seen = options.search == "network", fixed
+    least = model.agreement_from(options.moving_modality, options.fixed_modality) if places is not None else None
+    by_network, seen, header = options.search == "network", fixed, None
     if options.init is not None:
         candidates = [np.linalg.inv(options.init)]
     elif by_network:
@@ -396,6 +401,10 @@ def _fast(moving, fixed, model, options: Options):
     elif options.search:
         poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
         candidates = [_to_world(m, moving, fixed) for m in poses]
+        if least is not None:  # where the network is known to be good: what it finds if both headers are about right
+            poses, _ = search.network_poses(moving, fixed, places, keep=1, turned="neither")
+            header = _to_world(poses[0], moving, fixed)
+            candidates.append(header)
     else:
         centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
         candidates = [geometry.from_parts(np.eye(3), centers)]
@@ -404,6 +413,8 @@ def _fast(moving, fixed, model, options: Options):
     if count:
         for index, worlds in _diffused(moving, seen, model, options, candidates, count):
             yield Step(1 + index, total, "Diffusion", geometry.inverse(worlds[0]))
+        if options.polish and options.init is None:
+            worlds = _plausible(worlds, fixed)
     world, details = worlds[0], {"candidates": len(candidates)}
     if by_network:
         world = worlds[int(search.agreements(moving, seen, worlds, places).argmax())]
@@ -413,25 +424,38 @@ def _fast(moving, fixed, model, options: Options):
         frames = [_to_frames(w, moving, fixed) for w in everything]
         best = search.rank(moving, fixed, frames, options.rotations).best
         world, details["best"] = everything[best], "diffusion" if count and best < len(worlds) else "search"
-    polished = False
-    if options.polish:
-        world, polished = _polish(moving, fixed, world, options)
-        yield Step(2 + count, total, "Refining", geometry.inverse(world))
-    least = model.agreement_from(options.moving_modality, options.fixed_modality) if places is not None else None
 
     def agreement(world):
         return None if least is None else search.agreement(moving, fixed, world, places)
 
-    details["agreement"] = agreement(world)
+    def refined(world, enough=5.0):
+        """(world, whether refined, agreement): undone where the network agreed before, and does not after."""
+        world = geometry.project(world, options.transform, *_tissue(fixed))
+        found, changed = _polish(moving, fixed, world, options, enough)
+        agreed = agreement(found)
+        if changed and least is not None and agreed < least:
+            before = agreement(world)
+            if before >= least:
+                return world, False, before
+        return found, changed, agreed
+
+    polished, agreed = False, None
+    if options.polish:
+        world, polished, agreed = refined(world)
+        if header is not None and agreed < least:
+            other = refined(header)
+            if other[2] > agreed:
+                (world, polished, agreed), details["best"] = other, "network"
+        yield Step(2 + count, total, "Refining", geometry.inverse(world))
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
         doubtful = _alike(moving, fixed, world)[0] < quality_module.CONVINCING
-        if doubtful and not (least is not None and details["agreement"] >= least):
-            alike = search.likeness(moving, fixed, world)
+        if doubtful and not (least is not None and agreed >= least):
+            so_far = search.likeness(moving, fixed, world) if least is None else agreed
             further = _search_further(moving, fixed, model, options, places, count, total, least)
-            (likest, found), total = yield from further
-            if likest > alike:
-                found, polished = _polish(moving, fixed, found, options, enough=1.0)
-                world, details["best"], details["agreement"] = found, "wider search", agreement(found)
+            (better, found), total = yield from further
+            if better > so_far:
+                (world, polished, agreed), details["best"] = refined(found, 1.0), "wider search"
+    details["agreement"] = agreement(world) if agreed is None else agreed
     frames = _to_frames(world, moving, fixed)
     spread = search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
     yield Step(total, total, "Checking", geometry.inverse(world))
@@ -453,40 +477,58 @@ def _diffused(moving, fixed, model, options: Options, candidates, count: int):
         yield step.index, [_theta_to_world(theta, moving, fixed) for theta in step.theta]
 
 
+def _plausible(worlds, fixed) -> list:
+    """Candidates without more strain than ``STRAIN``: squeezed, a volume is alike to what is left of the other."""
+    return [geometry.limit_strain(world, STRAIN, fixed.prepared.tissue_center) for world in worlds]
+
+
 def _search_further(moving, fixed, model, options: Options, places, count: int, total: int, least: Optional[float]):
     """Many more candidates, compared by self-similarity: those of correlation and, where these do not convince, the
-    network's own; the other way round where the network can tell a right answer (``least`` is its agreement from there).
+    network's own. Where the network can tell a right answer (``least`` is its agreement from there) its own come first,
+    and the answers are compared by its agreement.
 
-    Returns ((likeness, fixed → moving RAS), steps in all).
+    Returns ((likeness or agreement, fixed → moving RAS), steps in all).
     """
     from . import search
 
     def wide():
         return [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
 
-    def network():
-        poses, upright = search.network_poses(moving, fixed, places)
+    def network(turned):
+        poses, upright = search.network_poses(moving, fixed, places, turned=turned)
         found = [_to_world(m, moving, fixed) for m in poses]
         for _, worlds in _diffused(moving, upright, model, options, found[:NETWORK_CANDIDATES], count):
             pass
-        return worlds + found
+        return found + _plausible(worlds, fixed)
 
-    sources = [wide] if places is None else [wide, network] if least is None else [network, wide]
+    most = search.WIDE_CANDIDATES + NETWORK_CANDIDATES
+    sources = [(wide, 2 * search.WIDE_CANDIDATES)]
+    if least is not None:
+        sources = [(partial(network, turned), most) for turned in ("moving", "fixed")] + sources
+    elif places is not None:
+        sources.append((partial(network, "either"), most))
     stage, index, best = "Searching further", total - 1, None
-    most = {wide: 2 * search.WIDE_CANDIDATES, network: search.WIDE_CANDIDATES + NETWORK_CANDIDATES}
-    total += sum(most[source] + search.ROUNDS[0][0] + 2 for source in sources)
-    for source in sources:
+    total += sum(most + search.ROUNDS[0][0] + 2 for _, most in sources)
+    for source, _ in sources:
         candidates = source()
         index += 1
         yield Step(index, total, stage, geometry.inverse(candidates[0]))
         for found in search.settle(moving, fixed, candidates, options.transform, options.seed):
             index += 1
             yield Step(index, total, stage, geometry.inverse(found[1]))
+        if least is not None:
+            # The first pose, too: where volumes have little in common, the refinement of the network's leads away from it.
+            both = found[1], candidates[0]
+            found = max(((search.agreement(moving, fixed, w, places), w) for w in both), key=lambda pair: pair[0])
         best = found if best is None else max(best, found, key=lambda pair: pair[0])
-        agreed = least is not None and search.agreement(moving, fixed, best[1], places) >= least
-        if agreed or best[0] >= search.DOUBTFUL:
+        if best[0] >= (search.DOUBTFUL if least is None else least):
             break
     return best, total
+
+
+def _tissue(cube) -> tuple:
+    """Mean (3, RAS mm) and covariance (3×3) of a cube's tissue."""
+    return cube.prepared.tissue_center, cube.prepared.tissue_covariance
 
 
 def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 5.0):
@@ -498,7 +540,7 @@ def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 
     from .polish import polish
 
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
-    tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
+    tissue = _tissue(fixed)
     start = refined = geometry.project(world, options.transform, *tissue)
     if options.rotations == "depth":
         refined = geometry.project(enface.refine(moving, fixed, start, seed=options.seed), options.transform, *tissue)

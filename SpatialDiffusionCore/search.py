@@ -226,19 +226,21 @@ def masked_correlation(f, mask_f, g, mask_g):
     return torch.where((share >= SHARE) & (scale > 1e-3), score, torch.full_like(score, -1.0))
 
 
-def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES):
+def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: str = "either"):
     """(poses, upright): by what the network finds to correspond, without any similarity of intensities; best first.
 
-    places: see Model.correspondences. One volume as its header says is compared with sixty orientations of the other,
-    and the other way round: one header must be about right, for the network knows heads near their usual orientation
-    only. A pose is good where many places find their partners, and surely. upright: the fixed Cube, turned as the best
-    pose says where the moving header is the right one, for what the network does next.
+    places: see Model.correspondences. turned: whose header may be wrong, the "moving" one, the "fixed" one, "either" of
+    them, or "neither". One volume as its header says is compared with sixty orientations of the other: one header must be
+    about right, for the network knows heads near their usual orientation only. A pose is good where many places find
+    their partners, and surely. upright: the fixed Cube, turned as the best pose says where the moving header is the right
+    one, for what the network does next.
     """
     describe, correspond = places
-    first, second = (_views(cube, describe) for cube in (fixed, moving))
+    first = _views(fixed, describe, turned in ("fixed", "either"))
+    second = _views(moving, describe, turned in ("moving", "either"))
     count = len(second.theta)
     # The group begins with no rotation at all.
-    pairs = [(0, i) for i in range(count)] + [(i, 0) for i in range(1, count)]
+    pairs = [(0, i) for i in range(count)] + [(i, 0) for i in range(1, len(first.theta))]
     *places, sure = _places(first, second, pairs, correspond)
     matrices, score = consensus(*places)
     score = score * sure
@@ -287,7 +289,7 @@ def agreement(moving, fixed, world, places) -> float:
 
 @dataclass(frozen=True)
 class _Views:
-    """A cube in sixty orientations: as the network describes them, and V×3×4 from there to the cube's frame in mm."""
+    """A cube in some orientations: as the network describes them, and V×3×4 from there to the cube's frame in mm."""
 
     described: tuple
     theta: torch.Tensor
@@ -301,13 +303,14 @@ class _Views:
         return points.double() @ matrix[:, :, :3].transpose(1, 2) + matrix[:, None, :, 3]
 
 
-def _views(cube, describe, batch: int = 10) -> _Views:
+def _views(cube, describe, turned: bool, batch: int = 10) -> _Views:
+    """All sixty, or only the one that its header says."""
     from .diffusion import warp
 
     to_ras, center = cube.grid.normalized_to_ras, cube.prepared.tissue_center
     turns = np.array([
         geometry.world_to_theta(geometry.about(r, center, np.zeros(3)), to_ras, to_ras)
-        for r in geometry.rotation_group()
+        for r in (geometry.rotation_group() if turned else [np.eye(3)])
     ])
     theta = torch.as_tensor(turns, dtype=torch.float32, device=cube.values.device)
     described = [describe(warp(cube.values.expand(len(part), -1, -1, -1, -1), part)) for part in theta.split(batch)]
