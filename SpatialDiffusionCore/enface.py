@@ -55,17 +55,18 @@ class Face:
     step: float
 
 
-def _maps(cube):
-    """(2×D×W maps, D×W mask, D×W height, D×W known) of a cube, as Face has them, on the cube's own voxels."""
-    values, support = cube.values[0, 0], cube.support[0, 0]
+def maps_of(values, support, step: float):
+    """(2×D×W maps, D×W mask, D×W height, D×W known) of D×H×W values in 0…1 and support, as Face has them, on the same
+    voxels; step: mm per voxel along depth, H."""
     # Each column by its own brightest tissue: half of the light may be missing in a shadow.
     brightest = blur(values[None, None] * support, 0.6)[0, 0].amax(1)
-    known = (brightest > DARK * brightest[brightest > 0].quantile(0.9)).float()
+    lit = brightest[brightest > 0]
+    known = (brightest > DARK * (lit.quantile(0.9) if len(lit) else 1.0)).float()
     inside = support.sum(1) * (blur(known[None, None, None], 1.5)[0, 0, 0] > 0.5)
     mask = (inside > 0.25 * inside.max()).float()
     known = known * mask
     image = ((values * support).sum(1) / inside.clamp_min(1)).clamp_min(1e-3).log()  # shading becomes a sum
-    depth = (torch.arange(values.shape[1], device=values.device) - (values.shape[1] - 1) / 2) * float(cube.spacing[1])
+    depth = (torch.arange(values.shape[1], device=values.device) - (values.shape[1] - 1) / 2) * step
     weight = (values / brightest.clamp_min(1e-3)[:, None] - 0.35).clamp_min(0) * support
     height = (weight * depth[:, None]).sum(1) / weight.sum(1).clamp_min(1e-6)
     maps = []
@@ -75,6 +76,11 @@ def _maps(cube):
             plane = plane - (plane * where).sum(axis, keepdim=True) / where.sum(axis, keepdim=True).clamp_min(1)
         maps.append(_normalized(plane, where))
     return torch.stack(maps), mask, height, known
+
+
+def _maps(cube):
+    """maps_of a cube."""
+    return maps_of(cube.values[0, 0], cube.support[0, 0], float(cube.spacing[1]))
 
 
 def _finer(grid, factor):

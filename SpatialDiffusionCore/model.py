@@ -212,9 +212,13 @@ class Model:
         return tuple(self.card["grid"]["size"])
 
     def preprocessing(self, key: str) -> str:
-        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING)."""
+        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING, or "front",
+        see network.front_view)."""
+        modality = modalities.get(key)
         # Enhancement to black and white is part of the published recipe; other models see intensities.
-        return modalities.get(key).preprocessing if grid_of(self.card, key)["loading"] == "published" else "none"
+        if grid_of(self.card, key)["loading"] == "published":
+            return modality.preprocessing
+        return "front" if self.card["architecture"].get("front") and modality.rotations == "depth" else "none"
 
     def focus_on(self, key: str):
         """The network that says where to look in volumes of a modality; None where there is none for it."""

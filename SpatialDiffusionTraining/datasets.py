@@ -18,6 +18,7 @@ import torch
 
 from SpatialDiffusionCore import geometry
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.modality import MODALITIES
 
 from . import loaders
 
@@ -131,6 +132,11 @@ class Cache:
     def spacing(self):
         """mm between voxels along (D, H, W) (as set where a loader ignores it)."""
         return tuple(float(n) for n in np.broadcast_to(self.grid["spacing"], 3))
+
+    def from_the_front(self):
+        """Whether all scans are of a modality that is seen from the front, as eyes are."""
+        names = {entry["modality"] for entry in self.entries}
+        return all(name in MODALITIES and MODALITIES[name].rotations == "depth" for name in names)
 
     def rows(self, part, class_id=None):
         """Row numbers of the "train" or "validation" part, of one data set if its class id is given."""

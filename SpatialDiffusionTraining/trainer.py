@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,9 @@ class Trainer:
         self.turns = Sampler([[i] for i in range(len(self.collections))], [c.weight for c in self.collections],
                              settings.run.seed)
         self.architecture = architecture(settings, classes)
+        # How the network is to see the volumes of a collection (the rest of preprocessing is the PairMaker's).
+        self.seen = [("front", "front") if self.architecture.get("front") and c.cache.from_the_front()
+                     else ("none", "none") for c in self.collections]
         torch.manual_seed(settings.run.seed)
         model = build(self.architecture)
         self.conditional = classes > 1
@@ -149,14 +153,19 @@ class Trainer:
         self.reports = Reports(self.run, fabric.global_rank == 0, report)
 
     # ------------------------------------------------------------------------------------- one step
+    def denoiser(self, network, index, class_id):
+        """(fixed, moving, t) → θ of volumes of collection number ``index``."""
+        classes, seen = class_id if self.conditional else None, self.seen[index]
+        return lambda fixed, moving, t, **more: network(fixed, moving, t, classes, seen, **more)
+
     def loss(self, pairs, index=0):
         """Loss per sample of a batch of collection number ``index``, B."""
-        class_id = pairs.class_id if self.conditional else None
+        predict = self.denoiser(self.network, index, pairs.class_id)
         if self.architecture["head"] == "matches":
-            looks, entropy = self.network(pairs.fixed, pairs.moving, pairs.t, class_id, target=pairs.target)
+            looks, entropy = predict(pairs.fixed, pairs.moving, pairs.t, target=pairs.target)
             affine = sum(self._affine_loss(predicted, pairs, index) for predicted in looks) / len(looks)
             return affine + self.settings.optimization.matching * entropy
-        return self._affine_loss(self.network(pairs.fixed, pairs.moving, pairs.t, class_id), pairs, index)
+        return self._affine_loss(predict(pairs.fixed, pairs.moving, pairs.t), pairs, index)
 
     def _affine_loss(self, predicted, pairs, index):
         if self.settings.optimization.loss == "frobenius":
@@ -226,9 +235,7 @@ class Trainer:
         spread_t = [1 + (i * timesteps) // count for i in range(count)]
         result = {}
 
-        def denoise(class_id):
-            return lambda fixed, moving, t: network(fixed, moving, t, class_id if self.conditional else None)
-
+        denoise = partial(self.denoiser, network, index)
         for name, corrupt in (("clean", False), ("corrupted", True)):
             single, final = [], []
             for first in range(0, count, 4):
@@ -408,15 +415,15 @@ class Trainer:
             return
         count = 6
         sheets = {"pairs": [], "predictions": []}
-        for collection, maker in zip(self.collections, self.makers):
+        for index, (collection, maker) in enumerate(zip(self.collections, self.makers)):
             sheets["pairs"].append(sheet(maker.make(collection.sampler.draw(0, count), seeded(7, 5, self.step))))
             if not collection.held_out:
                 continue
             rows = [collection.held_out[i % len(collection.held_out)] for i in range(count)]
             t = torch.linspace(1, self.schedule.timesteps, count).round().long()
             pairs = maker.make(rows, seeded(7, 6), t=t)
-            class_id = pairs.class_id if self.conditional else None
-            predicted = self.ema.ema_model.eval()(pairs.fixed, pairs.moving, pairs.t, class_id)
+            predict = self.denoiser(self.ema.ema_model.eval(), index, pairs.class_id)
+            predicted = predict(pairs.fixed, pairs.moving, pairs.t)
             sheets["predictions"].append(sheet(pairs, predicted))
         self.reports.pictures(self.step, {name: stacked(parts) for name, parts in sheets.items() if parts})
 

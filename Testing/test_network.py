@@ -315,3 +315,40 @@ def test_one_fixed_volume_for_many_poses_is_seen_once_and_gives_the_same():
         copied = network(fixed[:1].repeat(3, 1, 1, 1, 1), moving, t)
     assert seen == [1, 3, 6]
     torch.testing.assert_close(expanded, copied, atol=1e-5, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------- from the front
+def retina(shape=(48, 16, 48), seed=5):
+    """A bright slab whose brightness varies from place to place and whose middle lies at the depths returned, D×W voxels."""
+    coarse = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
+    light = torch.nn.functional.interpolate(coarse, size=(shape[0], shape[2]), mode="bilinear")[0, 0]
+    middle = 7.0 + torch.linspace(-2, 2, shape[2]).expand(shape[0], -1)
+    depth = torch.arange(shape[1]).float()[None, :, None]
+    return (light[:, None] * 0.7 + 0.3) * (1 - (depth - middle[:, None]).abs() / 4).clamp_min(0), middle
+
+
+def test_seen_from_the_front_a_scan_is_two_maps_and_the_depth_of_its_middle():
+    scan, middle = retina()
+    scan[:, :, 40:] = 0  # nothing was scanned there
+    maps, height, known = n.front_view(scan[None, None])
+    assert maps.shape == (1, 1, 48, 2, 48) and height.shape == known.shape == (1, 1, 48, 1, 48)
+    assert bool((known[..., :38] == 1).all()) and bool((known[..., 42:] == 0).all()) and bool((height[..., 42:] == 0).all())
+    assert 0 <= maps.min() and maps.max() <= 1
+    inside = height[0, 0, 4:-4, 0, 4:34]
+    assert torch.allclose(inside, ((2 * middle + 1) / 16 - 1)[4:-4, 4:34], atol=0.02)  # normalized y
+
+
+def test_matches_of_maps_are_places_in_depth_too_and_learn():
+    network = built("matches", volume_size=[48, 16, 48], cells=144, fine=8, front=True)
+    with torch.no_grad():
+        network.log_sharpness.fill_(math.log(5000.0))
+        network.log_sharpness2.fill_(math.log(500.0))
+    fixed = retina()[0][None, None]
+    moving, seen = fixed.roll(1, dims=3), ("front", "front")  # a voxel deeper: 2/16 in normalized y
+    theta = network(fixed, moving, torch.tensor([9]), preprocessing=seen)
+    points = torch.tensor([[-0.3, -0.2, -0.4], [0.4, 0.0, 0.3], [0.0, -0.1, 0.1]])
+    there = points @ theta[0, :, :3].T + theta[0, :, 3]
+    assert torch.allclose(there, points + torch.tensor([0.0, 2 / 16, 0.0]), atol=0.01)
+    looks, entropy = network.train()(fixed, moving, torch.tensor([9]), None, seen, target=torch.eye(3, 4)[None])
+    (sum(look.square().sum() for look in looks) + entropy.sum()).backward()
+    assert not [name for name, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
