@@ -389,25 +389,7 @@ def _fast(moving, fixed, model, options: Options):
     total = 2 + count + (1 if options.polish else 0)
     places = model.correspondences(options.moving_modality, options.fixed_modality) if count else None
     least = model.agreement_from(options.moving_modality, options.fixed_modality) if places is not None else None
-    by_network, seen, header = options.search == "network", fixed, None
-    if options.init is not None:
-        candidates = [np.linalg.inv(options.init)]
-    elif by_network:
-        if places is None:
-            raise InputError(f"The model {model.name} finds no corresponding places, or no steps were asked for; "
-                             "leave the search to the similarity.")
-        poses, seen = search.network_poses(moving, fixed, places, keep=NETWORK_CANDIDATES)
-        candidates = [_to_world(m, moving, fixed) for m in poses]
-    elif options.search:
-        poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
-        candidates = [_to_world(m, moving, fixed) for m in poses]
-        if least is not None:  # where the network is known to be good: what it finds if both headers are about right
-            poses, _ = search.network_poses(moving, fixed, places, keep=1, turned="neither")
-            header = _to_world(poses[0], moving, fixed)
-            candidates.append(header)
-    else:
-        centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
-        candidates = [geometry.from_parts(np.eye(3), centers)]
+    candidates, seen, header = _candidates(moving, fixed, model, options, places, least)
     yield Step(1, total, "Searching the pose", geometry.inverse(candidates[0]))
     worlds = candidates
     if count:
@@ -416,7 +398,7 @@ def _fast(moving, fixed, model, options: Options):
         if options.polish and options.init is None:
             worlds = _plausible(worlds, fixed)
     world, details = worlds[0], {"candidates": len(candidates)}
-    if by_network:
+    if options.search == "network" and options.init is None:
         world = worlds[int(search.agreements(moving, seen, worlds, places).argmax())]
     elif options.search or options.polish:
         # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
@@ -460,6 +442,31 @@ def _fast(moving, fixed, model, options: Options):
     spread = search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
+
+
+def _candidates(moving, fixed, model, options: Options, places, least: Optional[float]):
+    """(fixed → moving RAS transforms to begin from, the fixed cube as the network is to see it, the network's pose if both
+    headers are about right, or None where it is not known to be good)."""
+    from . import search
+
+    if options.init is not None:
+        return [np.linalg.inv(options.init)], fixed, None
+    if options.search == "network":
+        if places is None:
+            raise InputError(f"The model {model.name} finds no corresponding places, or no steps were asked for; "
+                             "leave the search to the similarity.")
+        poses, seen = search.network_poses(moving, fixed, places, keep=NETWORK_CANDIDATES)
+        return [_to_world(m, moving, fixed) for m in poses], seen, None
+    if not options.search:
+        centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
+        return [geometry.from_parts(np.eye(3), centers)], fixed, None
+    poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
+    candidates, header = [_to_world(m, moving, fixed) for m in poses], None
+    if least is not None:
+        poses, _ = search.network_poses(moving, fixed, places, keep=1, turned="neither")
+        header = _to_world(poses[0], moving, fixed)
+        candidates.append(header)
+    return candidates, fixed, header
 
 
 def _diffused(moving, fixed, model, options: Options, candidates, count: int):
