@@ -29,6 +29,9 @@ NETWORK_CANDIDATES = 6
 #: Largest logarithmic strain of a candidate for refinement, which may find more.
 STRAIN = 0.2
 
+#: A refinement that ends so far below the agreement from which the network is trusted is undone, if it agreed before.
+LOST = 0.15
+
 #: Steps of the fast diffusion: four to eight do, one does not (measured with a small model on ten unseen subjects).
 DEFAULT_STEPS = 4
 
@@ -411,11 +414,11 @@ def _fast(moving, fixed, model, options: Options):
         return None if least is None else search.agreement(moving, fixed, world, places)
 
     def refined(world, enough=5.0):
-        """(world, whether refined, agreement): undone where the network agreed before, and does not after."""
+        """(world, whether refined, agreement): undone where the network agreed before, and by far does not after."""
         world = geometry.project(world, options.transform, *_tissue(fixed))
         found, changed = _polish(moving, fixed, world, options, enough)
         agreed = agreement(found)
-        if changed and least is not None and agreed < least:
+        if changed and least is not None and agreed < least - LOST:
             before = agreement(world)
             if before >= least:
                 return world, False, before
