@@ -399,6 +399,7 @@ def spread(moving, fixed, matrix, kind: str, seed: int, rotations: str = "all") 
         turn = geometry.rotation_about(axis, np.radians(degrees))
         starts.append(matrix @ geometry.about(turn, mean, millimeters * np.roll(axis, 1)))
     batch = torch.as_tensor(np.array(starts), device=a.points.device)
-    refined = gauss_newton.refine(a, b, batch, kind=kind, iterations=8).cpu().numpy()
+    refined = gauss_newton.refine(a, b, batch, kind=kind, iterations=8, stiffness=gauss_newton.STIFFNESS,
+                                  free=gauss_newton.FREE).cpu().numpy()
     distances = [geometry.displacement_rms(r, refined[0], mean, covariance) for r in refined[1:]]
     return float(np.sqrt(np.mean(np.square(distances))))
