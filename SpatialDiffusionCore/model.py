@@ -98,6 +98,10 @@ def check_card(card: dict, where="the card") -> dict:
         raise ModelError(f"{where} has a schedule that does not fit ({error}).") from None
     if len(steps) > 1:
         raise ModelError(f"{where} has schedules of {sorted(steps)} timesteps; expected the same number in all.")
+    looks = card.get("focus", {}).get("modalities", [])
+    strange = [name for name in (*looks, *card.get("agreement", {})) if name not in card["modalities"]]
+    if strange:
+        raise ModelError(f"{where} has a focus or an agreement for {strange[0]!r}, which is none of its modalities.")
     return card
 
 

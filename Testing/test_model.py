@@ -172,6 +172,8 @@ def test_what_is_no_model_is_refused(tmp_path):
         (lambda card: card["architecture"].update(n_classes=3), "class_embedding.* shape 3×8, the network needs 4×8"),
         (lambda card: card["architecture"].update(channels=[2, 4, 8, 8, 8, 8, 12]), "shape"),
         (lambda card: card["architecture"].update(volume_size=[80, 24, 18]), "output_head.2.weight"),
+        (lambda card: card.update(focus={"modalities": ["ct-head-neck"]}), "'ct-head-neck', which is none of its"),
+        (lambda card: card.update(agreement={"pet": 0.6}), "'pet', which is none of its"),
         (lambda card: [1, 2], "card"),
     ],
 )
