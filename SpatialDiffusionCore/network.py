@@ -200,17 +200,18 @@ class AffineTransformer(_Conditioned):
 # --- feature points ----------------------------------------------------------------------------------------
 
 
-def solve_affine(source, target, weights, ridge: float = 1e-4):
+def solve_affine(source, target, weights, ridge=1e-4):
     """θ (B×3×4) that maps B×N×3 ``source`` points to ``target`` with B×N weights, by weighted least squares.
 
-    The ridge pulls the 3×3 part to the identity where the points do not determine it (all in one plane, say).
+    The ridge, one number or one per axis (3), pulls the 3×3 part to the identity where the points do not determine it (all
+    in one plane, say).
     """
     weights = weights / weights.sum(dim=1, keepdim=True)
     mean_source = (weights[..., None] * source).sum(1, keepdim=True)
     mean_target = (weights[..., None] * target).sum(1, keepdim=True)
     centered, aimed = source - mean_source, target - mean_target
     weighted = (weights[..., None] * centered).transpose(1, 2)
-    covariance = weighted @ centered + ridge * torch.eye(3, device=source.device)
+    covariance = weighted @ centered + torch.diag(torch.as_tensor(ridge, device=source.device).float().expand(3))
     change = torch.linalg.solve(covariance, weighted @ (aimed - centered)).transpose(1, 2)
     linear = torch.eye(3, device=source.device) + change
     translation = mean_target.transpose(1, 2) - linear @ mean_source.transpose(1, 2)
@@ -346,6 +347,9 @@ class MatchTransformer(_Pyramid):
     #: How many fine cells to either side the second look reaches.
     REACH = 2
 
+    #: The ridge of the fit to places seen from the front: they lie on one surface, which says little about depth.
+    RIDGE = 1e-4, 3e-2, 1e-4
+
     def __init__(
         self,
         volume_size: Sequence[int],
@@ -459,6 +463,7 @@ class MatchTransformer(_Pyramid):
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none"), target=None):
         """As in PointTransformer. With ``target``, the true θ, (the θ of each look, cross-entropy of the matches, B)."""
+        solve = functools.partial(solve_affine, ridge=self.RIDGE) if "front" in preprocessing else solve_affine
         # Maps are single slices, of which half-precision convolutions give gradients that are no numbers (torch 2.13, CPU).
         with contextlib.ExitStack() as stack:
             if "front" in preprocessing:
@@ -467,7 +472,7 @@ class MatchTransformer(_Pyramid):
         with torch.autocast(fixed.device.type, enabled=False):
             compared = self.compare(first[:4], second[:4])
             source, aim, trust, _ = self.correspond(first[:4], second[:4], compared)
-            thetas, entropy = [solve_affine(source, aim, torch.softmax(trust, dim=1))], 0.0
+            thetas, entropy = [solve(source, aim, torch.softmax(trust, dim=1))], 0.0
             if target is not None:
                 target = target.float()
                 known = tuple(side[0].norm(dim=2) > 0.5 for side in (first, second))
@@ -476,7 +481,7 @@ class MatchTransformer(_Pyramid):
             if self.fine:
                 source, places, found, trust = self.look_again(first, second, trust, thetas[0].detach())
                 aim = (found.exp()[..., None] * places).sum(2)
-                thetas.append(solve_affine(source, aim, torch.softmax(trust, dim=1)))
+                thetas.append(solve(source, aim, torch.softmax(trust, dim=1)))
                 if target is not None:
                     true = source @ target[:, :, :3].transpose(1, 2) + target[:, None, :, 3]
                     weight = true_weights(true, places, 2.0 / torch.tensor(second[5].shape[:1:-1], device=true.device))
