@@ -124,5 +124,5 @@ def _summary(records) -> list:
 TASKS = (
     Task("models", "each trained model alone on each modality", _cases, _measure, _section, summary=_summary,
          interleave=True, takes=takes,
-         methods=("centers", "diffusion:t1-brain", "diffusion:heads", "diffusion:heads:any")),
+         methods=("centers", "diffusion:t1-brain", "diffusion:foundation", "diffusion:foundation:any")),
 )

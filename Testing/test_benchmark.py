@@ -317,7 +317,7 @@ def test_the_single_shot_is_one_step_of_either_sampler_and_names_carry_their_ste
     assert np.abs(answers["naive@3"] - answers["naive@1"]).max() > 0.01
     assert tables.label("diffusion@4") == "· diffusion alone, 4 steps"
     assert tables.parse("greedy") == ("greedy", None, None, False)
-    assert tables.parse("diffusion@8:heads:any") == ("diffusion", 8, "heads", True)
+    assert tables.parse("diffusion@8:foundation:any") == ("diffusion", 8, "foundation", True)
     records = [{"task": "steps", "method": f"diffusion@{k}", "case": f"{group}/s", "rotation": 9.0, "seed": 0,
                 "error_mm": 8.0 / k, "success": 8.0 / k < 5, "seconds": 1.0 * k, "cpu_seconds": 1.0 * k, "peak_mb": 9}
                for k in (16, 2) for group in steps.TIMESTEPS]
@@ -337,11 +337,11 @@ def test_models_meet_the_modalities_they_know_told_or_not(heads, tmp_path):
     case = made["oct"].make()
     np.testing.assert_array_equal(case.truth, made["oct"].make().truth)
     assert retinas.measure(case, case.truth)["error_mm"] == 0 < retinas.measure(case, np.eye(4))["error_mm"] < 3
-    told, untold = ours.make("diffusion:heads"), ours.make("diffusion:heads:any")
+    told, untold = ours.make("diffusion:foundation"), ours.make("diffusion:foundation:any")
     for method in (told, untold):
         method.prepare("ct-head-neck", "ct-head-neck")
     assert [m.model.class_id("ct-head-neck", "ct-head-neck") for m in (told, untold)] == [3, 0]
-    assert told.model.name == untold.model.name == "heads"
+    assert told.model.name == untold.model.name == "foundation"
     records = [{"task": "models", "method": m, "case": "oct/eye00", "rotation": 0.0, "seed": 0, "error_mm": 0.5,
                 "success": False} for m in methods[:2]]
     assert "| 0.50 · 0.50 |" in "\n".join(TASKS["models"].summary(records))

@@ -147,7 +147,7 @@ def test_matched_places_find_any_pose_and_agree_with_it_only():
 
     folder = Path(volume.__file__).parent / "demo"
     moving, fixed = (volume.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
-    model = load_model("heads", "t1-brain", "t1-brain")
+    model = load_model("foundation", "t1-brain", "t1-brain")
     cubes = [model_cube(v, None, "t1-brain", model.card, "cpu") for v in (moving, fixed)]
     places = model.correspondences("t1-brain", "t1-brain")
     poses, _ = search.network_poses(*cubes, places)

@@ -128,12 +128,12 @@ def test_masks_of_the_focus_move_with_their_scans(tmp_path):
 def test_a_model_learns_where_to_look_and_keeps_its_own_weights(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     masked_phantoms(tmp_path)
-    model, output = BUNDLED / "heads.safetensors", tmp_path / "heads.safetensors"
+    model, output = BUNDLED / "foundation.safetensors", tmp_path / "foundation.safetensors"
     arguments = [str(model), "--train", str(tmp_path / "scans"), "-o", str(output), "--minutes", "0.05"]
     assert focus.main([*arguments, "--masks", str(tmp_path / "none")]) == 2
     assert "name the one to look at" in capsys.readouterr().err
-    assert focus.main([*arguments, "--masks", str(tmp_path / "none"), "--dataset", "oct"]) == 2
-    assert "not oct" in capsys.readouterr().err
+    assert focus.main([*arguments, "--masks", str(tmp_path / "none"), "--dataset", "any"]) == 2
+    assert "not any" in capsys.readouterr().err
     arguments += ["--dataset", "t1-brain", "--set", "augmentation.artifacts.strip.probability=0"]
     assert focus.main([*arguments, "--masks", str(tmp_path / "none")]) == 2
     assert "named like a scan" in capsys.readouterr().err and not output.exists()
@@ -149,7 +149,7 @@ def test_a_model_learns_where_to_look_and_keeps_its_own_weights(tmp_path, capsys
 def test_a_missing_folder_of_masks_is_named(tmp_path):
     with pytest.raises(SystemExit):
         focus.main([])
-    assert focus.main([str(BUNDLED / "heads.safetensors"), "--train", str(tmp_path), "--masks", "absent"]) == 2
+    assert focus.main([str(BUNDLED / "foundation.safetensors"), "--train", str(tmp_path), "--masks", "absent"]) == 2
 
 
 def test_what_cannot_be_read_is_no_mask(tmp_path):
