@@ -383,8 +383,8 @@ def _reference(moving, fixed, model, options: Options):
 def _fast(moving, fixed, model, options: Options):
     """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
 
-    Where the volumes are not alike enough in the end, and the network, where it can tell, does not agree either, search
-    once more: wider, and by what the network finds to correspond.
+    Where the volumes are not alike enough in the end or repeated runs disagree, and the network, where it can tell, does not
+    agree either, search once more: wider, and by what the network finds to correspond.
     """
     from . import search
 
@@ -432,17 +432,25 @@ def _fast(moving, fixed, model, options: Options):
             if other[2] > agreed:
                 (world, polished, agreed), details["best"] = other, "network"
         yield Step(2 + count, total, "Refining", geometry.inverse(world))
+
+    def spread_of(world):
+        frames = _to_frames(world, moving, fixed)
+        return search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
+
+    spread = spread_of(world)
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
-        doubtful = _alike(moving, fixed, world)[0] < quality_module.CONVINCING
-        if doubtful and not (least is not None and agreed >= least):
-            so_far = search.likeness(moving, fixed, world) if least is None else agreed
+        alike = _alike(moving, fixed, world)[0]
+        # Where volumes are hardly alike, the network's agreement counts for nothing.
+        word = None if least is None else agreed if alike >= quality_module.SIMILARITY_LIMITS[0] else 0.0
+        doubtful = alike < quality_module.CONVINCING or spread > quality_module.SPREAD_LIMITS[1]
+        if doubtful and not (least is not None and word >= least):
+            so_far = search.likeness(moving, fixed, world) if least is None else word
             further = _search_further(moving, fixed, model, options, places, count, total, least)
             (better, found), total = yield from further
             if better > so_far:
                 (world, polished, agreed), details["best"] = refined(found, 1.0), "wider search"
+                spread = spread_of(world)
     details["agreement"] = agreement(world) if agreed is None else agreed
-    frames = _to_frames(world, moving, fixed)
-    spread = search.spread(moving, fixed, frames, options.transform, options.seed, options.rotations)
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
 
