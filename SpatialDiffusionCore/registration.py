@@ -442,7 +442,9 @@ def _fast(moving, fixed, model, options: Options):
         alike = _alike(moving, fixed, world)[0]
         # Where volumes are hardly alike, the network's agreement counts for nothing.
         word = None if least is None else agreed if alike >= quality_module.SIMILARITY_LIMITS[0] else 0.0
-        doubtful = alike < quality_module.CONVINCING or spread > quality_module.SPREAD_LIMITS[1]
+        # Repeated runs compare intensities, which mean nothing between modalities.
+        comparable = options.moving_modality == options.fixed_modality != "any"
+        doubtful = alike < quality_module.CONVINCING or comparable and spread > quality_module.SPREAD_LIMITS[1]
         if doubtful and not (least is not None and word >= least):
             so_far = search.likeness(moving, fixed, world) if least is None else word
             further = _search_further(moving, fixed, model, options, places, count, total, least)
