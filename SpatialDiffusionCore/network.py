@@ -218,6 +218,11 @@ def solve_affine(source, target, weights, ridge=1e-4):
     return torch.cat([linear, translation], dim=2)
 
 
+def transform(points, theta):
+    """Where θ (B×3×4) takes B×N×3 normalized points."""
+    return points @ theta[:, :, :3].transpose(1, 2) + theta[:, None, :, 3]
+
+
 class _Pyramid(_Conditioned):
     """A small U-shaped encoder that sees one volume and gives features on a quarter of the cube's resolution.
 
@@ -443,7 +448,7 @@ class MatchTransformer(_Pyramid):
         offsets = torch.cartesian_prod(steps, steps[self.REACH:self.REACH + 1] if front else steps, steps) * cell
         if front:
             source = torch.stack([source[..., 0], chosen[..., -1], source[..., 2]], dim=2)
-        places = (source @ theta[:, :, :3].transpose(1, 2) + theta[:, None, :, 3])[:, :, None] + offsets
+        places = transform(source, theta)[:, :, None] + offsets
         if front:
             places = places * torch.tensor([1.0, 0.0, 1.0], device=grid.device)
         seen = F.grid_sample(vectors, places[:, :, :, None], align_corners=False)[..., 0]
@@ -483,7 +488,7 @@ class MatchTransformer(_Pyramid):
                 aim = (found.exp()[..., None] * places).sum(2)
                 thetas.append(solve(source, aim, torch.softmax(trust, dim=1)))
                 if target is not None:
-                    true = source @ target[:, :, :3].transpose(1, 2) + target[:, None, :, 3]
+                    true = transform(source, target)
                     weight = true_weights(true, places, 2.0 / torch.tensor(second[5].shape[:1:-1], device=true.device))
                     entropy = entropy - (weight * found).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1.0)
         return thetas[-1] if target is None else (thetas, entropy)
@@ -510,7 +515,7 @@ def match_entropy(rows, columns, x, y, target, shape, known=None):
     if known is not None:
         numbers = numbers.where(known[1], -1)
     where.scatter_(1, (((y + 1) / cell - 0.5).round().long() * strides).sum(2), numbers)
-    true = x @ target[:, :, :3].transpose(1, 2) + target[:, None, :, 3]
+    true = transform(x, target)
     steps = torch.arange(2, device=x.device)
     corners = ((true + 1) / cell - 0.5).floor().long()[:, :, None] + torch.cartesian_prod(steps, steps, steps)
     inside = ((corners >= 0) & (corners < size)).all(3)

@@ -310,3 +310,14 @@ def test_no_rotation_is_further_than_44_5_degrees_from_the_group():
     traces = np.einsum("nij,ijm->nm", group, turns)
     furthest = np.degrees(np.arccos(np.clip((traces.max(axis=0).min() - 1) / 2, -1, 1)))
     assert 42 < furthest <= 44.5
+
+
+def test_strain_is_cut_along_its_own_axes_and_the_center_stays():
+    turn, axes = g.rotation_about([1, 2, 3], 0.7), g.rotation_about([0, 1, 1], 0.4)
+    matrix = g.from_parts(turn @ axes @ np.diag([0.5, 1.1, 1.6]) @ axes.T, [5.0, -3, 8])
+    center = np.array([10.0, 20, -30])
+    limited = g.limit_strain(matrix, 0.2, center)
+    expected = turn @ axes @ np.diag([np.exp(-0.2), 1.1, np.exp(0.2)]) @ axes.T
+    np.testing.assert_allclose(limited[:3, :3], expected, atol=1e-12)
+    np.testing.assert_allclose(g.transform_points(limited, center[None]), g.transform_points(matrix, center[None]))
+    np.testing.assert_allclose(g.limit_strain(matrix, 1.0, center), matrix, atol=1e-12)
