@@ -13,16 +13,16 @@ class Ours:
     """SpatialDiffusionCore.register with some options; the model is loaded before the clock starts.
 
     model: name or file. classless: the model is not told the modality, which still says how volumes are loaded. focus:
-    whether its network that says where to look takes part.
+    whether its network that says where to look takes part. device: where it works.
     """
 
-    def __init__(self, model=None, classless=False, focus=True, **options):
+    def __init__(self, model=None, classless=False, focus=True, device="cpu", **options):
         import torch
 
         from SpatialDiffusionCore.model import catalog
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.file, self.classless, self.focus, self.options = model, classless, focus, options
+        self.file, self.classless, self.focus, self.device, self.options = model, classless, focus, device, options
         _, card = catalog().get(model, (None, {"modalities": ["t1-brain"]}))
         self.prepare(*2 * list(card["modalities"])[-1:])
 
@@ -31,7 +31,7 @@ class Ours:
         from SpatialDiffusionCore.model import load_model
 
         self.modality = moving_modality, fixed_modality
-        self.model = load_model(self.file, *self.modality, "cpu")
+        self.model = load_model(self.file, *self.modality, self.device)
         if self.classless:
             card = {**self.model.card, "modalities": dict.fromkeys(self.model.card["modalities"], 0)}
             self.model = replace(self.model, card=card)
@@ -48,7 +48,7 @@ class Ours:
 
         result = register(
             moving, fixed, moving_modality=self.modality[0], fixed_modality=self.modality[1], model=self.model,
-            device="cpu", seed=seed, **self.options,
+            device=self.device, seed=seed, **self.options,
         )
         quality = result.quality.to_dict()
         quality.pop("warnings", None)
@@ -83,6 +83,7 @@ class Naive(Ours):
 
 METHODS = {
     "default": Ours,
+    "cuda": _with(device="cuda"),
     # No network anywhere: search and polish alone.
     "no-network": _with(steps=0, focus=False),
     "no-focus": _with(focus=False),

@@ -20,8 +20,8 @@ TIMESTEPS = {"near": 30, "far": 65}
 _SCHEDULE = {"timesteps": 65, "transform_range": (0.01, 0.07), "translation_range": (0.15, 1.2), "kind": "cosine"}
 _GRID = (64, 64, 64), 3.5
 
-COUNTS = (1, 2, 4, 8, 16, 32, 65)
-NAIVE = (2, 4, 8, 16)
+COUNTS = (1, 2, 3, 4, 8, 16, 32, 65)
+NAIVE = (2, 3, 4, 8, 16)
 
 #: Both volumes look as scans do: a little bias, gamma and noise, drawn independently.
 EVERYDAY = {"bias": {"amplitude": 0.3}, "intensity": {"gain": 0.2, "gamma": 0.2},

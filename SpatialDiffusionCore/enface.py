@@ -56,31 +56,31 @@ class Face:
 
 
 def maps_of(values, support, step: float):
-    """(2×D×W maps, D×W mask, D×W height, D×W known) of D×H×W values in 0…1 and support, as Face has them, on the same
-    voxels; step: mm per voxel along depth, H."""
+    """(B×2×D×W maps, B×D×W mask, B×D×W height, B×D×W known) of B×D×H×W values in 0…1 and their support, as Face has them,
+    on the same voxels; step: mm per voxel along depth, H."""
     # Each column by its own brightest tissue: half of the light may be missing in a shadow.
-    brightest = blur(values[None, None] * support, 0.6)[0, 0].amax(1)
-    lit = brightest[brightest > 0]
-    known = (brightest > DARK * (lit.quantile(0.9) if len(lit) else 1.0)).float()
-    inside = support.sum(1) * (blur(known[None, None, None], 1.5)[0, 0, 0] > 0.5)
-    mask = (inside > 0.25 * inside.max()).float()
+    brightest = blur((values * support)[:, None], 0.6)[:, 0].amax(2)
+    usual = brightest.where(brightest > 0, torch.nan).flatten(1).nanquantile(0.9, dim=1).nan_to_num(1.0)
+    known = (brightest > DARK * usual[:, None, None]).float()
+    inside = support.sum(2) * (_smooth(known, 1.5) > 0.5)
+    mask = (inside > 0.25 * inside.amax((1, 2), keepdim=True)).float()
     known = known * mask
-    image = ((values * support).sum(1) / inside.clamp_min(1)).clamp_min(1e-3).log()  # shading becomes a sum
-    depth = (torch.arange(values.shape[1], device=values.device) - (values.shape[1] - 1) / 2) * step
-    weight = (values / brightest.clamp_min(1e-3)[:, None] - 0.35).clamp_min(0) * support
-    height = (weight * depth[:, None]).sum(1) / weight.sum(1).clamp_min(1e-6)
+    image = ((values * support).sum(2) / inside.clamp_min(1)).clamp_min(1e-3).log()  # shading becomes a sum
+    depth = (torch.arange(values.shape[2], device=values.device) - (values.shape[2] - 1) / 2) * step
+    weight = (values / brightest.clamp_min(1e-3)[:, :, None] - 0.35).clamp_min(0) * support
+    height = (weight * depth[:, None]).sum(2) / weight.sum(2).clamp_min(1e-6)
     maps = []
     for plane, where in ((image, mask), (height, known)):
         # What belongs to a whole scan line (brightness, axial motion), along whichever axis the lines run.
-        for axis in (0, 1):
+        for axis in (1, 2):
             plane = plane - (plane * where).sum(axis, keepdim=True) / where.sum(axis, keepdim=True).clamp_min(1)
         maps.append(_normalized(plane, where))
-    return torch.stack(maps), mask, height, known
+    return torch.stack(maps, 1), mask, height, known
 
 
 def _maps(cube):
     """maps_of a cube."""
-    return maps_of(cube.values[0, 0], cube.support[0, 0], float(cube.spacing[1]))
+    return (part[0] for part in maps_of(cube.values[0], cube.support[0], float(cube.spacing[1])))
 
 
 def _finer(grid, factor):
@@ -103,18 +103,21 @@ def face(cube) -> Face:
     return Face(planes[:2] * mask, mask, planes[3], known, step)
 
 
-def _normalized(image, mask):
-    """Local mean 0 and deviation 1 inside the mask, outliers cut, 0 outside."""
-    def smooth(plane, sigma):
-        return blur(plane[None, None, None], sigma)[0, 0, 0]
+def _smooth(planes, sigma):
+    """B×D×W planes, blurred."""
+    return blur(planes[:, None, None], sigma)[:, 0, 0]
 
-    def local(plane):
-        return smooth(plane * mask, BROAD) / smooth(mask, BROAD).clamp_min(1e-3)
 
-    image = smooth(image * mask, FINE) / smooth(mask, FINE).clamp_min(1e-3)
-    image = (image - local(image)) * mask
-    deviation = local(image**2).clamp_min(1e-12).sqrt()
-    return (image / (deviation + 0.3 * deviation[mask > 0].mean())).clamp(-2.5, 2.5) * mask
+def _normalized(planes, mask):
+    """B×D×W planes with local mean 0 and deviation 1 inside their masks, outliers cut, 0 outside."""
+    def local(planes):
+        return _smooth(planes * mask, BROAD) / _smooth(mask, BROAD).clamp_min(1e-3)
+
+    planes = _smooth(planes * mask, FINE) / _smooth(mask, FINE).clamp_min(1e-3)
+    planes = (planes - local(planes)) * mask
+    deviation = local(planes**2).clamp_min(1e-12).sqrt()
+    typical = (deviation * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+    return (planes / (deviation + 0.3 * typical[:, None, None])).clamp(-2.5, 2.5) * mask
 
 
 def poses(moving, fixed, keep: int) -> list:
@@ -263,15 +266,15 @@ def _laterally(moving, fixed, world, sides):
     return moving.frame @ matrix @ np.linalg.inv(fixed.frame)
 
 
-def spread(moving, fixed, matrix, *, seed: int, degrees: float = 3.0, voxels: float = 2.0) -> float:
+def spread(moving, fixed, world, *, seed: int, degrees: float = 3.0, voxels: float = 2.0) -> float:
     """RMS distance in mm over the maps between the answer and fits of the maps from turned and shifted starts.
 
-    matrix: fixed → moving cube frame, 4×4. voxels: shift of the starts in lateral voxels of the cube.
+    world: fixed → moving, 4×4, RAS mm. voxels: shift of the starts in lateral voxels of the cube.
     """
     sides = [_side(cube, seed) for cube in (fixed, moving)]
     points = sides[0].points.double().cpu().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
-    flat = _flat(matrix)
+    flat = _flat(np.linalg.inv(moving.frame) @ world @ fixed.frame)
     starts, millimeters = [flat], voxels * float(max(fixed.spacing))
     for sign in (-1, 1):
         turn = geometry.rotation_about([0, 1, 0], np.radians(sign * degrees))

@@ -187,6 +187,15 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
 # --- models ------------------------------------------------------------------------------------------------
 
 
+def exact():
+    """A context in which convolutions on a GPU keep single precision, so that answers are those of the CPU: with 10 bits of
+    mantissa, the default there, 16 pairs of brains came out 0.2 to 1.2 mm from them, without 11 of the 16 the same."""
+    from torch.backends import cudnn
+
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
+                       allow_tf32=False)
+
+
 @dataclass
 class Model:
     """A network ready to predict, and its card; focus: the network that says where to look (focus.py), or None."""
@@ -249,7 +258,8 @@ class Model:
 
         def denoise(fixed, moving, t):
             classes = torch.full((moving.shape[0],), class_id, device=moving.device, dtype=torch.long)
-            return self.network(fixed, moving, t, classes, preprocessing)
+            with exact():
+                return self.network(fixed, moving, t, classes, preprocessing)
 
         return denoise
 
@@ -269,7 +279,8 @@ class Model:
         @torch.no_grad()
         def describe(volumes):
             ones = torch.ones(len(volumes), device=volumes.device, dtype=torch.long)
-            return self.network.describe(volumes, last * ones, class_id * ones, first)
+            with exact():
+                return self.network.describe(volumes, last * ones, class_id * ones, first)
 
         def correspond(fixed_described, moving_described):
             with torch.no_grad():

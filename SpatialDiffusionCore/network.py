@@ -80,10 +80,9 @@ def front_view(volume: torch.Tensor):
     """
     from .enface import maps_of
 
-    every = torch.ones_like(volume[0, 0])
+    values = volume[:, 0].float()
     with torch.no_grad():
-        found = [maps_of(values, every, 2 / volume.shape[3]) for values in volume[:, 0].float()]
-        maps, _, height, known = (torch.stack(parts) for parts in zip(*found))
+        maps, _, height, known = maps_of(values, torch.ones_like(values), 2 / volume.shape[3])
     return maps.permute(0, 2, 1, 3)[:, None] / 5 + 0.5, (height * known)[:, None, :, None], known[:, None, :, None]
 
 

@@ -66,21 +66,15 @@ class Schedule:
         )
 
     def visit(self, count: int) -> list:
-        """``count`` timesteps from T down, so spaced that S falls by about the same factor each time.
+        """``count`` timesteps, T first, evenly down towards 0; all are distinct.
 
-        The last one visited is where the finest misalignments live; all are distinct.
+        Even steps end at T/count, not at 1, where only the finest misalignments are expected: of 20 held-out heads, four even
+        steps ended at 0.67 mm in the median (95 %: 1.5), four that divide S by the same factor at 0.75 (2.5); two at 1.1 (3.0)
+        and 2.3 (6.0).
         """
         if not 1 <= count <= self.timesteps:
             raise ValueError(f"the number of steps must be between 1 and {self.timesteps}, got {count}")
-        total = self.total_transform
-        wanted = np.geomspace(total[-1], total[0] if count > 1 else total[-1], count)
-        timesteps, ceiling = [], self.timesteps
-        for position, value in enumerate(wanted):
-            floor = count - position  # leaves a distinct timestep for each that is still to come
-            nearest = int(np.argmin(np.abs(total - value))) + 1
-            timesteps.append(max(floor, min(ceiling, nearest)))
-            ceiling = timesteps[-1] - 1
-        return timesteps
+        return [self.timesteps - done * self.timesteps // count for done in range(count)]
 
     def to_dict(self) -> dict:
         """JSON-ready settings; ``Schedule(**settings)`` restores them."""

@@ -386,20 +386,35 @@ def settle(moving, fixed, worlds, kind: str, seed: int):
     yield candidates[0]
 
 
-def spread(moving, fixed, matrix, kind: str, seed: int, rotations: str = "all") -> float:
-    """RMS distance in mm over the tissue between the answer and refinements from known perturbed starts."""
+#: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each sees.
+PERTURBED, REPEATED, SHARE_SEEN = (6.0, 6.0), 6000, 0.1
+
+
+def spread(moving, fixed, world, kind: str, seed: int, rotations: str = "all"):
+    """RMS distance in mm over the tissue between the refinement from a fixed → moving RAS transform and six refinements from
+    starts around it, each by other points; None where the volumes do not meet.
+
+    Self-similarity means the same between modalities: of T1 and T2 of one person, fits of intensities spread by 16 to 35 mm
+    about right answers. Points of their own make runs differ by what noise and people's differences leave open, also where
+    all starts lead to one place: rank correlation with the error in 168 benchmark cases 0.76, with the same points 0.63.
+    """
     if rotations == "depth":
-        return enface.spread(moving, fixed, matrix, seed=seed)
-    degrees = millimeters = 6.0
-    a, b = (_coarse(s, 1.5, 0.8, 6000, seed) for s in (fixed, moving))
-    points = a.points.double().cpu().numpy()
+        return enface.spread(moving, fixed, world, seed=seed)
+    factor, sigma, iterations = gauss_newton.LEVELS[0]
+    sides, frame = gauss_newton.described(moving, fixed, world, seed, factor, sigma, REPEATED)
+    if not all(len(s.points) for s in sides):
+        return None
+    points = sides[0].points.double().cpu().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
-    starts = [np.asarray(matrix, float)]
+    degrees, millimeters = PERTURBED
+    starts = [np.eye(4)]
     for axis in np.vstack([np.eye(3), -np.eye(3)]):
         turn = geometry.rotation_about(axis, np.radians(degrees))
-        starts.append(matrix @ geometry.about(turn, mean, millimeters * np.roll(axis, 1)))
-    batch = torch.as_tensor(np.array(starts), device=a.points.device)
-    refined = gauss_newton.refine(a, b, batch, kind=kind, iterations=8, stiffness=gauss_newton.STIFFNESS,
-                                  free=gauss_newton.FREE).cpu().numpy()
+        starts.append(geometry.about(turn, mean, millimeters * np.roll(axis, 1)))
+    random = torch.Generator().manual_seed(seed)
+    chosen = [(torch.rand(len(starts), len(s.points), generator=random) < SHARE_SEEN).to(s.points) for s in sides]
+    for which in chosen:
+        which[0] = 1
+    refined = gauss_newton.refine_described(sides, frame, world, starts, kind=kind, iterations=iterations, chosen=chosen)
     distances = [geometry.displacement_rms(r, refined[0], mean, covariance) for r in refined[1:]]
     return float(np.sqrt(np.mean(np.square(distances))))

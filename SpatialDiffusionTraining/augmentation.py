@@ -654,9 +654,9 @@ class Corruption:
         on = draws["strip"]["on"][rows] if "strip" in draws else torch.zeros(len(rows), dtype=torch.bool)
         if not bool(on.any()):
             return source
-        chosen = rows[on]
+        chosen, which = rows[on], on.nonzero()[:, 0].to(mask.device)  # chosen on the CPU: no wait for the device
         part = {"level": draws["strip"]["level"][chosen]}
-        stripped = self.artifacts["strip"][1].apply(source[chosen.to(source.device)], mask[on.to(mask.device)], part)
+        stripped = self.artifacts["strip"][1].apply(source[chosen.to(source.device)], mask[which], part)
         return source.index_copy(0, chosen.to(source.device), stripped)
 
     def warp(self, source, affine, draws):

@@ -10,7 +10,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ class Source:
         return [p for p in beside if p.is_file()] + ([Path(self.partners)] if self.partners else [])
 
 
-@dataclass
+@dataclass(eq=False)
 class Cache:
     """Cubes in row order with what is known about each; open it with `open_cache`."""
 
@@ -143,9 +143,20 @@ class Cache:
         return [e["row"] for e in self.entries if e["part"] == part and class_id in (None, e["class_id"])]
 
     def read(self, rows, device="cpu"):
-        """B×1×D×H×W float volumes in 0..1 on the device; they travel as bytes."""
-        block = np.stack([self.cubes[r] for r in rows])
-        return torch.from_numpy(block).to(device)[:, None].float().div_(255)
+        """B×1×D×H×W float volumes in 0..1 on the device; they travel as bytes, to a GPU with room for all of them once."""
+        resident = self._resident(torch.device(device))
+        if resident is not None:
+            block = resident[torch.as_tensor(rows, device=device)]
+        else:
+            block = torch.from_numpy(np.stack([self.cubes[r] for r in rows])).to(device)
+        return block[:, None].float().div_(255)
+
+    @lru_cache(maxsize=4)
+    def _resident(self, device):
+        """All cubes on a GPU that they fill by less than an eighth of what is free, or None."""
+        if device.type != "cuda" or self.cubes.nbytes > torch.cuda.mem_get_info(device)[0] / 8:
+            return None
+        return torch.from_numpy(np.array(self.cubes)).to(device)
 
     def read_masks(self, rows, device="cpu"):
         """(places in `rows` that have a mask, their masks as M×1×D×H×W floats 0 or 1)."""

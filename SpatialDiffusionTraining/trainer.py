@@ -206,7 +206,7 @@ class Trainer:
             if not torch.isfinite(values).all():
                 files = ", ".join(self.collections[index].cache.files(pairs.rows))
                 raise TrainingStopped(f"the loss is {values.tolist()} at step {self.step}, batch of {files}")
-            meter.add(values.tolist(), [band(int(t), self.schedule.timesteps) for t in pairs.t])
+            meter.add(values.tolist(), [band(t, self.schedule.timesteps) for t in pairs.t.tolist()])
             meter.samples += o.batch * fabric.world_size
         if o.clip > 0:
             norm = fabric.clip_gradients(self.network, self.optimizer, max_norm=o.clip, error_if_nonfinite=False)

@@ -192,8 +192,8 @@ def test_confidence_follows_spread_and_similarity():
     def confidence(similarity, spread):
         return judge(Quality(0.05, similarity, 1.0, spread), still).confidence
 
-    assert [confidence(0.6, 0.3), confidence(0.3, 0.3), confidence(0.5, 2.2)] == ["good", "good", "fair"]
-    assert confidence(0.27, 0.38) == "poor" and confidence(0.29, 0.38) == "fair"  # 14.5 and 12.6 mm wrong
+    assert [confidence(0.6, 0.8), confidence(0.3, 0.8), confidence(0.5, 2.2)] == ["good", "good", "fair"]
+    assert confidence(0.27, 1.0) == "poor" and confidence(0.42, 1.6) == "fair"  # 13.5 and 10.0 mm wrong
     assert [confidence(0.19, 1.1), confidence(0.21, 1.8), confidence(0.5, 6.0), confidence(0.05, 0.1)] == ["poor"] * 4
     assert confidence(0.2, None) == "fair"
 
