@@ -338,6 +338,13 @@ def test_seen_from_the_front_a_scan_is_two_maps_and_the_depth_of_its_middle():
     assert torch.allclose(inside, ((2 * middle + 1) / 16 - 1)[4:-4, 4:34], atol=0.02)  # normalized y
 
 
+def test_each_scan_of_a_batch_is_seen_as_it_is_alone():
+    scans = torch.stack([retina()[0], retina(seed=6)[0] * 0.5, torch.zeros(48, 16, 48)])[:, None]
+    scans[1, :, :, :, 30:] = 0
+    for part, *alone in zip(n.front_view(scans), *(n.front_view(scan[None]) for scan in scans)):
+        assert torch.allclose(part, torch.cat(alone), atol=1e-6) and bool(torch.isfinite(part).all())
+
+
 def test_matches_of_maps_are_places_in_depth_too_and_learn():
     network = built("matches", volume_size=[48, 16, 48], cells=144, fine=8, front=True)
     with torch.no_grad():

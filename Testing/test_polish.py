@@ -126,6 +126,47 @@ def test_descriptors_do_not_depend_on_contrast_and_follow_their_formula():
     assert torch.allclose(found, torch.exp(relative.amin(1, keepdim=True) - relative), atol=1e-5)
 
 
+@pytest.mark.parametrize("sigma", [0.6, 2.0, 7.0])
+def test_blurs_are_gaussians_that_count_what_is_inside_only(sigma):
+    """Against SciPy's, cut off at the same distance: of the volume and of ones, beyond which there is nothing."""
+    from scipy import ndimage
+
+    values = np.random.default_rng(0).random((2, 3, 9, 12, 15)).astype(np.float32)
+    mine = polish.blur(torch.from_numpy(values), sigma).numpy()
+
+    def theirs(array):
+        return ndimage.gaussian_filter(array.astype(float), sigma, mode="constant", radius=polish.reach(sigma))
+
+    ones = theirs(np.ones(values.shape[2:]))
+    for sample, blurred in zip(values.reshape(6, 9, 12, 15), mine.reshape(6, 9, 12, 15)):
+        np.testing.assert_allclose(blurred, theirs(sample) / ones, atol=1e-6)
+
+
+def test_exponentials_of_steps_are_those_of_torch():
+    steps = torch.zeros(5, 4, 4, dtype=torch.float64)
+    steps[:, :3] = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    steps[:, :3, :3] *= 0.3
+    steps[:, :3, 3] *= 20
+    np.testing.assert_allclose(polish._exponential(steps), torch.linalg.matrix_exp(steps), rtol=0, atol=1e-10)
+
+
+def test_points_that_are_not_chosen_do_not_count():
+    """Half of the points see a volume in which everything but they was made to misfit."""
+    matrix = geometry.from_parts(geometry.rotation_about([0.2, 1, 0.3], 0.08), [3, -2, 2])
+    fixed, moving = sides(matrix)
+    bad = fixed.points[:, 0] > 0
+    spoiled = polish.Side(fixed.grid, fixed.spacing, fixed.points, fixed.values + bad * 0.7, fixed.slopes)
+    start = torch.eye(4, dtype=torch.float64)[None]
+    options = {"kind": "rigid", "iterations": 12, "linear_fit": False}
+    kept = (~bad).float()[None], torch.ones(1, len(moving.points))
+    found = polish.refine(spoiled, moving, start, chosen=kept, **options)[0].numpy()
+    reference = polish.refine(polish.Side(*(getattr(fixed, k) for k in ("grid", "spacing")), *(
+        getattr(fixed, k)[..., ~bad, :] if k != "values" else fixed.values[:, ~bad] for k in ("points", "values", "slopes"))),
+        moving, start, **options)[0].numpy()
+    np.testing.assert_allclose(found, matrix, atol=0.15)
+    np.testing.assert_allclose(found, reference, atol=0.05)
+
+
 def test_likeness_is_that_of_the_tissue_and_its_surroundings_alone():
     random = torch.Generator().manual_seed(1)
     fixed, moved = (polish.blur(torch.rand(1, 1, 30, 32, 34, generator=random), 1.0) for _ in range(2))

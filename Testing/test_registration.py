@@ -240,6 +240,16 @@ def test_a_device_that_is_not_there_is_refused(small):
             register(head(2), head(1), model=small, device="mps")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_a_gpu_gives_the_answer_of_the_cpu():
+    from SpatialDiffusionCore import volume
+
+    brain = volume.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+    turned = brain.moved(geometry.about(geometry.rotation_about([1, 2, 0], 1.5), brain.center(), [20, 5, -10]))
+    answers = [register(turned, brain, modality="t1-brain", device=device).matrix for device in ("cpu", "cuda")]
+    np.testing.assert_allclose(*answers, atol=0.05)
+
+
 def test_volumes_that_cannot_be_registered_are_refused_by_role(small):
     constant = Volume(np.ones(SIZE, np.float32), HEADER, "flat.nii")
     for volumes, role in (((constant, head(1)), "Moving"), ((head(1), constant), "Fixed")):

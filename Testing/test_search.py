@@ -102,6 +102,22 @@ def test_a_contrast_that_correlation_cannot_follow_is_found(brain):
     assert error(result, truth, brain) < 2.0
 
 
+def test_repeated_runs_agree_about_a_right_answer_in_another_contrast_too_and_not_about_a_wrong_one(brain):
+    """Of intensities, the second contrast would make nonsense; the wrong answers are 40 mm and 60° away."""
+    card = load_model(None, "t1-brain", "t1-brain").card
+    fixed, same, other = (model_cube(v, None, "t1-brain", card, "cpu")
+                          for v in (brain, brain, remapped(brain, [0.0, 0.9, 0.2, 1.0, 0.1])))
+    turned = geometry.about(geometry.rotation_about([0, 0, 1], np.radians(60)), brain.center(), [40, 0, 0])
+
+    def spread(moving, world):
+        return search.spread(moving, fixed, world, "affine", 0)
+
+    right = [spread(moving, np.eye(4)) for moving in (same, other)]
+    assert max(right) < 0.5 < 3 < min(spread(moving, turned) for moving in (same, other))
+    assert spread(same, np.eye(4)) == right[0]
+    assert search.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
+
+
 def test_the_wider_search_reports_steps_and_can_be_stopped(brain):
     """The number of steps grows once, when the wider search begins; every step stays below it."""
     noise = np.random.default_rng(0).normal(100, 20, brain.shape).astype(np.float32)
