@@ -17,6 +17,10 @@ SPREAD_LIMITS = (1.2, 5.0)
 #: The same for scans of eyes: right answers of phantom pairs stayed below 0.036 mm, wrong ones began at 0.10 mm.
 SCAN_SPREAD_LIMITS = (0.05, 0.08)
 
+#: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more, of wrong ones, too, that
+#: were alike enough (0.30, 96 mm off) it was 2.4.
+DISAGREEING = 2.0
+
 #: Similarities below the first are poor whatever else is known, below the second unless the network agrees. A small spread
 #: is no excuse: of answers below 0.3 whose repeated runs agreed within 0.45 mm all were 12 to 14 mm off.
 SIMILARITY_LIMITS = (0.12, 0.28)

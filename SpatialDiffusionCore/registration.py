@@ -441,7 +441,7 @@ def _fast(moving, fixed, model, options: Options):
         alike = _alike(moving, fixed, world)[0]
         # Where volumes are hardly alike, the network's agreement counts for nothing.
         word = None if least is None else agreed if alike >= quality_module.SIMILARITY_LIMITS[0] else 0.0
-        disagree = spread is not None and spread > quality_module.SPREAD_LIMITS[1]
+        disagree = spread is not None and spread > quality_module.DISAGREEING
         doubtful = alike < quality_module.CONVINCING or disagree
         if doubtful and not (least is not None and word >= least):
             so_far = search.likeness(moving, fixed, world) if least is None else word

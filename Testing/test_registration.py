@@ -4,6 +4,8 @@ Accuracy is measured elsewhere; here the networks are random, so that what is te
 """
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
