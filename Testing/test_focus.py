@@ -168,4 +168,4 @@ def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
     moving, fixed = volume.load(case.moving).moved(case.moved), volume.load(case.fixed)
     found = register(moving, fixed, modality="t1-brain")
     assert measure(case, found.matrix)["dice"] > 0.585  # 0.575 over the whole heads
-    assert found.quality.confidence == "good" and found.quality.spread_mm < 0.3  # "fair" and 0.85 mm
+    assert found.quality.confidence == "good" and found.quality.spread_mm < 1.1  # "fair" and 1.36 mm over the whole heads
