@@ -1,11 +1,13 @@
 """Every array that the published implementation gives for its own random checkpoints.
 
 Tolerances are those of the fixtures' README: 1e-5 for affines, 1e-3 for the bidirectional one, 2e-3 for the moved
-volumes. Two arrays that come after 65 passes cannot be met that closely on every processor. On ours, the published
+volumes. Some arrays that come after 65 or 130 passes cannot be met that closely on every processor. On ours, the published
 implementation itself misses them by as much as this one, with which it agrees to the last bit:
 
 - ``predict_affine`` of the conditional checkpoint, by 1.01e-5. Adding noise of 1e-7 to the input moves it by 7e-6,
   and another matrix-multiplication kernel (the math library's for another maker's processor) by 7e-6.
+- ``predict_moved`` and ``bidirectional_affine`` of the same checkpoint. On a Xeon they are missed by 0.0027 (of a range of 2) and
+  0.0016; with its convolutions held to other instruction sets (ONEDNN_MAX_CPU_ISA) the latter by 0.0010 to 0.0016.
 - ``predict_oct_affine``, by 0.008 to 0.037. Every pass thresholds the warped volume, so a voxel that rounding
   carries across the threshold changes the next prediction, and the run ends elsewhere. Adding noise of 1e-7 to the
   predictions moves the result by 0.012 (from the eleventh pass on), and so does that other kernel. The single
@@ -23,6 +25,7 @@ from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
 
 #: Tolerances of the whole process (see above).
 PREDICT = {"unconditional": 1e-5, "conditional": 5e-5}
+MOVED, BIDIRECTIONAL = {"unconditional": 2e-3, "conditional": 4e-3}, {"unconditional": 1e-3, "conditional": 3e-3}
 PREDICT_OCT = 0.05
 
 
@@ -122,9 +125,8 @@ def test_the_whole_reverse_process_both_ways(network, published, schedule):
     there = steps[64].theta
     assert worst(there, published.expected["predict_affine"]) < PREDICT[published.name]
     moved = diffusion.warp(moving, there) * 2 - 1
-    # Of a range of 2: 130 passes round differently on every processor (less than 0.002 on one, 0.0027 on another).
-    assert worst(moved, published.expected["predict_moved"]) < 4e-3
-    assert worst(steps[-1].theta, published.expected["bidirectional_affine"]) < 1e-3
+    assert worst(moved, published.expected["predict_moved"]) < MOVED[published.name]
+    assert worst(steps[-1].theta, published.expected["bidirectional_affine"]) < BIDIRECTIONAL[published.name]
 
 
 def test_the_whole_reverse_process_of_thresholded_volumes(network, published, schedule):
