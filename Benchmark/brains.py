@@ -84,7 +84,7 @@ def sweep_panel(title: str):
             values = [np.mean([r["dice"] for r in tables.pick(mine, rotation=a)]) for a in angles]
             tables.line(axis, method, angles, values)
         axis.set(xlabel="moving header turned by, degrees", ylabel="mean Dice", title=title, ylim=(0, None))
-        axis.legend(fontsize=7, loc="best")
+        axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
         axis.grid(alpha=0.3)
 
     return lambda records: [panel]

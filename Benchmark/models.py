@@ -105,8 +105,10 @@ def _tables(records) -> list:
 
 
 def _words() -> str:
+    from SpatialDiffusionCore.registration import DEFAULT_STEPS
+
     return (
-        "Three steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "
+        f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "
         f"process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of each, rasters "
         f"within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of the RMS error "
         "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. `no-t2` (T1 and CT) "

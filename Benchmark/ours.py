@@ -4,8 +4,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-import numpy as np
-
 from .tables import parse
 
 
@@ -60,25 +58,18 @@ def _with(**fixed):
 
 
 class Naive(Ours):
-    """The network's prediction for the last timestep applied whole, again and again, from the tissue's centers."""
+    """The network's prediction for the last timestep, whatever the timestep visited: the single shot again and again."""
 
-    def run(self, moving, fixed, seed):
+    def prepare(self, moving_modality, fixed_modality):
+        super().prepare(moving_modality, fixed_modality)
         import torch
-
-        from SpatialDiffusionCore.registration import register
-
-        options = {"search": False, "polish": False, **self.options}
-        denoise, last = self.model.denoiser(*self.modality), self.model.timesteps
 
         class Again(type(self.model)):
             def denoiser(self, *modality):
-                return lambda fixed, moving, t: denoise(fixed, moving, torch.full_like(t, last))
+                denoise = super().denoiser(*modality)
+                return lambda fixed, moving, t: denoise(fixed, moving, torch.full_like(t, self.timesteps))
 
-        model = Again(**vars(self.model))
-        result = register(
-            moving, fixed, moving_modality=self.modality[0], fixed_modality=self.modality[1], model=model,
-            device=self.device, seed=seed, **options)
-        return result.matrix, {}
+        self.model = Again(**vars(self.model))
 
 
 METHODS = {
@@ -91,7 +82,7 @@ METHODS = {
     # From the tissue's centers: no search, no ranking, no polish, no similarity anywhere.
     "diffusion": _with(search=False, polish=False),
     "diffusion-search": _with(search="network", polish=False),
-    "naive": Naive,
+    "naive": lambda **options: Naive(search=False, polish=False, **options),
     "reference": _with(sampler="reference"),
 }
 

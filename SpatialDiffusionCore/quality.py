@@ -10,23 +10,24 @@ from . import geometry
 from .polish import blur, bounds, reach
 
 #: Confidence by the spread of repeated runs, in mm: up to the first "good", up to the second "fair". In 214 benchmark
-#: registrations of heads and brains, between modalities, too, 178 of 189 right answers stayed below the first, and the 25 wrong
-#: ones had 1.4 to 6.8 mm; necks in CT, where people differ more, 1.1 to 4.8 mm where right.
+#: registrations of heads and brains, between modalities, too, 178 of 189 right answers stayed below the first, and the
+#: 25 wrong ones had 1.4 to 6.8 mm; necks in CT, where people differ more, 1.1 to 4.8 mm where right.
 SPREAD_LIMITS = (1.2, 5.0)
 
 #: The same for scans of eyes: right answers of phantom pairs stayed below 0.036 mm, wrong ones began at 0.10 mm.
 SCAN_SPREAD_LIMITS = (0.05, 0.08)
 
-#: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more, of wrong ones, too, that
-#: were alike enough (0.30, 96 mm off) it was 2.4.
+#: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more; a wrong
+#: one that was alike enough (0.30, 96 mm off) had 2.4.
 DISAGREEING = 2.0
 
-#: Similarities below the first are poor whatever else is known, below the second unless the network agrees. A small spread
-#: is no excuse: of answers below 0.3 whose repeated runs agreed within 0.45 mm all were 12 to 14 mm off.
+#: Similarities below the first are poor whatever else is known, below the second unless the network agrees. A small
+#: spread is no excuse: of answers below 0.3 whose repeated runs, then by intensities, agreed within 0.45 mm all were
+#: 12 to 14 mm off.
 SIMILARITY_LIMITS = (0.12, 0.28)
 
-#: Heads that are less similar than this are searched further, and never "good": wrong answers with spreads of 0.38 to
-#: 0.46 mm had 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
+#: Heads that are less similar than this are searched further, and never "good": wrong answers with small spreads had
+#: 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
 CONVINCING = 0.3
 
 

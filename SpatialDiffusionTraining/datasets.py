@@ -10,7 +10,7 @@ import json
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ class Source:
         return [p for p in beside if p.is_file()] + ([Path(self.partners)] if self.partners else [])
 
 
-@dataclass(eq=False)
+@dataclass
 class Cache:
     """Cubes in row order with what is known about each; open it with `open_cache`."""
 
@@ -116,6 +116,7 @@ class Cache:
     means: torch.Tensor = field(repr=False, default=None)
     covariances: torch.Tensor = field(repr=False, default=None)
     masks: np.ndarray = field(repr=False, default=None)
+    resident: dict = field(repr=False, default_factory=dict, compare=False)  # device: see _resident
 
     @cached_property
     def partners(self):
@@ -151,12 +152,14 @@ class Cache:
             block = torch.from_numpy(np.stack([self.cubes[r] for r in rows])).to(device)
         return block[:, None].float().div_(255)
 
-    @lru_cache(maxsize=4)
     def _resident(self, device):
-        """All cubes on a GPU that they fill by less than an eighth of what is free, or None."""
-        if device.type != "cuda" or self.cubes.nbytes > torch.cuda.mem_get_info(device)[0] / 8:
+        """All cubes on a GPU, if they filled less than an eighth of what was free when they were first read, or None."""
+        if device.type != "cuda":
             return None
-        return torch.from_numpy(np.array(self.cubes)).to(device)
+        if device not in self.resident:
+            fits = self.cubes.nbytes <= torch.cuda.mem_get_info(device)[0] / 8
+            self.resident[device] = torch.from_numpy(np.array(self.cubes)).to(device) if fits else None
+        return self.resident[device]
 
     def read_masks(self, rows, device="cpu"):
         """(places in `rows` that have a mask, their masks as M×1×D×H×W floats 0 or 1)."""
