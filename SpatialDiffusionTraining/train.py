@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -213,6 +214,8 @@ def make_fabric(chosen):
 
 def train(chosen, resume=False, report=None):
     """Train with these settings; returns the exit code."""
+    from torch import distributed
+
     from SpatialDiffusionCore.errors import InputError
 
     from . import trainer
@@ -222,6 +225,18 @@ def train(chosen, resume=False, report=None):
         raise InputError(f"{run} already holds a run; continue it with --resume {run} or choose another -o.")
     run.mkdir(parents=True, exist_ok=True)
     fabric = make_fabric(chosen)
+    try:
+        return _train(fabric, run, chosen, resume, report)
+    finally:
+        # Its threads must end before Python does: one that still lets go of a tensor then aborts the process.
+        if distributed.is_available() and distributed.is_initialized():
+            gc.collect()  # the wrapped network holds the group
+            distributed.destroy_process_group()
+
+
+def _train(fabric, run, chosen, resume, report):
+    from . import trainer
+
     first = fabric.global_rank == 0
     if report is None:
         def report(text):
