@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import geometry
+from .network import Convolution
 
 #: Shares of the cube's tissue: a smaller focus is not believed, a larger one is left out (a brain without a skull).
 LEAST, MOST = 0.1, 0.97
@@ -35,14 +36,14 @@ class FocusNetwork(nn.Module):
         c4, c8, c16 = self.channels
 
         def layer(inner, outer, stride=1):
-            return nn.Sequential(nn.Conv3d(inner, outer, 3, stride, 1), nn.GroupNorm(groups, outer), nn.SiLU())
+            return nn.Sequential(Convolution(inner, outer, 3, stride, 1), nn.GroupNorm(groups, outer), nn.SiLU())
 
         self.at4 = nn.Sequential(layer(8, c4), layer(c4, c4))
         self.at8 = nn.Sequential(layer(c4, c8, 2), layer(c8, c8))
         self.at16 = nn.Sequential(layer(c8, c16, 2), layer(c16, c16))
-        self.up8, self.mix8 = nn.Conv3d(c16, c8, 1), layer(c8, c8)
-        self.up4, self.mix4 = nn.Conv3d(c8, c4, 1), layer(c4, c4)
-        self.out = nn.Conv3d(c4, 8, 1)
+        self.up8, self.mix8 = Convolution(c16, c8, 1), layer(c8, c8)
+        self.up4, self.mix4 = Convolution(c8, c4, 1), layer(c4, c4)
+        self.out = Convolution(c4, 8, 1)
 
     def forward(self, volume):
         """Log-odds (B×1 at half the size) of B×1×D×H×W volumes in 0…1."""

@@ -412,7 +412,7 @@ def describe(model: Model) -> dict:
     network = model.network
     layers = sum(1 for m in network.modules() if not list(m.children()))
     volume = torch.zeros(1, 1, *model.size, device=model.device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # with gradients, for PyTorch does not count oneDNN's operations
         network(volume, volume, torch.ones(1, dtype=torch.long, device=model.device))
     return {
         "layers": layers,

@@ -32,8 +32,9 @@ STRAIN = 0.2
 #: A refinement that ends so far below the agreement from which the network is trusted is undone, if it agreed before.
 LOST = 0.15
 
-#: Steps of the fast diffusion (see Schedule.visit): held-out heads end at 0.7 mm after three or four, at 1.1 after two.
-DEFAULT_STEPS = 3
+#: Steps of the fast diffusion (see Schedule.visit): held-out heads end at 0.7 mm after three or four, at 1.1 after two. Of
+#: candidates whose likeness decides and which are refined, two steps are enough.
+DEFAULT_STEPS, STEPS_BEFORE_REFINING = 3, 2
 
 
 class Cancelled(Exception):
@@ -261,22 +262,21 @@ def registration_steps(
     if options.sampler == "fast":
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
-    first, second, ordered = moving_cube, fixed_cube, options
+    pair, ordered = _Pair(moving_cube, fixed_cube), options
     if swap:
-        first, second, ordered = fixed_cube, moving_cube, options.swapped()
+        pair, ordered = _Pair(fixed_cube, moving_cube), options.swapped()
     history: List[Step] = []
-    outcome = yield from _recorded(process(first, second, model, ordered), history, swap)
+    outcome = yield from _recorded(process(pair, model, ordered), history, swap)
     second_to_first, polished, spread, details = outcome
     agreement = details.pop("agreement", None)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
-    tissue = _tissue(second)
-    second_to_first = geometry.project(second_to_first, options.transform, *tissue)
-    fixed_to_moving = geometry.inverse(second_to_first) if swap else second_to_first
+    second_to_first = geometry.project(second_to_first, options.transform, *_tissue(pair.fixed))
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
-    before = np.eye(4) if options.init is None else np.linalg.inv(options.init)
+    before = np.eye(4) if ordered.init is None else np.linalg.inv(ordered.init)
     result = Registration(
-        matrix=matrix, transform=options.transform, steps=history,
-        quality=_quality(moving_cube, fixed_cube, before, fixed_to_moving, spread, agreement), model=model.name,
+        matrix=matrix, transform=options.transform, steps=history, quality=quality_module.Quality(
+            pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1], spread,
+            agreement=agreement), model=model.name,
         modality=(options.moving_modality, options.fixed_modality), sampler=options.sampler,
         seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
         fixed=fixed.name, details=details,
@@ -316,21 +316,26 @@ def _signature(cube) -> bytes:
     return digest.digest()
 
 
-def _quality(moving, fixed, before, after, spread, agreement) -> quality_module.Quality:
-    """Similarity and overlap under two fixed → moving RAS matrices."""
-    alike, overlaps = zip(*(_alike(moving, fixed, matrix) for matrix in (before, after)))
-    return quality_module.Quality(*alike, overlaps[1], spread, agreement=agreement)
+@dataclass
+class _Pair:
+    """Two cubes, and how alike they are under fixed → moving RAS transforms, each looked at once."""
 
+    moving: object
+    fixed: object
+    known: dict = field(default_factory=dict)
 
-def _alike(moving, fixed, fixed_to_moving):
-    """(similarity, share of the fixed tissue inside the moving field of view) under a fixed → moving RAS matrix.
+    def over(self, world: np.ndarray, moving: bool = False) -> tuple:
+        """(similarity, share of the tissue inside the other's field of view) over the fixed, or over the moving tissue."""
+        key = np.asarray(world, float).tobytes(), moving
+        if key not in self.known:
+            self.known[key] = (quality_module.similarity(self.fixed, self.moving, geometry.inverse(world)) if moving
+                               else quality_module.similarity(self.moving, self.fixed, world))
+        return self.known[key]
 
-    The similarity is that over the tissue of the volume that finds more of itself in the other one: a brain without a
-    skull is all there in a head, but not the head in the brain.
-    """
-    over_fixed, overlap = quality_module.similarity(moving, fixed, fixed_to_moving)
-    over_moving, _ = quality_module.similarity(fixed, moving, geometry.inverse(fixed_to_moving))
-    return max(over_fixed, over_moving), overlap
+    def alike(self, world: np.ndarray) -> float:
+        """The similarity over the tissue of the volume that finds more of itself in the other one: a brain without a skull is
+        all there in a head, but not the head in the brain."""
+        return max(self.over(world)[0], self.over(world, moving=True)[0])
 
 
 def _to_world(matrix, moving, fixed) -> np.ndarray:
@@ -355,10 +360,11 @@ def _world_to_theta(fixed_to_moving, moving, fixed, like):
     return torch.as_tensor(theta, dtype=torch.float32, device=like.device)
 
 
-def _reference(moving, fixed, model, options: Options):
+def _reference(pair: _Pair, model, options: Options):
     """The published reverse process, whole."""
     from . import diffusion
 
+    moving, fixed = pair.moving, pair.fixed
     denoise = model.denoiser(options.moving_modality, options.fixed_modality)
     schedule = model.schedule(options.fixed_modality)
     start = None
@@ -375,12 +381,12 @@ def _reference(moving, fixed, model, options: Options):
         yield Step(step.index, step.count + extra, "Diffusion", geometry.inverse(world))
     polished = False
     if options.polish:
-        world, polished = _polish(moving, fixed, world, options)
+        world, polished = _polish(pair, world, options)
         yield Step(step.count + 1, step.count + 1, "Refining", geometry.inverse(world))
     return world, polished, None, {}
 
 
-def _fast(moving, fixed, model, options: Options):
+def _fast(pair: _Pair, model, options: Options):
     """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
 
     Where the volumes are not alike enough in the end or repeated runs disagree, and the network, where it can tell, does not
@@ -388,10 +394,13 @@ def _fast(moving, fixed, model, options: Options):
     """
     from . import search
 
-    count = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
-    total = 2 + count + (1 if options.polish else 0)
-    places = model.correspondences(options.moving_modality, options.fixed_modality) if count else None
+    moving, fixed = pair.moving, pair.fixed
+    deep = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
+    places = model.correspondences(options.moving_modality, options.fixed_modality) if deep else None
     least = model.agreement_from(options.moving_modality, options.fixed_modality) if places is not None else None
+    brief = options.steps is None and options.polish and options.search is True and least is None
+    count = min(deep, STEPS_BEFORE_REFINING) if brief else deep
+    total = 2 + count + (1 if options.polish else 0)
     candidates, seen, header = _candidates(moving, fixed, model, options, places, least)
     yield Step(1, total, "Searching the pose", geometry.inverse(candidates[0]))
     worlds = candidates
@@ -416,7 +425,7 @@ def _fast(moving, fixed, model, options: Options):
     def refined(world, enough=5.0):
         """(world, whether refined, agreement): undone where the network agreed before, and by far does not after."""
         world = geometry.project(world, options.transform, *_tissue(fixed))
-        found, changed = _polish(moving, fixed, world, options, enough)
+        found, changed = _polish(pair, world, options, enough)
         agreed = agreement(found)
         if changed and least is not None and agreed < least - LOST:
             before = agreement(world)
@@ -438,14 +447,14 @@ def _fast(moving, fixed, model, options: Options):
 
     spread = spread_of(world)
     if options.polish and options.init is None and options.search is True and options.rotations == "all":
-        alike = _alike(moving, fixed, world)[0]
+        alike = pair.alike(world)
         # Where volumes are hardly alike, the network's agreement counts for nothing.
         word = None if least is None else agreed if alike >= quality_module.SIMILARITY_LIMITS[0] else 0.0
         disagree = spread is not None and spread > quality_module.DISAGREEING
         doubtful = alike < quality_module.CONVINCING or disagree
         if doubtful and not (least is not None and word >= least):
             so_far = search.likeness(moving, fixed, world) if least is None else word
-            further = _search_further(moving, fixed, model, options, places, count, total, least)
+            further = _search_further(moving, fixed, model, options, places, deep, total, least)
             (better, found), total = yield from further
             if better > so_far:
                 (world, polished, agreed), details["best"] = refined(found, 1.0), "wider search"
@@ -503,7 +512,7 @@ def _plausible(worlds, fixed) -> list:
 def _search_further(moving, fixed, model, options: Options, places, count: int, total: int, least: Optional[float]):
     """Many more candidates, compared by self-similarity: those of correlation and, where these do not convince, the
     network's own. Where the network can tell a right answer (``least`` is its agreement from there) its own come first,
-    and the answers are compared by its agreement.
+    the likest of them is enough if the network agrees with it, and the answers are compared by its agreement.
 
     Returns ((likeness or agreement, fixed → moving RAS), steps in all).
     """
@@ -514,20 +523,35 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
 
     def network(turned):
         poses, upright = search.network_poses(moving, fixed, places, turned=turned)
-        found = [_to_world(m, moving, fixed) for m in poses]
-        for _, worlds in _diffused(moving, upright, model, options, found[:NETWORK_CANDIDATES], count):
-            pass
-        return found + _plausible(worlds, fixed)
+        return [_to_world(m, moving, fixed) for m in poses], upright
 
-    most = search.WIDE_CANDIDATES + NETWORK_CANDIDATES
-    sources = [(wide, 2 * search.WIDE_CANDIDATES)]
-    if least is not None:
-        sources = [(partial(network, turned), most) for turned in ("moving", "fixed")] + sources
-    elif places is not None:
-        sources.append((partial(network, "either"), most))
+    def led_in(candidates, upright):
+        for _, worlds in _diffused(moving, upright, model, options, candidates[:NETWORK_CANDIDATES], count):
+            pass
+        return candidates + _plausible(worlds, fixed)
+
+    def agreed(world):
+        return search.agreement(moving, fixed, world, places), world
+
     stage, index, best = "Searching further", total - 1, None
-    total += sum(most + search.ROUNDS[0][0] + 2 for _, most in sources)
-    for source, _ in sources:
+    kinds = ("moving", "fixed") if least is not None else ("either",) if places is not None else ()
+    of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.ROUNDS[0][0] + 2
+    total += 2 * search.WIDE_CANDIDATES + rest + len(kinds) * (of_network + rest + 1)
+    if least is None:
+        sources = [wide, *(lambda: led_in(*network(turned)) for turned in kinds)]
+    else:
+        seen = []
+        for turned in kinds:
+            found = network(turned)
+            first = agreed(found[0][0])
+            seen.append((first[0], found))
+            index += 1
+            yield Step(index, total, stage, geometry.inverse(first[1]))
+            if first[0] >= least:
+                return first, total
+        seen.sort(key=lambda pair: -pair[0])
+        sources = [*(partial(led_in, *found) for _, found in seen), wide]
+    for source in sources:
         candidates = source()
         index += 1
         yield Step(index, total, stage, geometry.inverse(candidates[0]))
@@ -536,8 +560,7 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
             yield Step(index, total, stage, geometry.inverse(found[1]))
         if least is not None:
             # The first pose, too: where volumes have little in common, the refinement of the network's leads away from it.
-            both = found[1], candidates[0]
-            found = max(((search.agreement(moving, fixed, w, places), w) for w in both), key=lambda pair: pair[0])
+            found = max(agreed(found[1]), agreed(candidates[0]), key=lambda pair: pair[0])
         best = found if best is None else max(best, found, key=lambda pair: pair[0])
         if best[0] >= (search.DOUBTFUL if least is None else least):
             break
@@ -549,7 +572,7 @@ def _tissue(cube) -> tuple:
     return cube.prepared.tissue_center, cube.prepared.tissue_covariance
 
 
-def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 5.0):
+def _polish(pair: _Pair, world: np.ndarray, options: Options, enough: float = 5.0):
     """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike.
 
     Repeated, at most three times more, while it still moves the tissue by more than ``enough`` mm (RMS).
@@ -557,6 +580,7 @@ def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 
     from . import enface
     from .polish import polish
 
+    moving, fixed = pair.moving, pair.fixed
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
     tissue = _tissue(fixed)
     start = refined = geometry.project(world, options.transform, *tissue)
@@ -568,8 +592,8 @@ def _polish(moving, fixed, world: np.ndarray, options: Options, enough: float = 
         before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
         if geometry.displacement_rms(before, refined, *tissue) <= enough:
             break
-    before, after = (quality_module.similarity(moving, fixed, matrix)[0] for matrix in (start, refined))
-    return (refined, True) if after >= before else (start, False)
+    better = pair.over(refined)[0] >= pair.over(start)[0]
+    return (refined, True) if better else (start, False)
 
 
 # --- what callers use --------------------------------------------------------------------------------------
@@ -590,7 +614,8 @@ def register(
     - transform: "rigid", "similarity" or "affine" (default).
     - model: name or file of a trained model (default: one for the modality).
     - sampler: "fast" (default) or "reference", the published 65 steps and nothing else (default of imported models).
-    - steps: diffusion steps of "fast" (default: the model's own, or 3); 0 leaves the network out.
+    - steps: diffusion steps of "fast" (default: the model's own, or 3; 2 where similarity judges and refines what follows); 0
+      leaves the network out.
     - search: look for the pose among all rotations first, by the volumes' similarity (True, default) or only by the
       network's own feature points ("network"); False begins where the tissue's centers meet.
     - bidirectional: with "reference", run both directions and combine them.

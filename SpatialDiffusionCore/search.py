@@ -387,7 +387,7 @@ def settle(moving, fixed, worlds, kind: str, seed: int):
 
 
 #: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each sees.
-PERTURBED, REPEATED, SHARE_SEEN = (6.0, 6.0), 6000, 0.1
+PERTURBED, REPEATED, SHARE_SEEN = (6.0, 6.0), 2400, 0.25
 
 
 def spread(moving, fixed, world, kind: str, seed: int, rotations: str = "all"):

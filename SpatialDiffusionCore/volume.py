@@ -4,6 +4,7 @@ A volume is an array with axes (i, j, k) and a 4×4 matrix from voxel centers to
 """
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -465,7 +466,7 @@ def _averaged(prepared: Prepared, factors: tuple, device):
         return prepared.levels[key]
     half = tuple(factor // 2 if factor % 2 == 0 else factor for factor in factors)
     low, high = prepared.window
-    if max(half) > 1 and half != factors:
+    if math.prod(half) >= 8 and half != factors:  # of larger levels little would be saved
         data = F.avg_pool3d(_averaged(prepared, half, device), tuple(f // h for f, h in zip(factors, half)),
                             ceil_mode=True)  # the last voxels count, however many are left over
     else:

@@ -27,6 +27,21 @@ def pair(batch=2, size=(20, 24, 18), seed=1):
     return torch.rand(2, batch, 1, *size, generator=torch.Generator().manual_seed(seed))
 
 
+# ------------------------------------------------------------------------------------------------- convolutions
+@pytest.mark.parametrize("kernel, stride, padding, bias", [(3, 1, 1, True), (4, 2, 1, True), (1, 1, 0, False)])
+@pytest.mark.parametrize("size", [(6, 5, 7), (32, 32, 32)])
+def test_a_volume_alone_is_convolved_like_any_other(kernel, stride, padding, bias, size):
+    torch.manual_seed(0)
+    layer = n.Convolution(3, 4, kernel, stride, padding, bias=bias)
+    plain = torch.nn.Conv3d(3, 4, kernel, stride, padding, bias=bias)
+    plain.load_state_dict(layer.state_dict())
+    for volumes in (torch.rand(1, 3, *size), torch.rand(2, *size, 3).movedim(4, 1)[1:], torch.rand(2, 3, *size)):
+        expected = plain(volumes)
+        assert torch.allclose(layer(volumes), expected, atol=1e-5)  # with gradients, too
+        with torch.no_grad():
+            assert torch.allclose(layer(volumes), expected, atol=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------------- the codes
 def test_the_time_code_is_sines_then_cosines_of_falling_frequencies():
     code = n.sinusoidal_code(torch.tensor([1, 65]), 256)
