@@ -371,14 +371,21 @@ def described(moving, fixed, world, seed, factor, sigma, count=POINTS):
     """((fixed, moving) Sides of self-similarity, the moving Cube laid on the fixed one by ``world``; 4×4 from the frame, mm
     from the middle of the box in which both lie, to RAS). factor, sigma: voxels in those of the model, blur in voxels;
     count: points drawn in each."""
-    whole = fixed.grid.with_shape([int(round(n / factor)) for n in fixed.grid.shape])
-    grid = whole.around(*_box(fixed))
-    spacing = geometry.spacing(grid.voxel_to_ras)
+    *cubes, to_ras = laid_on(moving, fixed, world, factor)
+    spacing, shape = geometry.spacing(to_ras), cubes[0].grid.shape
     sides = []
-    for cube in (fixed.on(grid), moving.on(grid.moved(world))):
+    for cube in cubes:
         features = self_similarity(blur(cube.values, sigma))
         sides.append(side(features, cube.support, cube.tissue(), spacing, count, seed))
-    return sides, grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(grid.shape) - 1) / 2)
+    return sides, to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(shape) - 1) / 2)
+
+
+def laid_on(moving, fixed, world, factor: float, margin: int = MARGIN):
+    """(the fixed Cube on a grid of ``factor`` times the model's voxels around its tissue, ``margin`` of the model's voxels wider,
+    the moving Cube laid there by ``world``, the grid's 4×4 voxel → RAS matrix)."""
+    whole = fixed.grid.with_shape([int(round(n / factor)) for n in fixed.grid.shape])
+    grid = whole.around(*_box(fixed, margin))
+    return fixed.on(grid), moving.on(grid.moved(world)), grid.voxel_to_ras
 
 
 def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **options):
@@ -389,7 +396,7 @@ def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **opt
                   free=FREE, already=already, **options).cpu().numpy()
 
 
-def _box(cube, margin: int = MARGIN):
+def _box(cube, margin: int):
     """Two corners (normalized x, y, z) of the box around a cube's tissue, ``margin`` voxels wider on each side."""
     inside = cube.tissue()[0, 0] > 0.5
     corners = 2 * np.array(bounds(inside, margin)) / np.array(inside.shape) - 1

@@ -32,6 +32,10 @@ STRAIN = 0.2
 #: A refinement that ends so far below the agreement from which the network is trusted is undone, if it agreed before.
 LOST = 0.15
 
+#: Similarity below which the answer is also refined by blocks that vote (blocks.py), where the network cannot tell: brains of two
+#: people and heads in focus are alike by 0.46 or more, a volume with slabs moved by less.
+UNLIKE = 0.45
+
 #: Steps of the fast diffusion (see Schedule.visit): held-out heads end at 0.7 mm after three or four, at 1.1 after two. Of
 #: candidates whose likeness decides and which are refined, two steps are enough.
 DEFAULT_STEPS, STEPS_BEFORE_REFINING = 3, 2
@@ -392,7 +396,7 @@ def _fast(pair: _Pair, model, options: Options):
     Where the volumes are not alike enough in the end or repeated runs disagree, and the network, where it can tell, does not
     agree either, search once more: wider, and by what the network finds to correspond.
     """
-    from . import search
+    from . import blocks, search
 
     moving, fixed = pair.moving, pair.fixed
     deep = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
@@ -440,6 +444,10 @@ def _fast(pair: _Pair, model, options: Options):
             other = refined(header)
             if other[2] > agreed:
                 (world, polished, agreed), details["best"] = other, "network"
+        if options.rotations == "all" and least is None and pair.alike(world) < UNLIKE:
+            found, _, word = refined(blocks.refine(moving, fixed, world, options.transform), 1.0)
+            if pair.alike(found) > pair.alike(world):
+                world, polished, agreed = found, True, word
         yield Step(2 + count, total, "Refining", geometry.inverse(world))
 
     def spread_of(world):
@@ -535,7 +543,8 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
 
     stage, index, best = "Searching further", total - 1, None
     kinds = ("moving", "fixed") if least is not None else ("either",) if places is not None else ()
-    of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.ROUNDS[0][0] + 2
+    voted = search.VOTED if least is None else 0
+    of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.ROUNDS[0][0] + voted + 2
     total += 2 * search.WIDE_CANDIDATES + rest + len(kinds) * (of_network + rest + 1)
     if least is None:
         sources = [wide, *(lambda: led_in(*network(turned)) for turned in kinds)]
@@ -555,7 +564,7 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
         candidates = source()
         index += 1
         yield Step(index, total, stage, geometry.inverse(candidates[0]))
-        for found in search.settle(moving, fixed, candidates, options.transform, options.seed):
+        for found in search.settle(moving, fixed, candidates, options.transform, options.seed, voted):
             index += 1
             yield Step(index, total, stage, geometry.inverse(found[1]))
         if least is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import enface, geometry
+from . import blocks, enface, geometry
 from . import polish as gauss_newton
 from .quality import similarity
 from .volume import Grid
@@ -359,6 +359,9 @@ def consensus(x, y, trust, scale: float = 12.0, iterations: int = 5):
     return matrices, score
 
 
+#: How many of the best are also refined by blocks that vote (blocks.py).
+VOTED = 2
+
 #: Share of the candidates' number, and the grids (as in polish.LEVELS), of the two rounds of ``settle``.
 ROUNDS = ((6, "similarity", (2.0, 0.8, 10)), (1, "affine", (1.2, 1.0, 10)))
 
@@ -369,10 +372,11 @@ def likeness(moving, fixed, world) -> float:
     return alike / max(overlap, 0.05) ** 0.5
 
 
-def settle(moving, fixed, worlds, kind: str, seed: int):
+def settle(moving, fixed, worlds, kind: str, seed: int, voted: int = VOTED):
     """Refine every candidate (fixed → moving RAS) by self-similarity and keep the likest; yields (likeness, world).
 
-    Coarsely first, then the best of them finer. The last pair yielded is the answer. In tests on corrupted heads a
+    Coarsely first, then the best of them finer, and the ``voted`` best of these by blocks that vote. The last pair yielded is the
+    answer. In tests on corrupted heads a
     right candidate, where there was one, nearly always came out on top, which correlation does not achieve.
     """
     candidates = [(None, world) for world in worlds]
@@ -382,8 +386,13 @@ def settle(moving, fixed, worlds, kind: str, seed: int):
             world = gauss_newton.polish_level(moving, fixed, world, largest if kind == "affine" else kind, seed, *level)
             scored.append((likeness(moving, fixed, world), world))
             yield max(scored, key=lambda pair: pair[0])
-        candidates = sorted(scored, key=lambda pair: -pair[0])[:kept]
-    yield candidates[0]
+        scored.sort(key=lambda pair: -pair[0])
+        candidates = scored[:kept]
+    for _, world in scored[:voted]:
+        world = blocks.refine(moving, fixed, world, kind)
+        candidates.append((likeness(moving, fixed, world), world))
+        yield max(candidates, key=lambda pair: pair[0])
+    yield max(candidates, key=lambda pair: pair[0])
 
 
 #: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each sees.
