@@ -27,7 +27,7 @@ TEMPLATES = {
                    ("templates/colin27_t1", "templates/colin27_t1_brain")],
 }
 
-#: group → pairs of one person's raw scans.
+#: group → pairs of one person's raw scans, and of templates that were made of different people.
 RAW = {
     "raw T1-T2": [(f"multi/{s}_t1", f"multi/{s}_t2") for s in (
         "openms_01_study1", "openms_01_study2", "openms_03_study2", "adi")],
@@ -37,6 +37,8 @@ RAW = {
                    ("multi/openms_01_study1_t1", "multi/openms_01_study2_t2"),
                    ("multi/openms_03_study2_t1", "multi/openms_03_study1_t2"),
                    ("multi/openms_03_study2_t1", "multi/openms_03_study1_flair")],
+    "T1-CT": [("templates/mni152_t1_2mm", "templates/ct_head_2mm"),
+              ("templates/colin27_t1", "templates/ct_head_2mm")],
 }
 
 CONSENSUS = Path(__file__).with_name("consensus.json")
@@ -47,7 +49,10 @@ PEERS, AGREE = ("greedy", "ants-affine", "elastix"), 3.0
 
 def _modality(path: str) -> str:
     name = os.path.basename(path)
-    return "t1-brain" if "_t1" in name else "t2-head-neck" if "_t2" in name else "any"
+    for part, key in (("_t1", "t1-brain"), ("_t2", "t2-head-neck"), ("ct_", "ct-head-neck")):
+        if part in name:
+            return key
+    return "any"
 
 
 def pair_name(first: str, second: str) -> str:
@@ -57,7 +62,7 @@ def pair_name(first: str, second: str) -> str:
 
 def known(first: str, second: str, table: dict):
     """4×4 first → second RAS under the files' own headers; None where the peers did not agree."""
-    if first.startswith("templates/"):
+    if any((first, second) in pairs for pairs in TEMPLATES.values()):
         return np.eye(4)
     entry = table.get(pair_name(first, second))
     return None if entry is None or entry["matrix"] is None else geometry.as_affine(entry["matrix"])
