@@ -191,10 +191,10 @@ def color(method: str):
 
 
 def line(axis, method: str, x, y, more: str = "") -> None:
-    """A method's line in a panel, `more` behind its name; the default stands out."""
+    """A method's line in a panel, `more` behind its name; the default is broad, so that one on top of it is seen, too."""
     strong = method == "default"
-    axis.plot(x, y, "o-", color=color(method), lw=2.6 if strong else 1.3, ms=6 if strong else 4,
-              zorder=3 if strong else 2, label=label(method).lstrip("· ") + more)
+    axis.plot(x, y, "o-", color=color(method), lw=4 if strong else 1.3, ms=8 if strong else 4,
+              zorder=2 if strong else 3, label=label(method).lstrip("· ") + more)
 
 
 def of_artifact(records, name: str) -> list:
