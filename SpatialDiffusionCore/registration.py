@@ -547,6 +547,9 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
             pass
         return candidates + _plausible(worlds, fixed)
 
+    def by_network(turned):
+        return led_in(*network(turned))
+
     def agreed(world):
         return search.agreement(moving, fixed, world, places), world
 
@@ -556,7 +559,7 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
     of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.ROUNDS[0][0] + voted + 2
     total += 2 * search.WIDE_CANDIDATES + rest + len(kinds) * (of_network + rest + 1)
     if least is None:
-        sources = [wide, *(partial(lambda turned: led_in(*network(turned)), turned) for turned in kinds)]
+        sources = [wide, *(partial(by_network, turned) for turned in kinds)]
     else:
         seen = []
         for turned in kinds:

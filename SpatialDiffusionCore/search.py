@@ -376,8 +376,8 @@ def settle(moving, fixed, worlds, kind: str, seed: int, voted: int = VOTED):
     """Refine every candidate (fixed → moving RAS) by self-similarity and keep the likest; yields (likeness, world).
 
     Coarsely first, then the best of them finer, and the ``voted`` best of these by blocks that vote. The last pair yielded is the
-    answer. In tests on corrupted heads a
-    right candidate, where there was one, nearly always came out on top, which correlation does not achieve.
+    answer. In tests on corrupted heads a right candidate, where there was one, nearly always came out on top, which
+    correlation does not achieve.
     """
     candidates = [(None, world) for world in worlds]
     for kept, largest, level in ROUNDS:
