@@ -51,7 +51,7 @@ def matches(moving, fixed, world: np.ndarray):
         return F.avg_pool3d(volume, EDGE, 1, half)
 
     one, other, known, seen, tissue = (F.pad(v, around) for v in (
-        blur(a.values, SIGMA) * a.support, blur(b.values, SIGMA) * b.support, a.support, b.support, a.tissue()))
+        blur(a.values, SIGMA) * a.support, blur(b.values, SIGMA) * b.support, a.support, b.support, a.tissue))
     spread_one = mean(one * one) - mean(one) ** 2
     spread_other = (mean(other * other) - mean(other) ** 2).clamp_min(0).flatten() + FLAT / 2
     whole = (mean(seen) > 0.99).flatten()
@@ -82,7 +82,7 @@ def matches(moving, fixed, world: np.ndarray):
     weights = near * (20 * (alike - best)).exp()
     moves = weights @ offsets / weights.sum(1, keepdim=True)
     met = best[:, 0] > 0  # others found nothing but the end of the volume
-    found = tuple(v[met].double().cpu().numpy() for v in (inside - around[0], moves, best[:, 0]))
+    found = tuple(v[met].cpu().double().numpy() for v in (inside - around[0], moves, best[:, 0]))
     return *found, frame
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Optional
 
 import numpy as np
@@ -40,6 +41,7 @@ class Cube:
         center = (np.array(self.grid.shape) - 1) / 2
         return self.grid.voxel_to_ras @ geometry.from_parts(np.diag(1 / self.spacing), center)
 
+    @cached_property
     def tissue(self) -> torch.Tensor:
         """1×1×D×H×W: 1 where there is tissue (above Otsu's threshold, inside the field of view, mask and focus)."""
         low, high = self.prepared.window

@@ -180,15 +180,15 @@ def _turns_and_shifts(a: Face, b: Face):
 def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
     """4×4 frame transform: the lateral map, and the robust plane that takes a's surface to b's."""
     at = a.known.nonzero()
-    u = (at.double().cpu().numpy() - (len(a.mask) - 1) / 2) * a.step
+    u = (at.cpu().double().numpy() - (len(a.mask) - 1) / 2) * a.step
     v = u @ lateral[:, :2].T + lateral[:, 2]
     place = torch.as_tensor(v / (len(b.mask) * b.step / 2), dtype=torch.float32, device=at.device).flip(1)
     seen = F.grid_sample(torch.stack([b.height * b.known, b.known])[None], place[None, None], align_corners=False)
-    height, known = seen[0, :, 0].double().cpu().numpy()
+    height, known = seen[0, :, 0].cpu().double().numpy()
     use = known > 0.99
     plane = np.zeros(3)
     if use.sum() > 30:
-        difference = height[use] - a.height[a.known > 0].double().cpu().numpy()[use]
+        difference = height[use] - a.height[a.known > 0].cpu().double().numpy()[use]
         terms = np.column_stack([np.ones(use.sum()), u[use]])
         weights, plane[0] = np.ones(len(terms)), np.median(difference)
         for _ in range(8):
@@ -232,8 +232,8 @@ def agreement(moving, fixed, worlds, *, seed: int) -> np.ndarray:
     """
     sides = [_side(cube, seed) for cube in (fixed, moving)]
     flat = np.array([_flat(np.linalg.inv(moving.frame) @ world @ fixed.frame) for world in worlds])
-    similarity, overlap = gauss_newton.correlation(*sides, torch.as_tensor(flat, device=sides[0].points.device))
-    return (similarity * overlap.clamp(0, 1).sqrt()).cpu().numpy()
+    similarity, overlap = gauss_newton.correlation(*sides, flat)
+    return similarity * np.sqrt(overlap.clip(0, 1))
 
 
 def _flat(matrix) -> np.ndarray:
@@ -259,9 +259,8 @@ def _side(cube, seed: int):
 def _laterally(moving, fixed, world, sides):
     """Robust Gauss–Newton fit of two maps to each other; what ``world`` does in depth stays."""
     matrix = np.linalg.inv(moving.frame) @ world @ fixed.frame
-    start = torch.as_tensor(_flat(matrix), device=sides[0].points.device)[None]
-    found = gauss_newton.refine(*sides, start, iterations=12, linear_fit=False, longest=float(fixed.spacing.max()))
-    found = found[0].cpu().numpy()
+    found = gauss_newton.refine(*sides, _flat(matrix)[None], iterations=12, linear_fit=False,
+                                longest=float(fixed.spacing.max()))[0]
     matrix[np.ix_([0, 2], [0, 2, 3])] = found[np.ix_([0, 2], [0, 2, 3])]
     return moving.frame @ matrix @ np.linalg.inv(fixed.frame)
 
@@ -272,7 +271,7 @@ def spread(moving, fixed, world, *, seed: int, degrees: float = 3.0, voxels: flo
     world: fixed → moving, 4×4, RAS mm. voxels: shift of the starts in lateral voxels of the cube.
     """
     sides = [_side(cube, seed) for cube in (fixed, moving)]
-    points = sides[0].points.double().cpu().numpy()
+    points = sides[0].points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
     flat = _flat(np.linalg.inv(moving.frame) @ world @ fixed.frame)
     starts, millimeters = [flat], voxels * float(max(fixed.spacing))
@@ -280,7 +279,6 @@ def spread(moving, fixed, world, *, seed: int, degrees: float = 3.0, voxels: flo
         turn = geometry.rotation_about([0, 1, 0], np.radians(sign * degrees))
         starts += [flat @ geometry.about(turn, mean), flat @ geometry.from_parts(np.eye(3), [sign * millimeters, 0, 0]),
                    flat @ geometry.from_parts(np.eye(3), [0, 0, sign * millimeters])]
-    batch = torch.as_tensor(np.array(starts), device=sides[0].points.device)
-    found = gauss_newton.refine(*sides, batch, iterations=12, linear_fit=False, longest=millimeters).cpu().numpy()
+    found = gauss_newton.refine(*sides, starts, iterations=12, linear_fit=False, longest=millimeters)
     distances = [geometry.displacement_rms(m, found[0], mean, covariance) for m in found[1:]]
     return float(np.sqrt(np.mean(np.square(distances))))

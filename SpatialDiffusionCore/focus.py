@@ -86,11 +86,11 @@ def focused(cube, network):
         with torch.no_grad():
             sure = torch.sigmoid(network(cube.values))
         found = replace(cube, focus=(sure, cube.grid.with_shape(sure.shape[2:])))
-        tissue = found.tissue()[0, 0]
-        share = float(tissue.sum() / cube.tissue().sum().clamp_min(1))
+        tissue = found.tissue[0, 0]
+        share = float(tissue.sum() / cube.tissue.sum().clamp_min(1))
         if share > MOST or not bool(tissue.any()):
             break
-        aside = tissue.nonzero().double().mean(0).cpu().numpy() - (np.array(cube.grid.shape) - 1) / 2
+        aside = tissue.nonzero().cpu().double().mean(0).numpy() - (np.array(cube.grid.shape) - 1) / 2
         shift = cube.grid.voxel_to_ras[:3, :3] @ aside
         if np.linalg.norm(shift) <= ASIDE * np.linalg.norm(cube.spacing * cube.grid.shape):
             break

@@ -1,7 +1,10 @@
 """Local refinement of a transform by intensities: robust, symmetric Gauss–Newton on 6, 7 or 12 numbers.
 
 Everything here happens in *cube frames*: u and v are mm along the axes (i, j, k) of the fixed and the moving cube,
-from their centers. A transform is a 4×4 matrix with v = A·u + d; batches are B×4×4 float64 tensors.
+from their centers. A transform is a 4×4 matrix with v = A·u + d; batches are B×4×4 float64 arrays.
+
+Volumes and points are on the device. The algebra of a dozen numbers is NumPy's: on a GPU each of its hundred small
+steps would cost as much as a look at all points.
 """
 from __future__ import annotations
 
@@ -19,21 +22,22 @@ from . import geometry
 class Side:
     """One volume at one resolution: its features, and points drawn in its tissue.
 
-    grid: 1×(C+1)×D×H×W, C features, then the support (0…1). spacing: 3, mm. points: N×3 mm on voxel centers in the
-    tissue; values: C×N there; slopes: C×N×3, how the features change there per mm.
+    grid: 1×(C+1)×D×H×W, C features, then the support (0…1). spacing: array of 3, mm. points: N×3 mm on voxel centers
+    in the tissue; values: C×N there; slopes: C×N×3, how the features change there per mm.
     """
 
     grid: torch.Tensor
-    spacing: torch.Tensor
+    spacing: np.ndarray
     points: torch.Tensor
     values: torch.Tensor
     slopes: torch.Tensor
 
-    def seen(self, points: torch.Tensor, matrix: torch.Tensor):
+    def seen(self, points: torch.Tensor, matrices: np.ndarray):
         """Features (C×B×N) and support (B×N), trilinear, where B matrices (4×4) take N×3 points in mm."""
         # From mm to normalized (x, y, z), whose x runs along the last axis.
-        scale = 2 / (self.spacing * torch.tensor(self.grid.shape[2:], device=self.spacing.device))
-        rows = (matrix[:, :3].float() * scale[:, None]).flip(1)
+        scale = 2 / (self.spacing * self.grid.shape[2:])
+        rows = np.ascontiguousarray((matrices[:, :3] * scale[:, None])[:, ::-1], np.float32)
+        rows = torch.as_tensor(rows, device=points.device)
         place = torch.baddbmm(rows[:, :, 3:], rows[:, :, :3], points.T[None].expand(len(rows), -1, -1))  # B×3×N
         sampled = F.grid_sample(self.grid, place.mT[None, :, :, None], align_corners=False)[0, ..., 0]
         return sampled[:-1], sampled[-1]
@@ -44,26 +48,25 @@ def side(features: torch.Tensor, support: torch.Tensor, tissue: torch.Tensor, sp
 
     ``count`` points are drawn without repetition (all if there are fewer); the same seed draws the same points.
     """
-    device = features.device
-    spacing = torch.as_tensor(np.array(spacing), dtype=torch.float32, device=device)
-    shape = tuple(features.shape[2:])
+    device, shape = features.device, np.array(features.shape[2:])
     inside = (tissue[0, 0] > 0.5).nonzero()
     if len(inside) > count:
         chosen = torch.randperm(len(inside), generator=torch.Generator().manual_seed(seed))[:count]
         inside = inside[chosen.sort().values.to(device)]
-    points = (inside.float() - (torch.tensor(shape, device=device) - 1) / 2) * spacing
-
-    flat = features[0].flatten(1)
-    strides = (shape[1] * shape[2], shape[2], 1)
-    index = (inside * torch.tensor(strides, device=device)).sum(1)
-    slopes = []
-    for axis in range(3):
-        low = index - strides[axis] * (inside[:, axis] > 0)
-        high = index + strides[axis] * (inside[:, axis] < shape[axis] - 1)
-        run = ((high - low) // strides[axis]).clamp_min(1) * spacing[axis]
-        slopes.append((flat.index_select(1, high) - flat.index_select(1, low)) / run)
+    spacing = np.array(spacing, float)
+    last, strides = shape - 1, np.array([shape[1] * shape[2], shape[2], 1])
+    middle, last, strides, step = (
+        torch.as_tensor(numbers, device=device)
+        for numbers in (((shape - 1) / 2).astype(np.float32), last, strides, spacing.astype(np.float32))
+    )
+    points = (inside - middle) * step
+    flat, index = features[0].flatten(1), (inside * strides).sum(1)
+    # The neighbors on both sides along each axis, N×3; at an edge the point itself is one of them.
+    before, after = (inside > 0).long(), (inside < last).long()
+    low, high = (flat[:, index[:, None] + part] for part in (-before * strides, after * strides))
+    slopes = (high - low) / ((before + after).clamp_min(1) * step)
     grid = torch.cat([features, support], dim=1)
-    return Side(grid, spacing, points, flat.index_select(1, index), torch.stack(slopes, dim=-1))
+    return Side(grid, spacing, points, flat.index_select(1, index), slopes)
 
 
 def reach(sigma: float) -> int:
@@ -119,46 +122,54 @@ def self_similarity(volume: torch.Tensor, sigma: float = 0.8) -> torch.Tensor:
 # --- Gauss–Newton ------------------------------------------------------------------------------------------
 
 
-def _basis(kind: str, device) -> torch.Tensor:
+@lru_cache(maxsize=3)
+def _basis(kind: str) -> np.ndarray:
     """12×n: the generators of a kind of transform, each a 3×4 matrix row by row."""
     if kind == "affine":
-        return torch.eye(12, dtype=torch.float64, device=device)
-    generators = torch.zeros(6 if kind == "rigid" else 7, 3, 4, dtype=torch.float64, device=device)
+        return np.eye(12)
+    generators = np.zeros((6 if kind == "rigid" else 7, 3, 4))
     for k in range(3):
         i, j = (k + 1) % 3, (k + 2) % 3
         generators[k, i, j], generators[k, j, i] = -1.0, 1.0
         generators[-1 - k, k, 3] = 1.0
     if kind == "similarity":
-        generators[3, :, :3] = torch.eye(3)
-    return generators.flatten(1).T
+        generators[3, :, :3] = np.eye(3)
+    return generators.reshape(-1, 12).T
 
 
-def _stretch(device) -> torch.Tensor:
+def _stretch() -> np.ndarray:
     """12×12: projects a change (3×4, row by row) to the symmetric part of its linear part."""
-    projection = torch.zeros(3, 4, 3, 4, dtype=torch.float64, device=device)
+    projection = np.zeros((3, 4, 3, 4))
     for i in range(3):
         for j in range(3):
             projection[i, j, i, j] += 0.5
             projection[i, j, j, i] += 0.5
-    return projection.view(12, 12)
+    return projection.reshape(12, 12)
 
 
-def _apply(matrix: torch.Tensor, change: torch.Tensor, kind: str) -> torch.Tensor:
-    """The transform after a step (B×3×4, in the fixed frame); a rigid one stays rigid."""
-    step = torch.zeros_like(matrix)
+_STRETCH = _stretch()
+
+
+def _transposed(matrices: np.ndarray) -> np.ndarray:
+    return matrices.swapaxes(-1, -2)
+
+
+def _apply(matrices: np.ndarray, change: np.ndarray, kind: str) -> np.ndarray:
+    """The transforms after a step (B×3×4, in the fixed frame); a rigid one stays rigid."""
+    step = np.zeros_like(matrices)
     step[:, :3] = change
     if kind != "affine":
-        return matrix @ _exponential(step)
-    return matrix + matrix @ step
+        return matrices @ _exponential(step)
+    return matrices + matrices @ step
 
 
-def _exponential(step: torch.Tensor) -> torch.Tensor:
+def _exponential(step: np.ndarray) -> np.ndarray:
     """Matrix exponential of B×4×4 steps (at most some tenths): Taylor series, scaled and squared.
 
-    torch.linalg.matrix_exp takes 0.7 ms on a GPU, several times this.
+    scipy.linalg.expm takes one matrix after the other.
     """
     part = power = step / 16
-    result = torch.eye(4, dtype=step.dtype, device=step.device) + part
+    result = np.eye(4) + part
     for order in range(2, 8):
         power = power @ part / order
         result = result + power
@@ -171,14 +182,16 @@ def _exponential(step: torch.Tensor) -> torch.Tensor:
 _UPPER = {n: np.triu_indices(n) for n in (3, 4)}
 
 
-@lru_cache(maxsize=8)
-def _unfolding(device) -> torch.Tensor:
+def _unfolding() -> np.ndarray:
     """144 places: where the entries of a 12×12 matrix whose blocks are symmetric lie among the 6·10 of both triangles."""
     place = {n: np.zeros((n, n), int) for n in (3, 4)}
     for n, found in place.items():
         found[_UPPER[n]] = found.T[_UPPER[n]] = np.arange(len(_UPPER[n][0]))
     i, a = np.repeat(np.arange(3), 4), np.tile(np.arange(4), 3)
-    return torch.as_tensor(10 * place[3][i[:, None], i] + place[4][a[:, None], a], device=device).flatten()
+    return (10 * place[3][i[:, None], i] + place[4][a[:, None], a]).flatten()
+
+
+_UNFOLDING = _unfolding()
 
 
 class _Linear:
@@ -197,11 +210,13 @@ class _Linear:
         self.products = (squares[:, :, None] * outer[:, None]).flatten(1)  # N×60
 
     def equations(self, residual, weights):
-        """Σ w J Jᵀ (B×12×12) and Σ w J r (B×12) for C×B×N residuals and B×N weights."""
-        hessian = (weights @ self.products).double()
-        hessian = hessian.index_select(1, _unfolding(hessian.device)).view(-1, 12, 12)
-        slope = torch.bmm(residual * weights, self.jacobian).sum(0)
-        return hessian, slope.double()
+        """B×72 for C×B×N residuals and B×N weights: Σ w J Jᵀ, folded, and Σ w J r; see ``_unfolded``."""
+        return torch.cat([weights @ self.products, torch.bmm(residual * weights, self.jacobian).sum(0)], dim=1)
+
+
+def _unfolded(equations: np.ndarray) -> tuple:
+    """(Σ w J Jᵀ, B×12×12, and Σ w J r, B×12)."""
+    return equations[:, _UNFOLDING].reshape(-1, 12, 12), equations[:, 60:]
 
 
 def _fit_intensity(sampled, values, weights):
@@ -246,15 +261,15 @@ def _factor(hessian, previous, newton, factor, most: float):
     """
     weighed = (hessian @ previous[..., None])[..., 0]
     whole, gained = (previous * weighed).sum(1), ((previous - newton) * weighed).sum(1)
-    return torch.where(gained > 0, factor * whole / gained.clamp_min(1e-30), most).clamp(1.0, most)
+    return np.where(gained > 0, factor * whole / np.maximum(gained, 1e-30), most).clip(1.0, most)
 
 
 def refine(
-    fixed: Side, moving: Side, matrix: torch.Tensor, *, kind: str = "affine", iterations: int = 10,
+    fixed: Side, moving: Side, matrices, *, kind: str = "affine", iterations: int = 10,
     linear_fit: bool = True, tuning: float = 2.0, damping: float = 1e-3, longest: float = 15.0, enough: float = 0.02,
     boldest: float = 1.0, stiffness: float = 0.0, free: float = 0.0, already=None, chosen=(None, None),
-) -> torch.Tensor:
-    """Improve B transforms (B×4×4 float64, fixed → moving cube frame) by symmetric robust Gauss–Newton.
+) -> np.ndarray:
+    """Improve B transforms (B×4×4, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
     Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen
     in the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most
@@ -264,56 +279,56 @@ def refine(
     moving volume before. ``free``: as much of it, along each axis, costs nothing. ``chosen``: which points of the fixed and of
     the moving side count in each transform, B×N of 0 and 1 (default: all).
     """
-    radius = fixed.points.square().sum(1).mean().sqrt().double().clamp_min(1e-6)
-    matrix = matrix.clone()
-    ahead, behind, basis = _Linear(fixed), _Linear(moving), _basis(kind, matrix.device)
-    previous, factor = None, torch.ones_like(matrix[:, 0, 0])
-    stretch = _stretch(matrix.device)
+    radius = max(float(fixed.points.square().sum(1).mean().sqrt()), 1e-6)
+    matrices = np.array(matrices, float)
+    ahead, behind, basis = _Linear(fixed), _Linear(moving), _basis(kind)
+    previous, factor = None, np.ones(len(matrices))
     for _ in range(iterations):
-        inverse = torch.linalg.inv(matrix)
-        hessian, slope = ahead.equations(*_residuals(fixed, moving, matrix, linear_fit, tuning, chosen[0]))
-        back, back_slope = behind.equations(*_residuals(moving, fixed, inverse, linear_fit, tuning, chosen[1]))
+        inverses = np.linalg.inv(matrices)
+        both = (ahead.equations(*_residuals(fixed, moving, matrices, linear_fit, tuning, chosen[0])),
+                behind.equations(*_residuals(moving, fixed, inverses, linear_fit, tuning, chosen[1])))
+        (hessian, slope), (back, back_slope) = map(_unfolded, torch.stack(both).cpu().double().numpy())
         # A change Y in the fixed frame, M·(I + Y), is M·Y·M⁻¹ in the moving one, and there it moves points back.
-        across = torch.einsum("bij,blk->bikjl", matrix[:, :3, :3], inverse).reshape(-1, 12, 12)
-        hessian = hessian + across.mT @ back @ across
-        slope = slope - (across.mT @ back_slope[..., None])[..., 0]
+        across = (matrices[:, :3, None, :3, None] * _transposed(inverses)[:, None, :, None]).reshape(-1, 12, 12)
+        hessian = hessian + _transposed(across) @ back @ across
+        slope = slope - (back_slope[:, None] @ across)[:, 0]
         if stiffness:
             # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose
             # slope in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
             weight = 2 * stiffness * len(fixed.values)
-            linear = matrix[:, :3, :3] if already is None else already @ matrix[:, :3, :3]
-            squares, axes = torch.linalg.eigh(linear.mT @ linear)
-            stretches = squares.clamp_min(1e-6).log() / 2
-            strain = axes @ torch.diag_embed(stretches - stretches.clamp(-free, free)) @ axes.mT
-            hessian = hessian + weight * stretch
-            slope = slope + weight * F.pad(strain, (0, 1)).flatten(1)
+            linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
+            squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
+            stretches = np.log(np.maximum(squares, 1e-6)) / 2
+            strain = (axes * (stretches - stretches.clip(-free, free))[:, None]) @ _transposed(axes)
+            hessian = hessian + weight * _STRETCH
+            slope = slope + weight * np.pad(strain, ((0, 0), (0, 0), (0, 1))).reshape(-1, 12)
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
-        diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
-        hessian = hessian + torch.diag_embed(damping * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-12)
-        newton = -torch.linalg.solve(hessian, slope)
+        diagonal = np.diagonal(hessian, axis1=1, axis2=2)
+        ridge = damping * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-12
+        newton = -np.linalg.solve(hessian + ridge[..., None] * np.eye(len(slope.T)), slope[..., None])[..., 0]
         if previous is not None:
             factor = _factor(hessian, previous, newton, factor, boldest)
         previous = newton
-        change = (factor[:, None] * newton @ basis.T).view(-1, 3, 4)
-        moved = matrix[:, :3, :3] @ change
-        reach = moved[:, :, 3].norm(dim=1) + moved[:, :, :3].flatten(1).norm(dim=1) * radius
-        change = change * (longest / reach.clamp_min(1e-9)).clamp(max=1.0)[:, None, None]
-        candidate = _apply(matrix, change, kind)
-        usable = torch.isfinite(candidate).flatten(1).all(1) & (torch.linalg.det(candidate[:, :3, :3]) > 0.05)
-        matrix = torch.where(usable.view(-1, 1, 1), candidate, matrix)
-        if bool((reach < enough * fixed.spacing.min()).all()):
+        change = (factor[:, None] * newton @ basis.T).reshape(-1, 3, 4)
+        moved = matrices[:, :3, :3] @ change
+        reach = np.linalg.norm(moved[:, :, 3], axis=1) + np.linalg.norm(moved[:, :, :3], axis=(1, 2)) * radius
+        change = change * np.minimum(longest / np.maximum(reach, 1e-9), 1.0)[:, None, None]
+        candidates = _apply(matrices, change, kind)
+        usable = np.isfinite(candidates).all((1, 2)) & (np.linalg.det(candidates[:, :3, :3]) > 0.05)
+        matrices = np.where(usable[:, None, None], candidates, matrices)
+        if (reach < enough * fixed.spacing.min()).all():
             break
-    return matrix
+    return matrices
 
 
-def correlation(fixed: Side, moving: Side, matrix: torch.Tensor):
-    """(similarity, overlap), B each: mean of both directions' correlation of features over tissue points.
+def correlation(fixed: Side, moving: Side, matrices: np.ndarray):
+    """(similarity, overlap) of B×4×4 transforms, arrays of B: mean of both directions' correlation of features over tissue points.
 
     Correlation is over the points that land in the other's support; overlap is their share. With several features,
     it is their mean.
     """
     scores, overlaps = [], []
-    for a, b, m in ((fixed, moving, matrix), (moving, fixed, torch.linalg.inv(matrix))):
+    for a, b, m in ((fixed, moving, matrices), (moving, fixed, np.linalg.inv(matrices))):
         sampled, w = b.seen(a.points, m)
         values, total = a.values[:, None], w.sum(-1, keepdim=True).clamp_min(1e-6)
         da = values - (w * values).sum(-1, keepdim=True) / total
@@ -321,7 +336,8 @@ def correlation(fixed: Side, moving: Side, matrix: torch.Tensor):
         covariance, power = (w * da * db).sum(-1), (w * da * da).sum(-1) * (w * db * db).sum(-1)
         scores.append((covariance / power.clamp_min(1e-12).sqrt()).mean(0))
         overlaps.append(w.mean(1))
-    return (scores[0] + scores[1]) / 2, torch.minimum(*overlaps)
+    found = torch.stack([(scores[0] + scores[1]) / 2, torch.minimum(*overlaps)])
+    return tuple(found.cpu().double().numpy())
 
 
 # --- the final refinement ----------------------------------------------------------------------------------
@@ -376,7 +392,7 @@ def described(moving, fixed, world, seed, factor, sigma, count=POINTS):
     sides = []
     for cube in cubes:
         features = self_similarity(blur(cube.values, sigma))
-        sides.append(side(features, cube.support, cube.tissue(), spacing, count, seed))
+        sides.append(side(features, cube.support, cube.tissue, spacing, count, seed))
     return sides, to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(shape) - 1) / 2)
 
 
@@ -390,15 +406,13 @@ def laid_on(moving, fixed, world, factor: float, margin: int = MARGIN):
 
 def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **options):
     """``refine`` of B×4×4 changes in the frame of what was ``described``, where the moving volume was laid by ``world``."""
-    device = sides[0].points.device
-    already = torch.as_tensor((world @ frame)[:3, :3], device=device)
-    return refine(*sides, torch.as_tensor(np.array(changes), device=device), linear_fit=False, stiffness=stiffness,
-                  free=FREE, already=already, **options).cpu().numpy()
+    return refine(*sides, changes, linear_fit=False, stiffness=stiffness, free=FREE, already=(world @ frame)[:3, :3],
+                  **options)
 
 
 def _box(cube, margin: int):
     """Two corners (normalized x, y, z) of the box around a cube's tissue, ``margin`` voxels wider on each side."""
-    inside = cube.tissue()[0, 0] > 0.5
+    inside = cube.tissue[0, 0] > 0.5
     corners = 2 * np.array(bounds(inside, margin)) / np.array(inside.shape) - 1
     return corners[:, ::-1]
 
@@ -408,10 +422,12 @@ def bounds(inside: torch.Tensor, margin: int):
 
     The whole volume where nothing is true.
     """
+    lines = [inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0) for axis in range(3)]
+    lines = np.split(torch.cat(lines).cpu().numpy(), np.cumsum(inside.shape)[:-1])  # one wait for the device
     first, last = [], []
-    for axis, size in enumerate(inside.shape):
-        found = inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0).nonzero()[:, 0]
-        low, high = (int(found[0]), int(found[-1])) if len(found) else (0, size - 1)
-        first.append(max(0, low - margin))
-        last.append(min(size, high + 1 + margin))
+    for line in lines:
+        found = line.nonzero()[0]
+        low, high = (found[0], found[-1]) if len(found) else (0, len(line) - 1)
+        first.append(max(0, int(low) - margin))
+        last.append(min(len(line), int(high) + 1 + margin))
     return first, last

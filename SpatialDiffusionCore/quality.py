@@ -90,7 +90,7 @@ def similarity(moving, fixed, fixed_to_moving):
 
     fixed_to_moving: 4×4, RAS mm.
     """
-    tissue, moved = fixed.tissue(), moving.on(fixed.grid.moved(fixed_to_moving))
+    tissue, moved = fixed.tissue, moving.on(fixed.grid.moved(fixed_to_moving))
     alike = local_similarity(fixed.values, moved.values, moved.support, tissue)
     return alike, float((moved.support * tissue).sum() / tissue.sum().clamp_min(1e-6))
 

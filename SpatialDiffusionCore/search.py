@@ -27,7 +27,7 @@ def _coarse(cube, factor: float, sigma: float, count: int, seed: int):
     """A Side of a cube at 1/factor of its resolution."""
     size = [max(12, int(round(n / factor))) for n in cube.grid.shape]
     values = gauss_newton.blur(F.interpolate(cube.values, size=size, mode="area"), sigma)
-    support, tissue = (F.interpolate(v, size=size, mode="area") for v in (cube.support, cube.tissue()))
+    support, tissue = (F.interpolate(v, size=size, mode="area") for v in (cube.support, cube.tissue))
     if tissue.max() <= 0.5:  # thin structures vanish when averaged
         tissue = tissue / tissue.max().clamp_min(1e-6)
     spacing = cube.spacing * np.array(cube.grid.shape) / np.array(size)
@@ -43,39 +43,32 @@ def poses(moving, fixed, seed: int, keep: int = CANDIDATES, rotations: str = "al
     if rotations == "depth":
         return enface.poses(moving, fixed, keep)
     a, b = (_coarse(s, 3.0, 0.7, 1500, seed) for s in (fixed, moving))
-    center_a, center_b = a.points.mean(0).double().cpu().numpy(), b.points.mean(0).double().cpu().numpy()
+    center_a, center_b = a.points.mean(0).cpu().double().numpy(), b.points.mean(0).cpu().double().numpy()
     starts = [geometry.about(r, center_a, center_b - center_a) for r in geometry.rotation_group()]
     header = np.linalg.inv(moving.frame) @ fixed.frame
     starts.append(header)
-    matrices = torch.as_tensor(np.array(starts), device=a.points.device)
-    matrices = gauss_newton.refine(a, b, matrices, kind="rigid", iterations=6, longest=25.0)
-    score = _score(a, b, matrices)
-    first = score.topk(min(len(score), 4 * keep)).indices
+    matrices = gauss_newton.refine(a, b, starts, kind="rigid", iterations=6, longest=25.0)
+    first = np.argsort(-_score(a, b, matrices), kind="stable")[: 4 * keep]
     matrices = gauss_newton.refine(a, b, matrices[first], kind="similarity", iterations=6)
     score = _score(a, b, matrices)
-    best = float(score.max())
-    rivals = [i for i in _distinct(a, matrices, score, keep) if float(score[i]) >= min(best, RIVAL * best)]
-    return [matrices[i].cpu().numpy() for i in rivals]
+    best = score.max()
+    return [matrices[i] for i in _distinct(a, matrices, score, keep) if score[i] >= min(best, RIVAL * best)]
 
 
 def _score(a, b, matrices):
     """Correlation, with less trust where little overlaps."""
     similarity, overlap = gauss_newton.correlation(a, b, matrices)
-    return torch.nan_to_num(similarity * overlap.clamp(0, 1).sqrt(), nan=-1.0)
+    return np.nan_to_num(similarity * np.sqrt(overlap.clip(0, 1)), nan=-1.0)
 
 
 def _distinct(a, matrices, score, keep, apart: float = 15.0):
     """Indices of the best-scored transforms that lie more than ``apart`` mm (RMS) from each other."""
-    points = a.points.double().cpu().numpy()
+    points = a.points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
     chosen = []
-    for index in score.argsort(descending=True).tolist():
-        matrix = matrices[index].cpu().numpy()
-        far = all(
-            geometry.displacement_rms(matrix, matrices[c].cpu().numpy(), mean, covariance) > apart for c in chosen
-        )
-        if far:
-            chosen.append(index)
+    for index in np.argsort(-score, kind="stable"):
+        if all(geometry.displacement_rms(matrices[index], matrices[c], mean, covariance) > apart for c in chosen):
+            chosen.append(int(index))
         if len(chosen) == keep:
             break
     return chosen
@@ -97,9 +90,7 @@ def rank(moving, fixed, matrices, rotations: str = "all") -> Ranking:
         scores = np.array([similarity(moving, fixed, world)[0] for world in worlds])
         return Ranking(scores, int(scores.argmax()))
     a, b = (_coarse(s, 2.0, 0.7, 4000, 0) for s in (fixed, moving))
-    batch = torch.as_tensor(np.array(matrices), device=a.points.device)
-    refined = gauss_newton.refine(a, b, batch, kind="similarity", iterations=4)
-    scores = _score(a, b, refined).cpu().numpy()
+    scores = _score(a, b, gauss_newton.refine(a, b, matrices, kind="similarity", iterations=4))
     return Ranking(scores, int(scores.argmax()))
 
 
@@ -130,12 +121,13 @@ def wide_poses(moving, fixed, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> lis
     best = [world for pair in zip(*found) for world in pair][: 6 * keep]
     a, b = (_coarse(s, 3.0, 0.9, 800, seed) for s in (fixed, moving))
     into, back = np.linalg.inv(moving.frame), fixed.frame
-    matrices = torch.as_tensor(np.array([into @ world @ back for world in best]), device=a.points.device)
+    matrices = np.array([into @ world @ back for world in best])
     for kind in ("rigid", "similarity"):
-        matrices = torch.cat([
-            gauss_newton.refine(a, b, part, kind=kind, iterations=6, longest=25.0) for part in matrices.split(64)
+        matrices = np.concatenate([
+            gauss_newton.refine(a, b, matrices[start : start + 64], kind=kind, iterations=6, longest=25.0)
+            for start in range(0, len(matrices), 64)
         ])
-    return [matrices[i].cpu().numpy() for i in _distinct(a, matrices, -torch.arange(float(len(matrices))), keep)]
+    return [matrices[i] for i in _distinct(a, matrices, -np.arange(float(len(matrices))), keep)]
 
 
 @dataclass(frozen=True)
@@ -164,7 +156,7 @@ def _overview(cube) -> Overview:
     shape = np.clip(np.ceil(extent / step), 2, LONGEST).astype(int)
     to_ras = geometry.from_parts(axes * step, axes @ ((corners.min(0) + corners.max(0)) / 2 - (shape - 1) / 2 * step))
     whole = cube.on(Grid(tuple(int(n) for n in shape), to_ras))
-    tissue = whole.tissue()[0, 0]
+    tissue = whole.tissue[0, 0]
     inside = tissue.nonzero() if bool(tissue.any()) else torch.ones_like(tissue).nonzero()
     first, last = (inside.amin(0) - 1).clamp_min(0), inside.amax(0) + 2
     part = tuple(slice(int(i), int(j)) for i, j in zip(first, last))
@@ -243,10 +235,10 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: st
     pairs = [(0, i) for i in range(count)] + [(i, 0) for i in range(1, len(first.theta))]
     *places, sure = _places(first, second, pairs, correspond)
     matrices, score = consensus(*places)
-    score = score * sure
+    matrices, score = matrices.cpu().numpy(), (score * sure).cpu().numpy()
     a = _coarse(fixed, 3.0, 0.7, 300, 0)
     chosen = _distinct(a, matrices, score, keep)
-    found = [matrices[i].cpu().numpy() for i in chosen]
+    found = [matrices[i] for i in chosen]
     upright = fixed
     if chosen[0] >= count:
         world = moving.frame @ found[0] @ np.linalg.inv(fixed.frame)
@@ -413,7 +405,7 @@ def spread(moving, fixed, world, kind: str, seed: int, rotations: str = "all"):
     sides, frame = gauss_newton.described(moving, fixed, world, seed, factor, sigma, REPEATED)
     if not all(len(s.points) for s in sides):
         return None
-    points = sides[0].points.double().cpu().numpy()
+    points = sides[0].points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
     degrees, millimeters = PERTURBED
     starts = [np.eye(4)]

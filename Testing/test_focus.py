@@ -47,17 +47,17 @@ def test_blocks_go_in_and_come_out_where_they_were():
 def test_tissue_is_what_lies_in_focus_on_any_grid():
     cube = head()
     found = focused(cube, Box(4, 12))
-    inside = found.tissue()[0, 0] > 0
-    assert 0 < inside.sum() < cube.tissue().sum()
-    assert not (inside & ~(cube.tissue()[0, 0] > 0)).any()
+    inside = found.tissue[0, 0] > 0
+    assert 0 < inside.sum() < cube.tissue.sum()
+    assert not (inside & ~(cube.tissue[0, 0] > 0)).any()
     places = inside.nonzero()
     assert places.min() >= 7 and places.max() <= 24  # voxels 8 to 23, half a coarse voxel softer
-    finer = found.on(cube.grid.with_shape((64, 64, 64))).tissue()
+    finer = found.on(cube.grid.with_shape((64, 64, 64))).tissue
     volume_mm3 = finer.sum() / 8
     assert abs(volume_mm3 - inside.sum()) < 0.12 * inside.sum()
     # The focus belongs to the volume: on a grid that was moved it stays where the anatomy is.
     shift = geometry.from_parts(np.eye(3), cube.grid.voxel_to_ras[:3, :3] @ [5, 0, 0])
-    moved = found.on(cube.grid.moved(shift)).tissue()[0, 0] > 0
+    moved = found.on(cube.grid.moved(shift)).tissue[0, 0] > 0
     assert torch.equal(moved[:-5], inside[5:])
 
 
@@ -83,12 +83,12 @@ def test_a_cube_moves_to_a_focus_that_lies_aside():
     data[4:16, 4:16, 54:74] = 250
     body = volume.Volume(data, np.diag([5.0, 5, 5, 1]), "body")
     cube = model_cube(body, None, "ct-head-neck", CARD, "cpu")
-    assert cube.tissue()[0, 0, :, :, -1].any()  # the body goes on beyond the cube
+    assert cube.tissue[0, 0, :, :, -1].any()  # the body goes on beyond the cube
     found = focused(cube, Bright())
     middle = cube.grid.voxel_to_ras[:3, :3] @ np.full(3, 15.5) + cube.grid.voxel_to_ras[:3, 3]
     moved = found.grid.voxel_to_ras[:3, :3] @ np.full(3, 15.5) + found.grid.voxel_to_ras[:3, 3]
     assert np.linalg.norm(moved - middle) > 80 and np.linalg.norm(moved - [47.5, 47.5, 317.5]) < 35
-    assert float(found.tissue().sum()) * 343 == pytest.approx(12 * 12 * 20 * 125, rel=0.25)
+    assert float(found.tissue.sum()) * 343 == pytest.approx(12 * 12 * 20 * 125, rel=0.25)
     near = volume.Volume(np.roll(data, -22, axis=2), body.voxel_to_ras, "body")
     still = model_cube(near, None, "ct-head-neck", CARD, "cpu")
     assert focused(still, Bright()).grid is still.grid
