@@ -1,8 +1,8 @@
 """A trained model: one .safetensors file with the weights and everything needed to use them.
 
 The file's metadata holds a JSON card, so loading never needs retyped settings: format version, name, architecture,
-grid, schedule, modalities and their classes, focus and agreement (where it has them), training data and license,
-measured accuracy, creation.
+grid, schedule, modalities and their classes, focus, sides and agreement (where it has them), training data and
+license, measured accuracy, creation.
 """
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ FORMAT = 1
 KEY = "spatial_diffusion"
 SUFFIX = ".safetensors"
 
-#: What the names of the weights of a model's focus begin with.
-FOCUS = "focus."
+#: What a model may have beside its network, for the modalities that its card names: where to look (focus.py), and which side
+#: is left (sides.py). The card's entry holds what it is built with; the names of its weights begin with "PART.".
+PARTS = ("focus", "sides")
 BUNDLED = Path(__file__).parent / "models"
 
 
@@ -98,10 +99,12 @@ def check_card(card: dict, where="the card") -> dict:
         raise ModelError(f"{where} has a schedule that does not fit ({error}).") from None
     if len(steps) > 1:
         raise ModelError(f"{where} has schedules of {sorted(steps)} timesteps; expected the same number in all.")
-    looks = card.get("focus", {}).get("modalities", [])
-    strange = [name for name in (*looks, *card.get("agreement", {})) if name not in card["modalities"]]
-    if strange:
-        raise ModelError(f"{where} has a focus or an agreement for {strange[0]!r}, which is none of its modalities.")
+    for entry in (*PARTS, "agreement"):
+        named = card.get(entry, {})
+        strange = [name for name in (named if entry == "agreement" else named.get("modalities", []))
+                   if name not in card["modalities"]]
+        if strange:
+            raise ModelError(f"{where} has the entry {entry!r} for {strange[0]!r}, which is none of its modalities.")
     return card
 
 
@@ -198,12 +201,13 @@ def exact():
 
 @dataclass
 class Model:
-    """A network ready to predict, and its card; focus: the network that says where to look (focus.py), or None."""
+    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a Sides."""
 
     network: object
     card: dict
     device: str = "cpu"
     focus: object = None
+    sides: object = None
 
     @property
     def name(self) -> str:
@@ -235,8 +239,15 @@ class Model:
 
     def focus_on(self, key: str):
         """The network that says where to look in volumes of a modality; None where there is none for it."""
-        known = self.card.get("focus", {}).get("modalities", self.card["modalities"])
-        return self.focus if key != "any" and key in known else None
+        return self._part("focus", key)
+
+    def sides_of(self, *keys: str):
+        """What tells left from right in volumes of all these modalities; None where there is nothing for one of them."""
+        return self.sides if all(self._part("sides", key) is not None for key in keys) else None
+
+    def _part(self, name: str, key: str):
+        known = self.card.get(name, {}).get("modalities", self.card["modalities"])
+        return getattr(self, name) if key != "any" and key in known else None
 
     def agreement_from(self, moving_modality: str, fixed_modality: str):
         """From where on, 0…1, an answer is right with which the network agrees (search.agreement), as measured for two
@@ -302,16 +313,17 @@ def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "a
     key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
     if key not in _loaded:
         weights = read_weights(path)
-        focus = None
-        if "focus" in card:
-            focus = _build_focus(card["focus"], path)
-            mine = {k[len(FOCUS):]: weights.pop(k) for k in list(weights) if k.startswith(FOCUS)}
-            _fill(focus, mine, path)
-            focus = focus.to(device).eval()
+        parts = {}
+        for name in PARTS:
+            if name in card:
+                parts[name] = _build_part(name, card[name], path)
+                mine = [key for key in weights if key.startswith(f"{name}.")]
+                _fill(parts[name], {key[len(name) + 1:]: weights.pop(key) for key in mine}, path)
+                parts[name] = parts[name].to(device).eval()
         network = _build(card["architecture"], path)
         _fill(network, weights, path)
         _loaded.clear()
-        _loaded[key] = Model(network.to(device).eval(), card, str(device), focus)
+        _loaded[key] = Model(network.to(device).eval(), card, str(device), **parts)
     return _loaded[key]
 
 
@@ -353,13 +365,15 @@ def _build(architecture: dict, where):
         raise ModelError(f"{where} describes a network that cannot be built ({error}).") from error
 
 
-def _build_focus(settings: dict, where):
+def _build_part(name: str, settings: dict, where):
     from .focus import FocusNetwork
+    from .sides import Sides
 
+    kinds = {"focus": FocusNetwork, "sides": Sides}
     try:
-        return FocusNetwork(**{key: value for key, value in settings.items() if key != "modalities"})
+        return kinds[name](**{key: value for key, value in settings.items() if key != "modalities"})
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{where} describes a focus that cannot be built ({error}).") from error
+        raise ModelError(f"{where} has an entry {name!r} that cannot be built ({error}).") from error
 
 
 def _fill(network, weights: dict, where) -> None:
@@ -381,18 +395,19 @@ def _fill(network, weights: dict, where) -> None:
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
 
 
-def save_model(path, network, card: dict, half: bool = False, focus=None) -> None:
+def save_model(path, network, card: dict, half: bool = False, **parts) -> None:
     """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32).
 
-    focus: a focus.FocusNetwork that belongs to the model; the card's "focus" holds the arguments it is built with.
+    parts: focus and sides, which belong to the model, or None; the card's entries hold the arguments they are built with.
     """
     import torch
     from safetensors.torch import save_file
 
     card = check_card({"format": FORMAT, **card})
     everything = dict(network.state_dict())
-    if focus is not None:
-        everything.update({FOCUS + key: value for key, value in focus.state_dict().items()})
+    for name in PARTS:
+        if parts.get(name) is not None:
+            everything.update({f"{name}.{key}": value for key, value in parts[name].state_dict().items()})
     weights = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in everything.items()

@@ -369,12 +369,12 @@ def polish(moving, fixed, world, *, kind: str, seed: int):
     return world
 
 
-def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, stiffness=STIFFNESS):
+def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, stiffness=STIFFNESS, count=POINTS):
     """One level: the moving volume is resampled into the fixed cube by what is known, and the rest is found there.
 
     That way descriptors that depend on direction stay comparable, and each level samples the original voxels once.
     """
-    sides, frame = described(moving, fixed, world, seed, factor, sigma)
+    sides, frame = described(moving, fixed, world, seed, factor, sigma, count)
     if not all(len(s.points) for s in sides):
         return world  # no tissue of the moving volume is anywhere near
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things

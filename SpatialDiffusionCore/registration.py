@@ -292,6 +292,11 @@ def registration_steps(
         seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
         fixed=fixed.name, details=details,
     )
+    if options.sampler == "fast" and (sides := model.sides_of(*keys)) is not None:
+        from .sides import told
+
+        found = told(sides, pair.moving, pair.fixed, second_to_first)
+        result.quality.sides = found[::-1] if swap and found else found
     limits = quality_module.SCAN_SPREAD_LIMITS if options.rotations == "depth" else quality_module.SPREAD_LIMITS
     quality_module.judge(result.quality, result.decomposition, limits, model.agreement_from(*keys))
     result.seconds = time.perf_counter() - started

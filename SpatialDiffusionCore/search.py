@@ -23,7 +23,7 @@ CANDIDATES = 3
 RIVAL = 0.92
 
 
-def _coarse(cube, factor: float, sigma: float, count: int, seed: int):
+def coarse(cube, factor: float, sigma: float, count: int, seed: int):
     """A Side of a cube at 1/factor of its resolution."""
     size = [max(12, int(round(n / factor))) for n in cube.grid.shape]
     values = gauss_newton.blur(F.interpolate(cube.values, size=size, mode="area"), sigma)
@@ -42,7 +42,7 @@ def poses(moving, fixed, seed: int, keep: int = CANDIDATES, rotations: str = "al
     """
     if rotations == "depth":
         return enface.poses(moving, fixed, keep)
-    a, b = (_coarse(s, 3.0, 0.7, 1500, seed) for s in (fixed, moving))
+    a, b = (coarse(s, 3.0, 0.7, 1500, seed) for s in (fixed, moving))
     center_a, center_b = a.points.mean(0).cpu().double().numpy(), b.points.mean(0).cpu().double().numpy()
     starts = [geometry.about(r, center_a, center_b - center_a) for r in geometry.rotation_group()]
     header = np.linalg.inv(moving.frame) @ fixed.frame
@@ -89,7 +89,7 @@ def rank(moving, fixed, matrices, rotations: str = "all") -> Ranking:
         # Unlike the correlation of blurred layers it tells a scan from one that is shifted by a few of its lines.
         scores = np.array([similarity(moving, fixed, world)[0] for world in worlds])
         return Ranking(scores, int(scores.argmax()))
-    a, b = (_coarse(s, 2.0, 0.7, 4000, 0) for s in (fixed, moving))
+    a, b = (coarse(s, 2.0, 0.7, 4000, 0) for s in (fixed, moving))
     scores = _score(a, b, gauss_newton.refine(a, b, matrices, kind="similarity", iterations=4))
     return Ranking(scores, int(scores.argmax()))
 
@@ -119,7 +119,7 @@ def wide_poses(moving, fixed, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> lis
     views = [_overview(s) for s in (fixed, moving)]
     found = [_at_every_shift(*views, within) for within in ("support", "tissue")]
     best = [world for pair in zip(*found) for world in pair][: 6 * keep]
-    a, b = (_coarse(s, 3.0, 0.9, 800, seed) for s in (fixed, moving))
+    a, b = (coarse(s, 3.0, 0.9, 800, seed) for s in (fixed, moving))
     into, back = np.linalg.inv(moving.frame), fixed.frame
     matrices = np.array([into @ world @ back for world in best])
     for kind in ("rigid", "similarity"):
@@ -236,7 +236,7 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: st
     *places, sure = _places(first, second, pairs, correspond)
     matrices, score = consensus(*places)
     matrices, score = matrices.cpu().numpy(), (score * sure).cpu().numpy()
-    a = _coarse(fixed, 3.0, 0.7, 300, 0)
+    a = coarse(fixed, 3.0, 0.7, 300, 0)
     chosen = _distinct(a, matrices, score, keep)
     found = [matrices[i] for i in chosen]
     upright = fixed

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
-from SpatialDiffusionCore.model import save_model, user_folder
+from SpatialDiffusionCore.model import PARTS, load_model, read_card, save_model, user_folder
 from SpatialDiffusionCore.network import build
 
 from . import datasets
@@ -91,6 +91,22 @@ def export(run, output=None, *, half=False, which="best", name=None, licence="",
     return output
 
 
+def attach(model, name, part, settings, output=None, accuracy=None, modality=None):
+    """Write a model file (in half precision) with one of model.PARTS in it, new or in place of its last; return the path.
+
+    settings: the card's entry, what the part is built with. output: may be the file itself (default). modality: the one it
+    is for (None: all that the model knows).
+    """
+    loaded = load_model(model, *[next(iter(read_card(model)["modalities"]))] * 2)
+    card = {**loaded.card, name: {**settings, **({"modalities": [modality]} if modality else {})}}
+    if accuracy:
+        card["accuracy"] = {**card.get("accuracy", {}), **accuracy}
+    output = Path(output or model)
+    parts = {**{known: getattr(loaded, known) for known in PARTS}, name: part}
+    save_model(output, loaded.network, card, half=True, **parts)
+    return output
+
+
 def without_network(output, modalities, size, spacing, training, accuracy, licence="Apache-2.0"):
     """Write a model file without weights: it lets modalities be searched and refined on their own grid before anyone
     has trained a network for them. Arguments as the entries of a card; returns the path."""
@@ -108,8 +124,6 @@ def install(path):
     """Copy a model file into the user's model folder, where Slicer and the shell list it; return its new path."""
     path, folder = Path(path), user_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    from SpatialDiffusionCore.model import read_card
-
     target = folder / f"{read_card(path)['name']}.safetensors"
     if target.resolve() != path.resolve():
         with written_whole(target) as temporary:

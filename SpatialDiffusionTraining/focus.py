@@ -16,9 +16,9 @@ from SpatialDiffusionCore import modality as modalities
 from SpatialDiffusionCore.cube import SURE
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.focus import FocusNetwork, half
-from SpatialDiffusionCore.model import grid_of, load_model, read_card, save_model
+from SpatialDiffusionCore.model import grid_of, read_card
 
-from . import command, datasets
+from . import command, datasets, export
 from .augmentation import Blur, Corruption, Pose
 from .pairs import seeded
 from .settings import PRESETS, Settings, given, read_json
@@ -114,15 +114,9 @@ def attach(model, network, output=None, accuracy=None, modality=None):
 
     modality: the one it is for (None: all that the model knows).
     """
-    output = Path(output or model)
-    loaded = load_model(model, *[next(iter(read_card(model)["modalities"]))] * 2)
-    card = {**loaded.card, "focus": {"channels": network.channels, "groups": network.groups}}
-    if modality:
-        card["focus"]["modalities"] = [modality]
-    if accuracy:
-        card["accuracy"] = {**card.get("accuracy", {}), "focus_dice_median_least": accuracy}
-    save_model(output, loaded.network, card, half=True, focus=network)
-    return output
+    entry = {"channels": network.channels, "groups": network.groups}
+    measured = {"focus_dice_median_least": accuracy} if accuracy else {}
+    return export.attach(model, "focus", network, entry, output, measured, modality)
 
 
 def teach(chosen):

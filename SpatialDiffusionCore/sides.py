@@ -1,0 +1,120 @@
+"""Which side is left: whether a head is seen as in a mirror.
+
+In nearly all people the same parts are larger on one side. A volume is laid on a template that is the same on both sides,
+and a linear measure of the difference between its sides says whether left is left: about 1 for a head, -1 for its mirror
+image. The similarity of two people hardly tells: a brain is more like its own mirror image than like another one.
+"""
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import geometry, polish
+from .cube import Cube, on_grid
+from .quality import similarity
+from .search import coarse
+from .volume import Grid, Volume, prepare
+
+#: Standard deviations, in voxels of the template, of the blur, and of the surroundings with which a voxel is compared.
+FINE, SURROUNDINGS = 0.7, 3.0
+
+#: Least share of the template that a volume must show, and least likeness to it.
+SHOWN, LIKE = 0.9, 0.25
+
+
+class Sides(nn.Module):
+    """A template and the measure of its sides.
+
+    size: voxels along R, A, S, the first even; spacing: mm. Of both the left half is kept: template, 0…1, the same on the
+    right; weights, by which its differences from the right count.
+    """
+
+    def __init__(self, size: Sequence[int], spacing: float):
+        super().__init__()
+        self.size, self.spacing = [int(n) for n in size], float(spacing)
+        if len(self.size) != 3 or min(self.size) < 2 or self.size[0] % 2 or not self.spacing > 0:
+            raise ValueError(f"expected three sizes, the first of them even, and a spacing, got {size} and {spacing}")
+        half = self.size[0] // 2, *self.size[1:]
+        self.register_buffer("template", torch.zeros(half))
+        self.register_buffer("weights", torch.zeros(half))
+
+    @property
+    def grid(self) -> Grid:
+        """The template's, about the origin of RAS."""
+        linear = np.eye(3) * self.spacing
+        return Grid(tuple(self.size), geometry.from_parts(linear, linear @ ((1 - np.array(self.size)) / 2)))
+
+    @cached_property
+    def cube(self) -> Cube:
+        """The whole template as a Cube."""
+        whole = torch.cat([self.template, self.template.flip(0)]).float()
+        prepared = prepare(Volume(whole.cpu().numpy(), self.grid.voxel_to_ras, "template"))
+        return on_grid(prepared, self.grid, self.template.device)
+
+    @cached_property
+    def inside(self) -> torch.Tensor:
+        """1×1×D×H×W, 1 in the template's head."""
+        return (polish.blur((self.cube.values > 0.05).float(), 1.0) > 0.5).float()
+
+    def lay(self, cube: Cube, starts: Sequence[np.ndarray], seed: int = 0) -> Optional[np.ndarray]:
+        """The template → volume transform (4×4 affine, RAS mm), refined from the best of some; None where it does not fit.
+
+        starts: as good as a header, up to a shift of all and a size.
+        """
+        shift = _middle(cube) - np.array([geometry.transform_points(s, _middle(self.cube)[None])[0] for s in starts])
+        frames = [np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), by) @ start @ self.cube.frame
+                  for by, start in zip(shift, starts)]
+        a, b = coarse(self.cube, 2.0, 0.7, 2000, seed), coarse(cube, 2.0, 0.7, 2000, seed)
+        frames = polish.refine(a, b, frames, kind="similarity", iterations=8)
+        best = frames[int(polish.correlation(a, b, frames)[0].argmax())]
+        world = cube.frame @ best @ np.linalg.inv(self.cube.frame)
+        factor, sigma, iterations = polish.LEVELS[0]
+        world = polish.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations)
+        return world if similarity(cube, self.cube, world)[0] >= LIKE else None
+
+    def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
+        """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by ``world`` (4×4,
+        RAS mm); None where it shows too little of it.
+
+        Each voxel relative to its surroundings, their mean and spread, so that neither bias nor contrast counts.
+        """
+        there, inside = cube.on(self.grid.moved(world)), self.inside
+        if float((there.support * inside).sum()) < SHOWN * float(inside.sum()):
+            return None
+        values = polish.blur(there.values * inside, FINE) * inside
+        weight = polish.blur(inside, SURROUNDINGS) + 1e-3
+        mean = polish.blur(values, SURROUNDINGS) / weight
+        variance = (polish.blur(values * values, SURROUNDINGS) / weight - mean * mean).clamp_min(0) + 1e-3
+        relative = (values - mean) / variance.sqrt() * inside
+        return (relative - relative.flip(2))[0, 0, : self.size[0] // 2]
+
+    def measure(self, cube: Cube, world: np.ndarray) -> Optional[float]:
+        """About 1 for a head on which the template is laid by ``world``, -1 for its mirror image; None as in ``difference``."""
+        difference = self.difference(cube, world)
+        return None if difference is None else float((difference * self.weights).mean())
+
+
+def _middle(cube: Cube) -> np.ndarray:
+    """The middle of a Cube's tissue, in focus where it has one, RAS mm (3)."""
+    inside = cube.tissue[0, 0].nonzero()
+    center = inside.cpu().double().mean(0).numpy() if len(inside) else (np.array(cube.grid.shape) - 1) / 2
+    return geometry.transform_points(cube.grid.voxel_to_ras, center[None])[0]
+
+
+def told(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[tuple]:
+    """(measure of the moving, measure of the fixed Cube), where ``world`` (fixed → moving, 4×4, RAS mm) lays them on each other.
+
+    None where neither header is about right, or where the template is not seen in both.
+    """
+    tissue = moving.prepared
+    turned = geometry.project(geometry.inverse(world), "rigid", tissue.tissue_center, tissue.tissue_covariance)
+    laid = sides.lay(fixed, [np.eye(4), turned])
+    if laid is None:
+        return None
+    found = sides.measure(moving, world @ laid), sides.measure(fixed, laid)
+    return None if None in found else found
+
