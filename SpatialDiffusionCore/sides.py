@@ -25,6 +25,9 @@ FINE, SURROUNDINGS = 0.7, 3.0
 #: Least share of the template that a volume must show, and least likeness to it.
 SHOWN, LIKE = 0.9, 0.25
 
+#: Points drawn for laying the template, coarsely and finely: a header's tilt need not be found as exactly as an answer.
+POINTS = 1000, 3000
+
 
 class Sides(nn.Module):
     """A template and the measure of its sides.
@@ -68,12 +71,12 @@ class Sides(nn.Module):
         shift = _middle(cube) - np.array([geometry.transform_points(s, _middle(self.cube)[None])[0] for s in starts])
         frames = [np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), by) @ start @ self.cube.frame
                   for by, start in zip(shift, starts)]
-        a, b = coarse(self.cube, 2.0, 0.7, 2000, seed), coarse(cube, 2.0, 0.7, 2000, seed)
+        a, b = (coarse(one, 2.0, 0.7, POINTS[0], seed) for one in (self.cube, cube))
         frames = polish.refine(a, b, frames, kind="similarity", iterations=8)
         best = frames[int(polish.correlation(a, b, frames)[0].argmax())]
         world = cube.frame @ best @ np.linalg.inv(self.cube.frame)
         factor, sigma, iterations = polish.LEVELS[0]
-        world = polish.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations)
+        world = polish.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1])
         return world if similarity(cube, self.cube, world)[0] >= LIKE else None
 
     def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
