@@ -449,38 +449,49 @@ def _fast(pair: _Pair, model, options: Options):
                 return world, False, before
         return found, changed, agreed
 
-    polished, agreed = False, None
-    if options.polish:
-        world, polished, agreed = refined(world)
-        if header is not None and agreed < least:
-            other = refined(header)
-            if other[2] > agreed:
-                (world, polished, agreed), details["best"] = other, "network"
-        descended = pair.alike(world)
-        if options.votes and least is None and descended < UNLIKE:
-            found, _, word = refined(blocks.refine(moving, fixed, world, options.transform), 1.0)
-            if pair.alike(found) > descended:
-                world, polished, agreed = found, True, word
-        yield Step(2 + count, total, "Refining", geometry.inverse(world))
+    voting = options.votes and least is None
+
+    def voted(world, polished, agreed):
+        """The same, refined by blocks that vote, too, where that may help and does."""
+        alike = pair.alike(world)
+        if not voting or alike >= UNLIKE:
+            return world, polished, agreed
+        found, _, word = refined(blocks.refine(moving, fixed, world, options.transform), 1.0)
+        return (found, True, word) if pair.alike(found) > alike else (world, polished, agreed)
 
     def spread_of(world):
         return search.spread(moving, fixed, world, options.transform, options.seed, options.rotations)
 
+    answer = world, False, None
+    may_go_on = options.polish and options.init is None and options.search is True and options.rotations == "all"
+    convincing = True
+    if options.polish:
+        answer = refined(world)
+        if header is not None and answer[2] < least:
+            other = refined(header)
+            if other[2] > answer[2]:
+                answer, details["best"] = other, "network"
+        # Blocks find something alike near a wrong answer, too, so they are not asked before that is known to be near.
+        convincing = not may_go_on or pair.alike(answer[0]) >= quality_module.CONVINCING
+        if convincing:
+            answer = voted(*answer)
+        yield Step(2 + count, total, "Refining", geometry.inverse(answer[0]))
+    world, _, agreed = answer
     spread = spread_of(world)
-    if options.polish and options.init is None and options.search is True and options.rotations == "all":
-        alike = pair.alike(world)
+    if may_go_on:
         # Where volumes are hardly alike, the network's agreement counts for nothing.
-        word = None if least is None else agreed if alike >= quality_module.SIMILARITY_LIMITS[0] else 0.0
+        word = None if least is None else agreed if pair.alike(world) >= quality_module.SIMILARITY_LIMITS[0] else 0.0
+        trusted = least is not None and word >= least
         disagree = spread is not None and spread > quality_module.DISAGREEING
-        # Blocks find something alike near a wrong answer, too, so they do not make it convincing.
-        doubtful = descended < quality_module.CONVINCING or disagree
-        if doubtful and not (least is not None and word >= least):
-            so_far = search.likeness(moving, fixed, world) if least is None else word
-            further = _search_further(moving, fixed, model, options, places, deep, total, least)
+        if (disagree or not convincing) and not trusted:
+            further = _search_further(moving, fixed, model, options, places, deep, total, least, world, voting)
             (better, found), total = yield from further
-            if better > so_far:
-                (world, polished, agreed), details["best"] = refined(found, 1.0), "wider search"
-                spread = spread_of(world)
+            if better > (search.likeness(moving, fixed, world) if least is None else word):
+                answer, details["best"] = refined(found, 1.0), "wider search"
+            elif not convincing:
+                answer = voted(*answer)
+            spread = spread_of(answer[0])
+    world, polished, agreed = answer
     details["agreement"] = agreement(world) if agreed is None else agreed
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
@@ -531,17 +542,20 @@ def _plausible(worlds, fixed) -> list:
     return [geometry.limit_strain(world, STRAIN, fixed.prepared.tissue_center) for world in worlds]
 
 
-def _search_further(moving, fixed, model, options: Options, places, count: int, total: int, least: Optional[float]):
+def _search_further(moving, fixed, model, options: Options, places, count: int, total: int, least: Optional[float],
+                    world: np.ndarray, voting: bool):
     """Many more candidates, compared by self-similarity: those of correlation and, where these do not convince, the
     network's own. Where the network can tell a right answer (``least`` is its agreement from there) its own come first,
-    the likest of them is enough if the network agrees with it, and the answers are compared by its agreement.
+    the likest of them is enough if the network agrees with it, and the answers are compared by its agreement; where it
+    cannot, ``world``, the answer so far, is a candidate, too, and the first that is alike enough ends the search.
 
     Returns ((likeness or agreement, fixed → moving RAS), steps in all).
     """
     from . import search
 
     def wide():
-        return [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
+        poses = [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
+        return poses if least is not None else [world, *poses]
 
     def network(turned):
         poses, upright = search.network_poses(moving, fixed, places, turned=turned)
@@ -560,8 +574,8 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
 
     stage, index, best = "Searching further", total - 1, None
     kinds = ("moving", "fixed") if least is not None else ("either",) if places is not None else ()
-    voted = search.VOTED if options.votes and least is None else 0
-    of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.ROUNDS[0][0] + voted + 2
+    voted, enough = search.VOTED if voting else 0, UNLIKE if least is None else np.inf
+    of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.SECOND + voted + 2
     total += 2 * search.WIDE_CANDIDATES + rest + len(kinds) * (of_network + rest + 1)
     if least is None:
         sources = [wide, *(partial(by_network, turned) for turned in kinds)]
@@ -581,7 +595,7 @@ def _search_further(moving, fixed, model, options: Options, places, count: int, 
         candidates = source()
         index += 1
         yield Step(index, total, stage, geometry.inverse(candidates[0]))
-        for found in search.settle(moving, fixed, candidates, options.transform, options.seed, voted):
+        for found in search.settle(moving, fixed, candidates, options.transform, options.seed, voted, enough):
             index += 1
             yield Step(index, total, stage, geometry.inverse(found[1]))
         if least is not None:

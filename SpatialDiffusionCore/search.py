@@ -354,8 +354,8 @@ def consensus(x, y, trust, scale: float = 12.0, iterations: int = 5):
 #: How many of the best are also refined by blocks that vote (blocks.py).
 VOTED = 2
 
-#: Share of the candidates' number, and the grids (as in polish.LEVELS), of the two rounds of ``settle``.
-ROUNDS = ((6, "similarity", (2.0, 0.8, 10)), (1, "affine", (1.2, 1.0, 10)))
+#: The two rounds of ``settle``: kind of transform (at most), and the grid (as in polish.LEVELS). How many enter the second.
+ROUNDS, SECOND = (("similarity", (2.0, 0.8, 10)), ("affine", (1.2, 1.0, 10))), 6
 
 
 def likeness(moving, fixed, world) -> float:
@@ -364,27 +364,37 @@ def likeness(moving, fixed, world) -> float:
     return alike / max(overlap, 0.05) ** 0.5
 
 
-def settle(moving, fixed, worlds, kind: str, seed: int, voted: int = VOTED):
+def settle(moving, fixed, worlds, kind: str, seed: int, voted: int = VOTED, enough: float = np.inf):
     """Refine every candidate (fixed → moving RAS) by self-similarity and keep the likest; yields (likeness, world).
 
-    Coarsely first, then the best of them finer, and the ``voted`` best of these by blocks that vote. The last pair yielded is the
-    answer. In tests on corrupted heads a right candidate, where there was one, nearly always came out on top, which
-    correlation does not achieve.
+    Coarsely first, then the best of them finer, and the ``voted`` best of these by blocks that vote. Each that leads the first
+    round is refined finer at once, and is the answer if it is ``enough`` alike. The last pair yielded is the answer. In tests on
+    corrupted heads a right candidate, where there was one, nearly always came out on top, which correlation does not achieve.
     """
-    candidates = [(None, world) for world in worlds]
-    for kept, largest, level in ROUNDS:
-        scored = []
-        for _, world in candidates:
-            world = gauss_newton.polish_level(moving, fixed, world, largest if kind == "affine" else kind, seed, *level)
-            scored.append((likeness(moving, fixed, world), world))
-            yield max(scored, key=lambda pair: pair[0])
-        scored.sort(key=lambda pair: -pair[0])
-        candidates = scored[:kept]
-    for _, world in scored[:voted]:
+    def refined(world, largest, level):
+        world = gauss_newton.polish_level(moving, fixed, world, largest if kind == "affine" else kind, seed, *level)
+        return likeness(moving, fixed, world), world
+
+    def alike(pair):
+        return pair[0]
+
+    first, finer = [], {}
+    for index, world in enumerate(worlds):
+        first.append(refined(world, *ROUNDS[0]))
+        yield max(first, key=alike)
+        if max(first, key=alike) is first[index]:
+            finer[index] = refined(first[index][1], *ROUNDS[1])
+            if finer[index][0] >= enough:
+                yield finer[index]
+                return
+    second = []
+    for index in sorted(range(len(first)), key=lambda i: -first[i][0])[:SECOND]:
+        second.append(finer.get(index) or refined(first[index][1], *ROUNDS[1]))
+        yield max(second, key=alike)
+    for _, world in sorted(second, key=alike, reverse=True)[:voted]:
         world = blocks.refine(moving, fixed, world, kind)
-        candidates.append((likeness(moving, fixed, world), world))
-        yield max(candidates, key=lambda pair: pair[0])
-    yield max(candidates, key=lambda pair: pair[0])
+        second.append((likeness(moving, fixed, world), world))
+        yield max(second, key=alike)
 
 
 #: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each sees.
