@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from SpatialDiffusionCore.quality import MIRRORED
+
 from . import tables
 
 #: An answer further off than this is wrong, mm.
@@ -60,6 +62,7 @@ def section(records) -> list:
         f"Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
         "of that task; where nothing could be right, every answer. Spearman: of spread and error, where that is known.",
         table, f"**Words against errors, {tables.label(main)}**", words(tables.pick(judged, method=main)),
+        *sides(tables.pick(records, method=main)),
     ]
 
 
@@ -73,7 +76,7 @@ def summary(records) -> list:
         f"**The error bar**, over all tasks but the retinas. Wrong: more than {WRONG_MM:g} mm off, or where labels "
         "judge, failed, or where nothing could be right. Below: how often each word went with which error. Made by "
         "`python -m Benchmark report RESULTS`.",
-        table, words(judged),
+        table, words(judged), *sides(tables.pick(records, method="default")),
     ]
 
 
@@ -96,6 +99,19 @@ def _areas(true):
         return None
     return tables.table(["", "n", "wrong", *(f"AUROC of the {SCORES[name][0]}" for name in scores), "Spearman",
                          "wrong called poor", "right called poor"], rows)
+
+
+def sides(records) -> list:
+    """How often a volume was called mirrored, where it was and where not, a sentence; nothing where sides were not measured."""
+    measured = {True: [], False: []}
+    for record in records:
+        if record.get("sides") is not None:
+            measured[mirrored(record)].append(min(record["sides"]) < -MIRRORED)
+    if not any(measured.values()):
+        return []
+    all_mirrored = sum(mirrored(record) for record in records)
+    return [f"Of {all_mirrored} pairs with a mirrored head {sum(measured[True])} were called mirrored, of {len(measured[False])} others "
+            f"in which both heads' sides could be measured {sum(measured[False])}."]
 
 
 def words(records) -> str:

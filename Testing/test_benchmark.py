@@ -420,6 +420,12 @@ def test_confidence_is_judged_over_all_tasks_with_mirrored_heads_apart():
     text = "\n".join(confidence.section(records))
     assert "| Spatial Diffusion (default) | 5 | 2 | 1.00 | 1.00 | 1.00 | 2 of 2 | 0 of 3 |" in text
     assert "| good | 1 | 1 | 0 | 0 | 1 | 0 | 0 | 1 |" in text and "| poor | 0 | 0 | 0 | 1 | 0 | 0 | 1 | 0 |" in text
+    assert "called mirrored" not in text
+    for index, sides in ((0, [0.9, 0.8]), (1, [0.9, -0.05]), (3, [-0.3, 0.7]), (5, [0.8, -0.6])):
+        records[index]["sides"] = sides
+    records.append(record("hopeless", "mirror-other/a", 0.1, "good", success=False))
+    text = "\n".join(confidence.section(records))
+    assert "Of 2 pairs with a mirrored head 1 were called mirrored, of 3 others" in text and text.endswith("measured 1.")
 
 
 def test_the_readme_gets_its_tables_between_the_markers_and_nowhere_else(bench, tmp_path, capsys):
