@@ -27,9 +27,8 @@ DISAGREEING = 2.0
 SIMILARITY_LIMITS = (0.12, 0.28)
 
 #: Heads that are less similar than this are searched further, and never "good": wrong answers with small spreads had
-#: 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus. Of one modality,
-#: where contrast takes nothing from the likeness, an answer 24 mm off had 0.35 and the smallest spread.
-CONVINCING, CONVINCING_OF_ONE = 0.3, 0.36
+#: 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
+CONVINCING = 0.3
 
 
 #: A measure of sides below this, the other way round, is a mirrored volume: 333 heads and mirrored heads, each measured by what
@@ -109,10 +108,9 @@ def _length(mm: float) -> str:
 
 def judge(
     quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD_LIMITS, agreed: Optional[float] = None,
-    convincing: float = CONVINCING,
 ) -> Quality:
     """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on
-    volumes need not be so similar, ``convincing``: from which similarity on an answer may be "good"."""
+    volumes need not be so similar."""
     warnings = []
     if quality.similarity_after < quality.similarity_before - 0.005:
         warnings.append("The volumes were more alike before the registration than after it.")
@@ -135,7 +133,7 @@ def judge(
     if quality.similarity_after < unlike:
         warnings.append("The volumes are hardly alike where they now lie; look at the result before using it.")
         confidence = "poor"
-    doubtful = limits is SPREAD_LIMITS and quality.similarity_after < convincing
+    doubtful = limits is SPREAD_LIMITS and quality.similarity_after < CONVINCING
     if confidence == "good" and (warnings or doubtful):
         confidence = "fair"
     if quality.similarity_after < quality.similarity_before - 0.005 or scales.min() < 60 or scales.max() > 165:

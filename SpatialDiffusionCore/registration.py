@@ -154,11 +154,6 @@ class Options:
         same = self.moving_modality == self.fixed_modality != "any"
         return same and self.rotations == "all"
 
-    @property
-    def convincing(self) -> float:
-        """Similarity from which on an answer convinces."""
-        return quality_module.CONVINCING_OF_ONE if self.votes else quality_module.CONVINCING
-
     def swapped(self) -> "Options":
         """The same with the two volumes' roles exchanged."""
         return replace(
@@ -303,8 +298,7 @@ def registration_steps(
         found = told(sides, pair.moving, pair.fixed, second_to_first)
         result.quality.sides = found[::-1] if swap and found else found
     limits = quality_module.SCAN_SPREAD_LIMITS if options.rotations == "depth" else quality_module.SPREAD_LIMITS
-    quality_module.judge(result.quality, result.decomposition, limits, model.agreement_from(*keys),
-                         options.convincing)
+    quality_module.judge(result.quality, result.decomposition, limits, model.agreement_from(*keys))
     result.seconds = time.perf_counter() - started
     return result
 
@@ -478,7 +472,7 @@ def _fast(pair: _Pair, model, options: Options):
             if other[2] > answer[2]:
                 answer, details["best"] = other, "network"
         # Blocks find something alike near a wrong answer, too, so they are not asked before that is known to be near.
-        convincing = not may_go_on or pair.alike(answer[0]) >= options.convincing
+        convincing = not may_go_on or pair.alike(answer[0]) >= quality_module.CONVINCING
         if convincing:
             answer = voted(*answer)
         yield Step(2 + count, total, "Refining", geometry.inverse(answer[0]))
