@@ -9,7 +9,7 @@ steps would cost as much as a look at all points.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class Side:
     points: torch.Tensor
     values: torch.Tensor
     slopes: torch.Tensor
+
+    @cached_property
+    def powers(self) -> torch.Tensor:
+        """C×N×3: 1, the values, and their squares."""
+        return torch.stack([torch.ones_like(self.values), self.values, self.values.square()], dim=-1)
 
     def seen(self, points: torch.Tensor, matrices: np.ndarray):
         """Features (C×B×N) and support (B×N), trilinear, where B matrices (4×4) take N×3 points in mm."""
@@ -219,14 +224,15 @@ def _unfolded(equations: np.ndarray) -> tuple:
     return equations[:, _UNFOLDING].reshape(-1, 12, 12), equations[:, 60:]
 
 
-def _fit_intensity(sampled, values, weights):
-    """Per transform and channel (C×B×1), gain and offset that make ``values`` (C×N) like ``sampled`` (C×B×N)."""
-    total = weights.sum(-1).clamp_min(1e-6)
-    weighed = weights * sampled
-    mean_v, square_v = values @ weights.T / total, values.square() @ weights.T / total
-    mean_s, product = weighed.sum(-1) / total, (weighed @ values[:, :, None])[..., 0] / total
-    gain = (product - mean_v * mean_s) / (square_v - mean_v**2).clamp_min(1e-9)
-    return gain[..., None], (mean_s - gain * mean_v)[..., None]
+def _fit_intensity(sampled, powers, weights):
+    """Per transform and channel (C×B×1), gain and offset that make values like ``sampled`` (C×B×N); C×N×3 ``powers``: 1, the values,
+    their squares."""
+    total, sum_v, square_v = (weights @ powers).split(1, dim=2)
+    total = total.clamp_min(1e-6)
+    sum_s, product = ((weights * sampled) @ powers[..., :2]).split(1, dim=2)
+    mean_v = sum_v / total
+    gain = (product - mean_v * sum_s) / (square_v - mean_v * sum_v).clamp_min(1e-9 * total)
+    return gain, sum_s / total - gain * mean_v
 
 
 def _residuals(source: Side, target: Side, matrix, linear_fit: bool, tuning: float, chosen=None):
@@ -237,10 +243,9 @@ def _residuals(source: Side, target: Side, matrix, linear_fit: bool, tuning: flo
     if chosen is not None:
         support = support * chosen
     if linear_fit:
-        gain, offset = _fit_intensity(sampled, source.values, support)
+        gain, offset = _fit_intensity(sampled, source.powers, support)
         # In units of the source, whose gradients they are compared with.
-        sign = torch.where(gain < 0, -1.0, 1.0)
-        residual = (sampled - offset) / (sign * gain.abs().clamp_min(1e-3)) - source.values[:, None]
+        residual = (sampled - offset) / gain.abs().clamp_min(1e-3).copysign(gain) - source.values[:, None]
     else:
         residual = sampled - source.values[:, None]
     # Cauchy weights; the scale is the median squared residual, so half the points count fully. A quarter of the points
@@ -248,9 +253,9 @@ def _residuals(source: Side, target: Side, matrix, linear_fit: bool, tuning: flo
     squared = residual.square().mean(0)
     scale = squared[:, ::4].masked_fill(support[:, ::4] <= 0.5, float("nan")).nanmedian(dim=1, keepdim=True).values
     scale = scale.nan_to_num(1.0).clamp_min(1e-8)
-    weights = support / (1 + squared / (tuning**2 * scale))
+    weights = support / torch.add(scale, squared, alpha=1 / tuning**2)
     # One number per direction makes them weigh alike whatever their contrast.
-    return residual, weights / (scale * weights.sum(1, keepdim=True).clamp_min(1e-6))
+    return residual, weights / (scale * weights.sum(1, keepdim=True)).clamp_min(1e-6)
 
 
 def _factor(hessian, previous, newton, factor, most: float):
