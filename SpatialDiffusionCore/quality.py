@@ -30,7 +30,6 @@ SIMILARITY_LIMITS = (0.12, 0.28)
 #: 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
 CONVINCING = 0.3
 
-
 #: A measure of sides below this, the other way round, is a mirrored volume: 333 heads and mirrored heads, each measured by what
 #: others had taught, had 0.19 or more on their own side.
 MIRRORED = 0.1

@@ -382,7 +382,7 @@ def settle(moving, fixed, worlds, kind: str, seed: int, voted: int = VOTED, enou
     for index, world in enumerate(worlds):
         first.append(refined(world, *ROUNDS[0]))
         yield max(first, key=alike)
-        if max(first, key=alike) is first[index]:
+        if enough < np.inf and max(first, key=alike) is first[index]:
             finer[index] = refined(first[index][1], *ROUNDS[1])
             if finer[index][0] >= enough:
                 yield finer[index]

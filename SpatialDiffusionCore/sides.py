@@ -22,8 +22,10 @@ from .volume import Grid, Volume, prepare
 #: Standard deviations, in voxels of the template, of the blur, and of the surroundings with which a voxel is compared.
 FINE, SURROUNDINGS = 0.7, 3.0
 
-#: Least share of the template that a volume must show, and least likeness to it.
-SHOWN, LIKE = 0.9, 0.25
+#: Least share of the template that a volume must show, least likeness to it, and least correlation with it of what is measured:
+#: in another contrast the same parts may be darker instead of brighter. T1 heads have 0.77 or more, corrupted ones 0.68, with
+#: remapped intensities -0.2 to 0.3 (and measures on the wrong side).
+SHOWN, LIKE, CORRELATED = 0.9, 0.25, 0.55
 
 #: Points drawn for laying the template, coarsely and finely: a header's tilt need not be found as exactly as an answer.
 POINTS = 1000, 3000
@@ -81,19 +83,29 @@ class Sides(nn.Module):
 
     def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
         """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by ``world`` (4×4,
-        RAS mm); None where it shows too little of it.
-
-        Each voxel relative to its surroundings, their mean and spread, so that neither bias nor contrast counts.
+        RAS mm); None where it shows too little of it, or in another contrast.
         """
         there, inside = cube.on(self.grid.moved(world)), self.inside
         if float((there.support * inside).sum()) < SHOWN * float(inside.sum()):
             return None
-        values = polish.blur(there.values * inside, FINE) * inside
+        relative, expected = self.relative(there.values), self.expected
+        correlation = (relative * expected).sum() / (relative.norm() * expected.norm()).clamp_min(1e-6)
+        return (relative - relative.flip(2))[0, 0, : self.size[0] // 2] if float(correlation) >= CORRELATED else None
+
+    @cached_property
+    def expected(self) -> torch.Tensor:
+        """The template as in ``relative``."""
+        return self.relative(self.cube.values)
+
+    def relative(self, values: torch.Tensor) -> torch.Tensor:
+        """1×1×D×H×W on the template's grid, each voxel relative to its surroundings, their mean and spread, so that bias does not
+        count; 0 outside the template's head."""
+        inside = self.inside
+        values = polish.blur(values * inside, FINE) * inside
         weight = polish.blur(inside, SURROUNDINGS) + 1e-3
         mean = polish.blur(values, SURROUNDINGS) / weight
         variance = (polish.blur(values * values, SURROUNDINGS) / weight - mean * mean).clamp_min(0) + 1e-3
-        relative = (values - mean) / variance.sqrt() * inside
-        return (relative - relative.flip(2))[0, 0, : self.size[0] // 2]
+        return (values - mean) / variance.sqrt() * inside
 
     def measure(self, cube: Cube, world: np.ndarray) -> Optional[float]:
         """About 1 for a head on which the template is laid by ``world``, -1 for its mirror image; None as in ``difference``."""

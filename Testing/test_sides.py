@@ -77,6 +77,16 @@ def test_bias_and_contrast_do_not_count(brains):
     assert found[1] == pytest.approx(found[0], abs=0.2)
 
 
+def test_another_contrast_is_not_measured(brains):
+    """With dark and bright exchanged in the brain, the larger side would look like the smaller."""
+    model = load_model(MODEL, "t1-brain", "t1-brain")
+    scan = brains[0]
+    inverted = volume.Volume(np.where(scan.data > 0, 1.2 * scan.data.max() - scan.data, 0).astype(np.float32), scan.voxel_to_ras)
+    cube = model_cube(inverted, None, "t1-brain", model.card, "cpu")
+    world = model.sides.lay(cube, [np.eye(4)])
+    assert world is not None and model.sides.measure(cube, world) is None
+
+
 def test_what_is_said_of_measures():
     parts = geometry.decompose(np.eye(4))
 
