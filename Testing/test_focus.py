@@ -13,7 +13,7 @@ from SpatialDiffusionCore import geometry, volume  # noqa: E402
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
 from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, both, focused, half, looked  # noqa: E402
-from SpatialDiffusionCore.model import FOCUS, load_model, read_weights, save_model  # noqa: E402
+from SpatialDiffusionCore.model import load_model, read_weights, save_model  # noqa: E402
 
 CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
 
@@ -116,7 +116,7 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     card = {**model.card, "name": "with-focus", "focus": {"channels": [8, 8, 16], "groups": 4}}
     path = tmp_path / "with-focus.safetensors"
     save_model(path, model.network, card, focus=network)
-    assert any(key.startswith(FOCUS) for key in read_weights(path))
+    assert any(key.startswith("focus.") for key in read_weights(path))
     loaded = load_model(path, "oct", "oct")
     values = torch.rand(1, 1, 16, 16, 16)
     assert torch.equal(loaded.focus_on("oct")(values), network.eval()(values))
@@ -133,7 +133,7 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     with pytest.raises(ModelError, match="at8.0.0.weight"):
         load_model(path, "oct", "oct")
     save_model(path, model.network, {**card, "focus": {"colors": 3}}, focus=network)
-    with pytest.raises(ModelError, match="focus that cannot be built"):
+    with pytest.raises(ModelError, match="entry 'focus' that cannot be built"):
         load_model(path, "oct", "oct")
     save_model(path, model.network, model.card, focus=network)
     with pytest.raises(ModelError, match="does not have"):
