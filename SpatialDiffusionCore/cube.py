@@ -51,6 +51,12 @@ class Cube:
             inside &= sample_tensor(*self.focus, self.grid) > SURE
         return inside.to(self.values.dtype)
 
+    @property
+    def middle(self) -> np.ndarray:
+        """The middle of the tissue, voxels of the grid (3); the grid's own where there is none."""
+        inside = self.tissue[0, 0].nonzero().cpu().double()
+        return inside.mean(0).numpy() if len(inside) else (np.array(self.grid.shape) - 1) / 2
+
     def on(self, grid: Grid) -> "Cube":
         """The same volume sampled on another grid."""
         return on_grid(self.prepared, grid, self.values.device, self.focus)

@@ -90,7 +90,7 @@ def focused(cube, network):
         share = float(tissue.sum() / cube.tissue.sum().clamp_min(1))
         if share > MOST or not bool(tissue.any()):
             break
-        aside = tissue.nonzero().cpu().double().mean(0).numpy() - (np.array(cube.grid.shape) - 1) / 2
+        aside = found.middle - (np.array(cube.grid.shape) - 1) / 2
         shift = cube.grid.voxel_to_ras[:3, :3] @ aside
         if np.linalg.norm(shift) <= ASIDE * np.linalg.norm(cube.spacing * cube.grid.shape):
             break

@@ -464,7 +464,6 @@ def _fast(pair: _Pair, model, options: Options):
 
     answer = world, False, None
     may_go_on = options.polish and options.init is None and options.search is True and options.rotations == "all"
-    convincing = True
     if options.polish:
         answer = refined(world)
         if header is not None and answer[2] < least:

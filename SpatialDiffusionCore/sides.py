@@ -65,14 +65,20 @@ class Sides(nn.Module):
         """1×1×D×H×W, 1 in the template's head."""
         return (polish.blur((self.cube.values > 0.05).float(), 1.0) > 0.5).float()
 
+    @cached_property
+    def surroundings(self) -> torch.Tensor:
+        """1×1×D×H×W: how much of the template's head is around a voxel."""
+        return polish.blur(self.inside, SURROUNDINGS) + 1e-3
+
     def lay(self, cube: Cube, starts: Sequence[np.ndarray], seed: int = 0) -> Optional[np.ndarray]:
         """The template → volume transform (4×4 affine, RAS mm), refined from the best of some; None where it does not fit.
 
         starts: as good as a header, up to a shift of all and a size.
         """
-        shift = _middle(cube) - np.array([geometry.transform_points(s, _middle(self.cube)[None])[0] for s in starts])
-        frames = [np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), by) @ start @ self.cube.frame
-                  for by, start in zip(shift, starts)]
+        there, here = _middle(cube), _middle(self.cube)
+        shifts = [(there - geometry.transform_points(start, here))[0] for start in starts]
+        frames = [np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), shift) @ start @ self.cube.frame
+                  for shift, start in zip(shifts, starts)]
         a, b = (coarse(one, 2.0, 0.7, POINTS[0], seed) for one in (self.cube, cube))
         frames = polish.refine(a, b, frames, kind="similarity", iterations=8)
         best = frames[int(polish.correlation(a, b, frames)[0].argmax())]
@@ -100,9 +106,8 @@ class Sides(nn.Module):
     def relative(self, values: torch.Tensor) -> torch.Tensor:
         """1×1×D×H×W on the template's grid, each voxel relative to its surroundings, their mean and spread, so that bias does not
         count; 0 outside the template's head."""
-        inside = self.inside
+        inside, weight = self.inside, self.surroundings
         values = polish.blur(values * inside, FINE) * inside
-        weight = polish.blur(inside, SURROUNDINGS) + 1e-3
         mean = polish.blur(values, SURROUNDINGS) / weight
         variance = (polish.blur(values * values, SURROUNDINGS) / weight - mean * mean).clamp_min(0) + 1e-3
         return (values - mean) / variance.sqrt() * inside
@@ -114,10 +119,8 @@ class Sides(nn.Module):
 
 
 def _middle(cube: Cube) -> np.ndarray:
-    """The middle of a Cube's tissue, in focus where it has one, RAS mm (3)."""
-    inside = cube.tissue[0, 0].nonzero()
-    center = inside.cpu().double().mean(0).numpy() if len(inside) else (np.array(cube.grid.shape) - 1) / 2
-    return geometry.transform_points(cube.grid.voxel_to_ras, center[None])[0]
+    """The middle of a Cube's tissue, in focus where it has one, 1×3, RAS mm."""
+    return geometry.transform_points(cube.grid.voxel_to_ras, cube.middle[None])
 
 
 def told(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[tuple]:
@@ -132,4 +135,3 @@ def told(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional
         return None
     found = sides.measure(moving, world @ laid), sides.measure(fixed, laid)
     return None if None in found else found
-

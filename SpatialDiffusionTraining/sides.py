@@ -16,6 +16,7 @@ from SpatialDiffusionCore.cube import model_cube
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.focus import looked
 from SpatialDiffusionCore.model import load_model, read_card
+from SpatialDiffusionCore.polish import bounds
 from SpatialDiffusionCore.quality import MIRRORED
 from SpatialDiffusionCore.sides import Sides
 
@@ -37,9 +38,7 @@ def symmetric(template, spacing):
     grid = volume.canonical_grid(prepared, [2 * int(120 // spacing)] * 3, spacing)
     values = volume.sample(prepared, grid)[0, 0]
     values = (values + values.flip(0)) / 2
-    inside = (values > 0.05).nonzero()
-    first, last = (inside.amin(0) - 1).clamp_min(0), inside.amax(0) + 2
-    values = values[tuple(slice(int(a), int(b)) for a, b in zip(first, last))]
+    values = values[tuple(slice(a, b) for a, b in zip(*bounds(values > 0.05, 1)))]
     sides = Sides(values.shape, spacing)
     sides.template.copy_(values[: len(values) // 2])
     return sides

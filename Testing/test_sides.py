@@ -24,10 +24,6 @@ def brains():
     return tuple(volume.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
 
 
-def mirrored(scan):
-    return scan.moved(np.diag([-1.0, 1.0, 1.0, 1.0]))
-
-
 def turned(scan, degrees):
     return scan.moved(geometry.from_parts(geometry.rotation_about([1, -2, 0.5], np.radians(degrees)), (12, -30, 8)))
 
@@ -35,9 +31,9 @@ def turned(scan, degrees):
 @pytest.mark.parametrize("degrees", [0, 140])
 def test_a_mirrored_brain_is_named_whichever_header_is_turned(brains, degrees):
     moving, fixed = brains
-    for names, first, second in (("", moving, fixed), ("moving volume looks", mirrored(moving), fixed),
-                                 ("fixed volume looks", moving, mirrored(fixed)),
-                                 ("Both volumes look", mirrored(moving), mirrored(fixed))):
+    for names, first, second in (("", moving, fixed), ("moving volume looks", training.reflected(moving), fixed),
+                                 ("fixed volume looks", moving, training.reflected(fixed)),
+                                 ("Both volumes look", training.reflected(moving), training.reflected(fixed))):
         for pair in ((turned(first, degrees), second), (first, turned(second, degrees)))[: 2 if degrees else 1]:
             found = register(*pair, modality="t1-brain", device="cpu").quality
             said = " ".join(found.warnings)
@@ -52,7 +48,7 @@ def test_a_mirror_image_measures_the_opposite(brains):
     """Exactly, where it lies as in a mirror, too; and half a brain, or one of which the template shows nothing, is not measured."""
     model = load_model(MODEL, "t1-brain", "t1-brain")
     sides, scan = model.sides_of("t1-brain", "t1-brain"), brains[0]
-    cube, image = (model_cube(v, None, "t1-brain", model.card, "cpu") for v in (scan, mirrored(scan)))
+    cube, image = (model_cube(v, None, "t1-brain", model.card, "cpu") for v in (scan, training.reflected(scan)))
     world = sides.lay(cube, [np.eye(4)])
     flip = np.diag([-1.0, 1, 1, 1])
     assert sides.measure(cube, world) > 0.3
