@@ -43,6 +43,7 @@ def written_whole(path):
     try:
         # Created here to see whether one can, with the permissions of any new file (mkstemp's are private).
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise InputError(
             f"Cannot write '{path}': the folder '{target.parent}' refuses new files ({_reason(error)}); "
@@ -53,6 +54,7 @@ def written_whole(path):
         if not temporary.exists() or temporary.stat().st_size == 0:
             raise InputError(f"Cannot write '{path}': nothing was written; choose another file format.")
         try:
+            os.chmod(temporary, mode)  # safetensors puts a file in its place that only the owner may read
             os.replace(temporary, target)
         except OSError as error:
             raise InputError(

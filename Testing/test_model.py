@@ -63,6 +63,11 @@ def forget():
 
 
 # -------------------------------------------------------------------------------------------------- there and back
+def test_whoever_may_read_new_files_may_read_a_model(tmp_path):
+    (tmp_path / "plain").touch()
+    assert saved(tmp_path / "small.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_saved_model_loads_and_predicts_the_same(tmp_path):
     model = m.load_model(saved(tmp_path / "small.safetensors"))
     (a, b), t = pair(), torch.tensor([7])
