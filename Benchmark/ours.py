@@ -72,8 +72,17 @@ class Naive(Ours):
         self.model = Again(**vars(self.model))
 
 
+class Untold(Ours):
+    """What the volumes show is left to their looks, and with it the choice of the model."""
+
+    def run(self, moving, fixed, seed):
+        self.model, self.modality = None, ("auto", "auto")
+        return super().run(moving, fixed, seed)
+
+
 METHODS = {
     "default": Ours,
+    "untold": Untold,
     "cuda": _with(device="cuda"),
     # No network anywhere: search and polish alone.
     "no-network": _with(steps=0, focus=False),

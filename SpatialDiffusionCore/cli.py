@@ -134,7 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     outputs.add_argument("--report", metavar="FILE.json", help="transform, quality, confidence and settings")
     outputs.add_argument("--picture", metavar="FILE.png", help="overlay before and after, in three planes")
     what = register.add_argument_group("what is registered")
-    what.add_argument("--modality", metavar="M", help=f"modality of both volumes: {known} (default: any)")
+    what.add_argument("--modality", metavar="M", help=f"modality of both volumes: {known}, or auto, which recognizes T1 brains and "
+                      "head-and-neck CTs (default: auto)")
     what.add_argument("--moving-modality", metavar="M", help="modality of the moving volume, where they differ")
     what.add_argument("--fixed-modality", metavar="M", help="modality of the fixed volume, where they differ")
     what.add_argument("--transform", metavar="KIND", default="affine", choices=("rigid", "similarity", "affine"),
@@ -279,13 +280,17 @@ def _register(arguments) -> int:
         raise _Usage("--bidirectional belongs to --sampler reference; the fast sampler is symmetric already.")
     for name in ("modality", "moving_modality", "fixed_modality"):
         if getattr(arguments, name):
-            modality.get(getattr(arguments, name))
+            modality.get(getattr(arguments, name), auto=True)
     plans = _plan_outputs(arguments)
-    moving_key = modality.get(arguments.moving_modality or arguments.modality or "any").key
-    fixed_key = modality.get(arguments.fixed_modality or arguments.modality or "any").key
-    from .model import choose
+    moving_key, fixed_key = (modality.get(own or arguments.modality or "auto", auto=True).key
+                             for own in (arguments.moving_modality, arguments.fixed_modality))
+    from .model import choose, find
 
-    choose(arguments.model, moving_key, fixed_key)  # reads the card only: fails before volumes are read
+    # Reads the card only: fails before volumes are read.
+    if modality.AUTO.key not in (moving_key, fixed_key):
+        choose(arguments.model, moving_key, fixed_key)
+    elif arguments.model:
+        find(arguments.model)
 
     from . import volume as volumes
     from .transform_file import read_transform
@@ -399,7 +404,8 @@ def _write_outputs(result, plan, moving, fixed) -> None:
 
 def _summarize(result, plan) -> None:
     print(f"{result.moving} → {result.fixed}: {result.decomposition.text()}")
-    print(f"  {result.quality.summary()}; {result.seconds:.1f} s, model {result.model}")
+    print(f"  {result.quality.summary()}")
+    print(f"  taken for {result.kinds()}; {result.seconds:.1f} s, model {result.model}")
     for warning in result.quality.warnings:
         print(f"  Warning: {warning}")
     for path in plan.values():

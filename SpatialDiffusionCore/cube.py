@@ -69,7 +69,11 @@ def on_grid(prepared: Prepared, grid: Grid, device, focus=None) -> Cube:
 
 def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:
     """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
-    prepared = prepare(volume, mask)
+    return placed(prepare(volume, mask), key, card, device)
+
+
+def placed(prepared: Prepared, key: str, card: dict, device: str) -> Cube:
+    """The same for a volume that is already prepared."""
     grid = grid_of(card, key)
     if grid["loading"] == "published":
         from . import loading

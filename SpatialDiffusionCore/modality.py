@@ -19,7 +19,8 @@ class Modality:
     anatomical orientation worth trusting; where not, only spacings count, and the axis with the finest one is depth
     (volume.canonical_grid). rotations: which poses are searched: "all" rotations, or "depth", any turn about the depth
     axis with tilts of a few degrees (eyes are scanned from the front). published_loader: how the published method
-    loads it (SpatialDiffusionTraining.loaders).
+    loads it (SpatialDiffusionTraining.loaders). uniform: whether its soft tissue is all alike, by which it is recognized
+    (recognition.py).
     """
 
     key: str
@@ -29,6 +30,7 @@ class Modality:
     oriented: bool = True
     rotations: str = "all"
     published_loader: str = "minmax"
+    uniform: bool = False
     aliases: tuple = ()
 
 
@@ -47,7 +49,8 @@ MODALITIES = {
             "t2-head-neck", "T2 head and neck MRI", "T2-weighted heads and necks.",
             published_loader="t2", aliases=("t2", "t2w"),
         ),
-        Modality("ct-head-neck", "CT head and neck", "Computed tomography of head and neck.", aliases=("ct",)),
+        Modality("ct-head-neck", "CT head and neck", "Computed tomography of head and neck.", uniform=True,
+                 aliases=("ct",)),
         Modality(
             "oct", "Retinal OCT",
             "Optical coherence tomography of the retina. A left and a right eye mirror each other: mirror one first.",
@@ -62,13 +65,21 @@ MODALITIES = {
 }
 
 
-def get(name: str) -> Modality:
+#: What a caller says who leaves it to the volumes (recognition.py); no volume is, and no model is trained for it.
+AUTO = Modality(
+    "auto", "Automatic", "T1 brains and head-and-neck CTs are recognized; everything else is taken as it comes.",
+    aliases=("automatic",),
+)
+
+
+def get(name: str, auto: bool = False) -> Modality:
     """The modality of that key or alias, in any case, or one that an installed model of the user's own brings.
 
-    Raises InputError that lists the known ones.
+    auto: whether AUTO is an answer, too. Raises InputError that lists the known ones.
     """
     wanted = str(name).strip().lower().replace("_", "-").replace(" ", "-")
-    for modality in MODALITIES.values():
+    known = {**({AUTO.key: AUTO} if auto else {}), **MODALITIES}
+    for modality in known.values():
         if wanted == modality.key or wanted in modality.aliases:
             return modality
     own = {}
@@ -79,4 +90,4 @@ def get(name: str) -> Modality:
             own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
     if wanted in own:
         return own[wanted]
-    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**MODALITIES, **own})}.")
+    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**known, **own})}.")

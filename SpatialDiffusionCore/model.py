@@ -151,6 +151,23 @@ def serves(card: dict, *wanted: str) -> bool:
     return all(name in known or "any" in known for name in wanted)
 
 
+def find(name):
+    """(path, card) of a model file or an installed model's name. Raises ModelError that lists what there is."""
+    if os.fspath(name).endswith(SUFFIX) or os.path.sep in os.fspath(name):
+        return Path(name), read_card(name)
+    installed = catalog()
+    if name not in installed:
+        listed = ", ".join(installed) or "none"
+        raise ModelError(f"There is no model {name!r}; installed: {listed}. Give one of them or a {SUFFIX} file.")
+    return installed[name]
+
+
+def nearest(key: str, card: dict) -> str:
+    """What a model takes volumes of a modality for: that, or what it has for anything, or the only one that it knows."""
+    known = card["modalities"]
+    return key if key in known else "any" if "any" in known or len(known) > 1 else next(iter(known))
+
+
 def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any"):
     """(path, card) of the model to use.
 
@@ -159,16 +176,7 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:
-        if os.fspath(name).endswith(SUFFIX) or os.path.sep in os.fspath(name):
-            path, card = Path(name), read_card(name)
-        else:
-            installed = catalog()
-            if name not in installed:
-                listed = ", ".join(installed) or "none"
-                raise ModelError(
-                    f"There is no model {name!r}; installed: {listed}. Give one of them or a {SUFFIX} file."
-                )
-            path, card = installed[name]
+        path, card = find(name)
         if not serves(card, *wanted):
             raise ModelError(
                 f"The model {card['name']} was not trained for {' and '.join(dict.fromkeys(wanted))}; "
@@ -302,9 +310,12 @@ class Model:
 
 _loaded = {}
 
+#: How many models stay loaded: a list of volumes may need one for some and another one for others.
+KEPT = 2
+
 
 def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "any", device: str = "cpu") -> Model:
-    """Load a model (see ``choose``) onto a device. The one loaded last is kept, so that a second call is free.
+    """Load a model (see ``choose``) onto a device. The KEPT loaded last are kept, so that a second call is free.
 
     Raises ModelError where the weights do not fit the architecture in the card, naming the key.
     """
@@ -322,7 +333,8 @@ def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "a
                 parts[name] = parts[name].to(device).eval()
         network = _build(card["architecture"], path)
         _fill(network, weights, path)
-        _loaded.clear()
+        while len(_loaded) >= KEPT:
+            _loaded.pop(next(iter(_loaded)))
         _loaded[key] = Model(network.to(device).eval(), card, str(device), **parts)
     return _loaded[key]
 

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -19,7 +19,7 @@ from . import geometry
 from . import modality as modalities
 from . import quality as quality_module
 from .errors import InputError
-from .volume import Volume, resample, validate
+from .volume import Volume, prepare, resample, validate
 
 SAMPLERS = ("fast", "reference")
 
@@ -63,7 +63,8 @@ class Registration:
     """The answer.
 
     matrix: 4×4 float64, **moving → fixed** points in RAS mm ("to parent" in Slicer). Its inverse resamples.
-    transform: "rigid", "similarity" or "affine". steps: what happened on the way. center: the fixed tissue's center,
+    transform: "rigid", "similarity" or "affine". steps: what happened on the way. modality: what the moving and the fixed volume
+    were taken for; recognized: whether by their looks, not because somebody said so. center: the fixed tissue's center,
     RAS mm, about which the decomposition is given.
     """
 
@@ -73,6 +74,7 @@ class Registration:
     quality: quality_module.Quality
     model: str
     modality: tuple
+    recognized: tuple
     sampler: str
     seconds: float
     polished: bool
@@ -97,6 +99,12 @@ class Registration:
         """``volume`` (anything that moves with the moving volume) on the voxels of ``reference``."""
         return resample(volume, reference, self.matrix, interpolation)
 
+    def kinds(self) -> str:
+        """What the volumes were taken for, in words."""
+        words = [modalities.get(key).label + (" (recognized)" if seen and key != "any" else "")
+                 for key, seen in zip(self.modality, self.recognized)]
+        return words[0] if words[0] == words[1] else f"{words[0]} and {words[1]}"
+
     def report(self) -> dict:
         """Everything as JSON-ready numbers and words."""
         parts = self.decomposition
@@ -114,6 +122,7 @@ class Registration:
             "quality": self.quality.to_dict(),
             "model": self.model,
             "modality": {"moving": self.modality[0], "fixed": self.modality[1]},
+            "recognized": {"moving": self.recognized[0], "fixed": self.recognized[1]},
             "sampler": self.sampler,
             "polished": self.polished,
             "steps": [{"index": s.index, "stage": s.stage} for s in self.steps],
@@ -192,8 +201,8 @@ def _options(
     modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed,
     search, init,
 ) -> Options:
-    moving_key = modalities.get(moving_modality or modality).key
-    fixed_key = modalities.get(fixed_modality or modality).key
+    moving_key = modalities.get(moving_modality or modality, auto=True).key
+    fixed_key = modalities.get(fixed_modality or modality, auto=True).key
     if transform not in geometry.TRANSFORM_KINDS:
         raise InputError(f"Unknown transform {transform!r}; choose one of: {', '.join(geometry.TRANSFORM_KINDS)}.")
     if sampler is not None and sampler not in SAMPLERS:
@@ -229,7 +238,7 @@ def registration_steps(
     moving: Volume,
     fixed: Volume,
     *,
-    modality: str = "any",
+    modality: str = "auto",
     moving_modality: Optional[str] = None,
     fixed_modality: Optional[str] = None,
     transform: str = "affine",
@@ -260,15 +269,17 @@ def registration_steps(
     from .focus import both
     from .model import Model, grid_of, load_model
 
-    if not isinstance(model, Model):
-        model = load_model(model, options.moving_modality, options.fixed_modality, options.device)
-    options = _for_model(options, model)
+    ready = _Ready(moving, moving_mask, options.device), _fixed or _Ready(fixed, fixed_mask, options.device)
+    recognized = tuple(key == modalities.AUTO.key for key in (options.moving_modality, options.fixed_modality))
+    options = _recognized(options, model, *ready)
     keys = options.moving_modality, options.fixed_modality
+    if not isinstance(model, Model):
+        model = load_model(model, *keys, options.device)
+    options = _for_model(options, model)
     if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
         raise InputError(f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
                          "cannot be registered to each other; give both volumes their true modality.")
-    seen = _fixed or _look(fixed, fixed_mask, keys[1], model, options.device, options.sampler)
-    moving_cube, fixed_cube = both(_look(moving, moving_mask, keys[0], model, options.device, options.sampler), seen)
+    moving_cube, fixed_cube = both(*(one.look(key, model, options.sampler) for one, key in zip(ready, keys)))
     process, swap = _reference, False
     if options.sampler == "fast":
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
@@ -279,7 +290,7 @@ def registration_steps(
     history: List[Step] = []
     outcome = yield from _recorded(process(pair, model, ordered), history, swap)
     second_to_first, polished, spread, details = outcome
-    agreement = details.pop("agreement", None)
+    agreement, detour = details.pop("agreement", None), details.pop("detour", None)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
     second_to_first = geometry.project(second_to_first, options.transform, *_tissue(pair.fixed))
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
@@ -287,8 +298,8 @@ def registration_steps(
     result = Registration(
         matrix=matrix, transform=options.transform, steps=history, quality=quality_module.Quality(
             pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1], spread,
-            agreement=agreement), model=model.name,
-        modality=(options.moving_modality, options.fixed_modality), sampler=options.sampler,
+            agreement=agreement, detour_mm=detour), model=model.name,
+        modality=keys, recognized=recognized, sampler=options.sampler,
         seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
         fixed=fixed.name, details=details,
     )
@@ -303,13 +314,53 @@ def registration_steps(
     return result
 
 
-def _look(volume: Volume, mask: Optional[Volume], key: str, model, device: str, sampler: str) -> tuple:
-    """A volume on the model's cube, as it is and in focus (see focus.looked); the published method has no focus."""
-    from .cube import model_cube
-    from .focus import looked
+@dataclass
+class _Ready:
+    """A volume of a registration; what takes time is done once, also for many registrations to it."""
 
-    cube = model_cube(volume, mask, key, model.card, device)
-    return looked(cube, model.focus_on(key) if sampler == "fast" else None, mask is not None)
+    volume: Volume
+    mask: Optional[Volume]
+    device: str
+    looks: dict = field(default_factory=dict)
+
+    @cached_property
+    def prepared(self):
+        return prepare(self.volume, self.mask)
+
+    @cached_property
+    def modality(self) -> str:
+        """What it shows by its looks."""
+        from .recognition import recognized
+
+        def look(key, model):
+            cube, focused = self.look(key, model, "fast")
+            return focused or cube
+
+        return recognized(self.prepared, look, self.device)
+
+    def look(self, key: str, model, sampler: str) -> tuple:
+        """It on a model's cube, as it is and in focus (see focus.looked); the published method has no focus."""
+        from .cube import placed
+        from .focus import looked
+
+        if (key, model.name, sampler) not in self.looks:
+            cube = placed(self.prepared, key, model.card, self.device)
+            focus = model.focus_on(key) if sampler == "fast" else None
+            self.looks[key, model.name, sampler] = looked(cube, focus, self.mask is not None)
+        return self.looks[key, model.name, sampler]
+
+
+def _recognized(options: Options, model, moving: _Ready, fixed: _Ready) -> Options:
+    """The options with what the volumes show, where nobody said; a model that was chosen may know no more than some kinds."""
+    from .model import Model, find, nearest
+
+    card = None if model is None else model.card if isinstance(model, Model) else find(model)[1]
+    keys = []
+    for key, volume in ((options.moving_modality, moving), (options.fixed_modality, fixed)):
+        if key == modalities.AUTO.key:
+            key = volume.modality if card is None else nearest(volume.modality, card)
+        keys.append(key)
+    return replace(options, moving_modality=keys[0], fixed_modality=keys[1])
 
 
 def _recorded(process, history, swap: bool):
@@ -459,6 +510,14 @@ def _fast(pair: _Pair, model, options: Options):
         found, _, word = refined(blocks.refine(moving, fixed, world, options.transform), 1.0)
         return (found, True, word) if pair.alike(found) > alike else (world, polished, agreed)
 
+    sides = model.sides_of(options.moving_modality, options.fixed_modality)
+
+    def detour_of(world):
+        """How far it is from the way round by a template, where that is known and the volumes are not very alike."""
+        from .sides import detour
+
+        return None if sides is None or pair.alike(world) >= UNLIKE else detour(sides, moving, fixed, world)
+
     def spread_of(world):
         return search.spread(moving, fixed, world, options.transform, options.seed, options.rotations)
 
@@ -476,22 +535,23 @@ def _fast(pair: _Pair, model, options: Options):
             answer = voted(*answer)
         yield Step(2 + count, total, "Refining", geometry.inverse(answer[0]))
     world, _, agreed = answer
-    spread = spread_of(world)
+    spread, detour = spread_of(world), detour_of(world)
     if may_go_on:
         # Where volumes are hardly alike, the network's agreement counts for nothing.
         word = None if least is None else agreed if pair.alike(world) >= quality_module.SIMILARITY_LIMITS[0] else 0.0
         trusted = least is not None and word >= least
         disagree = spread is not None and spread > quality_module.DISAGREEING
-        if (disagree or not convincing) and not trusted:
+        astray = detour is not None and detour > quality_module.ASTRAY
+        if (disagree or astray or not convincing) and not trusted:
             further = _search_further(moving, fixed, model, options, places, deep, total, least, world, voting)
             (better, found), total = yield from further
             if better > (search.likeness(moving, fixed, world) if least is None else word):
                 answer, details["best"] = refined(found, 1.0), "wider search"
             elif not convincing:
                 answer = voted(*answer)
-            spread = spread_of(answer[0])
+            spread, detour = spread_of(answer[0]), detour_of(answer[0])
     world, polished, agreed = answer
-    details["agreement"] = agreement(world) if agreed is None else agreed
+    details.update(agreement=agreement(world) if agreed is None else agreed, detour=detour)
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
 
@@ -649,7 +709,8 @@ def register(
 
     Options (all by keyword):
 
-    - modality: what both volumes are (modality.MODALITIES; default "any"), or moving_modality and fixed_modality each.
+    - modality: what both volumes are (modality.MODALITIES), or moving_modality and fixed_modality each; "auto" (default)
+      recognizes what is registered in a way of its own (recognition.py) and takes everything else for "any".
     - transform: "rigid", "similarity" or "affine" (default).
     - model: name or file of a trained model (default: one for the modality).
     - sampler: "fast" (default) or "reference", the published 65 steps and nothing else (default of imported models).
@@ -693,22 +754,24 @@ def register_many(
     each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned.
     """
-    from .model import load_model
+    from .model import Model, find, load_model
 
-    base = options.get("modality", "any")
-    moving_key = modalities.get(options.get("moving_modality") or base).key
-    fixed_key = modalities.get(options.get("fixed_modality") or base).key
-    device = resolve_device(options.get("device", "auto"))
-    model = load_model(options.pop("model", None), moving_key, fixed_key, device)
+    device, model = resolve_device(options.get("device", "auto")), options.get("model")
+    keys = [modalities.get(options.get(name) or options.get("modality", "auto"), auto=True).key
+            for name in ("moving_modality", "fixed_modality")]
+    # What is wrong for all of them is said once.
+    if modalities.AUTO.key not in keys and not isinstance(model, Model):
+        load_model(model, *keys, device)
+    elif isinstance(model, (str, os.PathLike)):
+        find(model)
     validate(fixed, "fixed")
-    sampler = options.get("sampler") or _sampler_of(model)
-    seen = _look(fixed, options.get("fixed_mask"), fixed_key, model, device, sampler)
+    ready = _Ready(fixed, options.get("fixed_mask"), device)
     results = []
     for index in share_of_rank(range(len(movings))):
         moving = movings[index]
         try:
             moving = moving() if callable(moving) else moving
-            result = register(moving, fixed, model=model, _fixed=seen, on_step=on_step, **options)
+            result = register(moving, fixed, _fixed=ready, on_step=on_step, **options)
         except InputError as error:
             if on_result is None:
                 raise

@@ -22,10 +22,12 @@ from .volume import Grid, Volume, prepare
 #: Standard deviations, in voxels of the template, of the blur, and of the surroundings with which a voxel is compared.
 FINE, SURROUNDINGS = 0.7, 3.0
 
-#: Least share of the template that a volume must show, least likeness to it, and least correlation with it of what is measured:
-#: in another contrast the same parts may be darker instead of brighter. T1 heads have 0.77 or more, corrupted ones 0.68, with
-#: remapped intensities -0.2 to 0.3 (and measures on the wrong side).
-SHOWN, LIKE, CORRELATED = 0.9, 0.25, 0.55
+#: Least share of the template that a volume must show, and least likeness to it.
+SHOWN, LIKE = 0.9, 0.25
+
+#: Gray and white matter are what is brighter in the template's head than this share of it. A volume is in the template's
+#: contrast if it correlates with it so much there: 43 T1 heads had 0.41 or more, T2, PD, FLAIR and CT 0.14 at most.
+MATTER, SAME = 0.35, 0.3
 
 #: Points drawn for laying the template, coarsely and finely: a header's tilt need not be found as exactly as an answer.
 POINTS = 1000, 3000
@@ -80,12 +82,17 @@ class Sides(nn.Module):
         frames = [np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), shift) @ start @ self.cube.frame
                   for shift, start in zip(shifts, starts)]
         a, b = (coarse(one, 2.0, 0.7, POINTS[0], seed) for one in (self.cube, cube))
+        if not len(b.points):
+            return None
         frames = polish.refine(a, b, frames, kind="similarity", iterations=8)
         best = frames[int(polish.correlation(a, b, frames)[0].argmax())]
-        world = cube.frame @ best @ np.linalg.inv(self.cube.frame)
-        factor, sigma, iterations = polish.LEVELS[0]
-        world = polish.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1])
+        world = self.settle(cube, cube.frame @ best @ np.linalg.inv(self.cube.frame), seed)
         return world if similarity(cube, self.cube, world)[0] >= LIKE else None
+
+    def settle(self, cube: Cube, world: np.ndarray, seed: int = 0) -> np.ndarray:
+        """A template → volume transform (4×4, RAS mm) refined."""
+        factor, sigma, iterations = polish.LEVELS[0]
+        return polish.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1])
 
     def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
         """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by ``world`` (4×4,
@@ -94,9 +101,30 @@ class Sides(nn.Module):
         there, inside = cube.on(self.grid.moved(world)), self.inside
         if float((there.support * inside).sum()) < SHOWN * float(inside.sum()):
             return None
-        relative, expected = self.relative(there.values), self.expected
-        correlation = (relative * expected).sum() / (relative.norm() * expected.norm()).clamp_min(1e-6)
-        return (relative - relative.flip(2))[0, 0, : self.size[0] // 2] if float(correlation) >= CORRELATED else None
+        relative = self.relative(there.values)
+        same = self.contrast(relative, there.support) >= SAME
+        return (relative - relative.flip(2))[0, 0, : self.size[0] // 2] if same else None
+
+    def resemblance(self, cube: Cube, world: Optional[np.ndarray]) -> float:
+        """How alike a volume is to the template that is laid on it by ``world`` (4×4, RAS mm); 0 where it is not, or in another
+        contrast."""
+        alike = 0.0 if world is None else similarity(cube, self.cube, world)[0]
+        if alike < LIKE:
+            return 0.0
+        there = cube.on(self.grid.moved(world))
+        return alike if self.contrast(self.relative(there.values), there.support) >= SAME else 0.0
+
+    def contrast(self, relative: torch.Tensor, support: torch.Tensor) -> float:
+        """Correlation with the template over gray and white matter, which other contrasts have the other way round."""
+        where = self.matter & (support > 0.5)
+        pair = torch.stack([relative[where], self.expected[where]])
+        return float(torch.corrcoef(pair)[0, 1].nan_to_num()) if pair.shape[1] > 1 else 0.0
+
+    @cached_property
+    def matter(self) -> torch.Tensor:
+        """1×1×D×H×W bool: gray and white matter of the template."""
+        head = self.inside > 0.5
+        return head & (self.cube.values > self.cube.values[head].quantile(MATTER))
 
     @cached_property
     def expected(self) -> torch.Tensor:
@@ -123,14 +151,31 @@ def _middle(cube: Cube) -> np.ndarray:
     return geometry.transform_points(cube.grid.voxel_to_ras, cube.middle[None])
 
 
+def _laid(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[np.ndarray]:
+    """The template → fixed transform, as either header says; None where it does not fit."""
+    tissue = moving.prepared
+    turned = geometry.project(geometry.inverse(world), "rigid", tissue.tissue_center, tissue.tissue_covariance)
+    return sides.lay(fixed, [np.eye(4), turned])
+
+
+def detour(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[float]:
+    """How far ``world`` (fixed → moving, 4×4, RAS mm) is from the way round by the template: RMS mm over the template between
+    where the fixed Cube and ``world`` lay it on the moving one, and where it comes to lie from there. None where it does not
+    fit the fixed one."""
+    laid = _laid(sides, moving, fixed, world)
+    if laid is None:
+        return None
+    found = sides.settle(moving, world @ laid)
+    template = sides.cube.prepared
+    return geometry.displacement_rms(world @ laid, found, template.tissue_center, template.tissue_covariance)
+
+
 def told(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[tuple]:
     """(measure of the moving, measure of the fixed Cube), where ``world`` (fixed → moving, 4×4, RAS mm) lays them on each other.
 
     None where neither header is about right, or where the template is not seen in both.
     """
-    tissue = moving.prepared
-    turned = geometry.project(geometry.inverse(world), "rigid", tissue.tissue_center, tissue.tissue_covariance)
-    laid = sides.lay(fixed, [np.eye(4), turned])
+    laid = _laid(sides, moving, fixed, world)
     if laid is None:
         return None
     found = sides.measure(moving, world @ laid), sides.measure(fixed, laid)

@@ -19,6 +19,9 @@ from .files import extension, written_whole
 #: A volume with fewer voxels than this along an axis holds too little to be registered.
 MINIMUM_SIZE = 16
 
+#: The least Hounsfield unit of 12-bit scanners, air.
+AIR = -1024.0
+
 NIFTI = (".nii", ".nii.gz")
 ITK_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd")
 INTERPOLATIONS = {"nearest": 0, "linear": 1, "cubic": 3}
@@ -326,7 +329,8 @@ class Prepared:
 def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
 
-    The window is taken from a subsample (air included at the low end, the brightest half per cent cut off); tissue
+    The window is taken from a subsample (air included at the low end, in CT what scanners put where they saw nothing cut off
+    there, and the brightest half per cent); tissue
     is what Otsu's threshold separates from the background, or the mask where one is given (any shape, in world
     space). Raises InputError where the mask is empty.
     """
@@ -340,6 +344,8 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     low, high = (float(v) for v in np.percentile(coarse, percentiles))
     if high <= low:
         low, high = float(coarse.min()), float(coarse.max())
+    if _padded(coarse):
+        low = AIR
     threshold = otsu(np.clip(coarse, low, high))
     foreground = coarse > threshold
     if mask is not None:
@@ -354,6 +360,14 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3)
     covariance = covariance + np.eye(3) * 1e-6 * max(1.0, np.trace(covariance))
     return Prepared(volume, (low, high), center, covariance, threshold, mask)
+
+
+def _padded(values: np.ndarray) -> bool:
+    """Whether values are Hounsfield units with one for what the scanner did not see, far below that of air."""
+    padding = values < AIR - 100
+    if not padding.any() or not (np.abs(values - AIR) < 100).mean() > 0.01:
+        return False
+    return bool((values[padding] == values.min()).mean() > 0.9)
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:

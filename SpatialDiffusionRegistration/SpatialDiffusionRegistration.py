@@ -225,7 +225,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
     def getParameterNode(self):
         return SpatialDiffusionRegistrationParameterNode(super().getParameterNode())
 
-    def register(self, movingVolume, fixedVolume, modality="any", *, movingModality=None, fixedModality=None,
+    def register(self, movingVolume, fixedVolume, modality="auto", *, movingModality=None, fixedModality=None,
                  transform="affine", outputTransform=None, outputVolume=None, alsoMove=(), initialTransform=None,
                  movingMask=None, fixedMask=None, model=None, sampler=None, steps=None, bidirectional=None,
                  polish=None, device="auto", threads=None, seed=0, search=True, progress=None):
@@ -233,8 +233,8 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
 
         :param movingVolume, fixedVolume: scalar volume nodes, taken where they are seen, with the linear transforms
           they are under.
-        :param modality: kind of both images ("any", "t1-brain", "ct-head-neck", ...); `movingModality` and
-          `fixedModality` are for when they differ.
+        :param modality: kind of both images ("t1-brain", "ct-head-neck", "any", ...); "auto" recognizes T1 brains and
+          head-and-neck CTs. `movingModality` and `fixedModality` are for when they differ.
         :param transform: "rigid", "similarity" or "affine".
         :param outputTransform: linear transform node to fill; None makes a new one.
         :param outputVolume: scalar volume node that receives the moving volume resampled on the fixed one's grid.
@@ -263,7 +263,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         self.result = task.result
         return task.transformNode
 
-    def registerMany(self, movingVolumes, fixedVolume, modality="any", *, movingModality=None, fixedModality=None,
+    def registerMany(self, movingVolumes, fixedVolume, modality="auto", *, movingModality=None, fixedModality=None,
                      transform="affine", model=None, sampler=None, steps=None, bidirectional=None, polish=None,
                      device="auto", threads=None, seed=0, search=True, outputFolder="", keepVolumes=True, report="",
                      progress=None):
@@ -360,7 +360,7 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
 
     def test_opensWithoutTorch(self):
         """What the window needs when it opens is there, whether PyTorch is or not."""
-        self.assertIn("any", [choice.key for choice in engine.modalities()])
+        self.assertIn("auto", [choice.key for choice in engine.modalities()])
         self.assertIsInstance(torchsetup.state().sentence, str)
 
     def test_volumesAreTakenWhereTheyAreSeen(self):

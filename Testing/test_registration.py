@@ -210,7 +210,7 @@ def test_false_or_an_exception_from_on_step_stops_at_once(small):
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"modality": "xray"}, "Unknown modality 'xray'; choose one of: any, t1-brain"),
+        ({"modality": "xray"}, "Unknown modality 'xray'; choose one of: auto, any, t1-brain"),
         ({"moving_modality": "xray"}, "Unknown modality"),
         ({"fixed_modality": "xray"}, "Unknown modality"),
         ({"transform": "warp"}, "rigid, similarity, affine"),

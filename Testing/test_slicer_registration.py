@@ -91,7 +91,8 @@ def test_a_brain_lands_on_the_template_with_its_segmentation(panel, pair):  # no
     assert transform.GetNodeReference("spatialRegistrationMoving") is pair.moving
     assert transform.GetNodeReference("spatialRegistrationFixed") is pair.fixed
     assert "→" in panel.ui.similarityValue.text and panel.ui.transformValue.text != "–"
-    assert panel.ui.confidenceValue.text != "–"
+    assert "left and right agree" in panel.ui.confidenceValue.text
+    assert panel.ui.kindsValue.text == "T1 brain MRI (recognized)"  # nobody chose a modality
     assert panel.ui.registerButton.text == "Register"
 
 

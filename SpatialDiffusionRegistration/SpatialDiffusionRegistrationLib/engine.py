@@ -32,7 +32,7 @@ def core():
 class Settings:
     """How to register; None leaves the choice to the core."""
 
-    movingModality: str = "any"
+    movingModality: str = "auto"
     fixedModality: Optional[str] = None  # None: as the moving volume
     transform: str = "affine"
     model: Optional[str] = None
@@ -56,14 +56,14 @@ class Choice:
 
 
 def modalities() -> list[Choice]:
-    """The kinds of image that can be registered, "any" first, then the core's, then those of the user's models."""
+    """The kinds of image that can be registered: "auto" first, then the core's, then those of the user's models."""
     core()
-    from SpatialDiffusionCore.modality import MODALITIES
-    found = {m.key: Choice(m.key, m.label, m.description) for m in MODALITIES.values()}
+    from SpatialDiffusionCore.modality import AUTO, MODALITIES
+    found = {m.key: Choice(m.key, m.label, m.description) for m in (AUTO, *MODALITIES.values())}
     for _path, card in _catalog().values():
         for key in card["modalities"]:
             found.setdefault(key, Choice(key, key, f"A modality of the model {card['name']}."))
-    return sorted(found.values(), key=lambda choice: choice.key != "any")
+    return list(found.values())
 
 
 def models() -> list[Choice]:

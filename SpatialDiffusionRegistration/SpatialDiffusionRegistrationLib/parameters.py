@@ -81,7 +81,7 @@ class SpatialDiffusionRegistrationParameterNode:
 
     movingVolume: vtkMRMLScalarVolumeNode
     fixedVolume: vtkMRMLScalarVolumeNode
-    movingModality: str = "any"
+    movingModality: str = "auto"
     fixedModality: str = ""
     transformType: TransformType = TransformType.AFFINE
     outputTransform: Union[vtkMRMLLinearTransformNode, vtkMRMLTransformNode, None] = None

@@ -305,6 +305,7 @@ class RegisterTab:
         ui.similarityValue.text = result.similarityText() if result else "–"
         ui.transformValue.text = result.decomposition if result else "–"
         ui.confidenceValue.text = result.confidenceText() if result else "–"
+        ui.kindsValue.text = (result.kinds or "–") if result else "–"
         ui.warningsValue.text = "\n".join(f"⚠ {warning}" for warning in result.warnings) if result else ""
         ui.warningsValue.setVisible(bool(result and result.warnings))
         ui.warningsTitle.setVisible(bool(result and result.warnings))

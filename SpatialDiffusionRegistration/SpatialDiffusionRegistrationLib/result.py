@@ -31,6 +31,9 @@ class Result:
     before: list
     after: list
     report: dict = field(default_factory=dict)
+    kinds: str = ""
+    """What the volumes were taken for, in words."""
+    sameSides: bool = False
 
     @classmethod
     def of(cls, registration, moving, fixed, before, after, notes=()):
@@ -45,7 +48,8 @@ class Result:
             seconds=float(registration.seconds),
             model=str(getattr(registration.model, "name", registration.model)), modality=str(registration.modality),
             before=np.asarray(before).tolist(), after=np.asarray(after).tolist(),
-            report=json.loads(json.dumps(registration.report(), default=str)))
+            report=json.loads(json.dumps(registration.report(), default=str)), kinds=registration.kinds(),
+            sameSides=bool(quality.same_sides))
 
     def store(self, transformNode):
         transformNode.SetAttribute(REPORT_ATTRIBUTE, json.dumps(asdict(self)))
@@ -73,6 +77,8 @@ class Result:
             return word
         # Eyes are measured in micrometers.
         length = f"{self.spread:.1f} mm" if self.spread >= 0.1 else f"{1000 * self.spread:.0f} µm"
+        if self.sameSides:
+            return _("{word} (repeated runs agree within {length}; left and right agree)").format(word=word, length=length)
         return _("{word} (repeated runs agree within {length})").format(word=word, length=length)
 
 

@@ -31,8 +31,9 @@ class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
             yield types.SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
         return types.SimpleNamespace(
             matrix=self.matrix, transform="affine", model="scripted", modality=("any", "any"), seconds=0.1, report=dict,
+            kinds=lambda: "any kind",
             quality=types.SimpleNamespace(similarity_before=0.2, similarity_after=0.9, overlap=1.0, spread_mm=0.5,
-                                          confidence="good", warnings=[], summary=lambda: ""),
+                                          confidence="good", warnings=[], same_sides=True, summary=lambda: ""),
             decomposition=types.SimpleNamespace(rotation_deg=0.0, translation_mm=(1, 2, 3),
                                                 scales_percent=(100, 100, 100), shears=(0, 0, 0), mirrored=False))
 

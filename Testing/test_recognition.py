@@ -1,0 +1,144 @@
+"""What volumes show is told by their looks: T1 brains and CTs from any pose, and nothing else."""
+from __future__ import annotations
+
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from SpatialDiffusionCore import geometry, modality, quality, register, volume  # noqa: E402
+from SpatialDiffusionCore import registration as registrations  # noqa: E402
+from SpatialDiffusionCore.cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.errors import InputError  # noqa: E402
+from SpatialDiffusionCore.model import BUNDLED, load_model, nearest  # noqa: E402
+from SpatialDiffusionCore.recognition import uniformity  # noqa: E402
+from SpatialDiffusionCore.registration import register_many  # noqa: E402
+from SpatialDiffusionCore.sides import detour  # noqa: E402
+
+DEMO = BUNDLED.parent / "demo"
+
+
+@pytest.fixture(scope="module")
+def brains():
+    """(moving, fixed): a person's brain and the MNI152 template."""
+    return tuple(volume.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
+
+
+def shown(scan) -> str:
+    return registrations._Ready(scan, None, "cpu").modality
+
+
+def turned(scan, degrees, axis=(1, -2, 0.5)):
+    return scan.moved(geometry.from_parts(geometry.rotation_about(axis, np.radians(degrees)), (12, -30, 8)))
+
+
+def with_values(scan, change, spacing=1.0):
+    return volume.Volume(change(np.asarray(scan.data, np.float32)), scan.voxel_to_ras @ np.diag([spacing] * 3 + [1.0]), scan.name)
+
+
+def ct(padding=None):
+    """A body of uniform soft tissue with bones and a table, in Hounsfield units, 4 mm voxels; padding: beyond the circle."""
+    i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in (56, 52, 48)), indexing="ij")
+    random = np.random.default_rng(1)
+    data = np.full(i.shape, -1000.0)
+    data[(i / 0.6) ** 2 + (j / 0.7) ** 2 < 1] = 40
+    data[(i / 0.12) ** 2 + ((j + 0.4) / 0.12) ** 2 < 1] = 900
+    data[(np.abs(j + 0.8) < 0.03) & (np.abs(i) < 0.7)] = -200
+    data += random.normal(0, 12, data.shape)
+    if padding is not None:
+        data[i**2 + j**2 > 0.98] = padding
+    return volume.Volume(data.astype(np.float32), np.diag([4.0, 4.0, 4.0, 1.0]), "ct")
+
+
+def test_t1_brains_are_recognized_from_any_pose_and_not_in_another_contrast(brains):
+    for scan in brains:
+        assert [shown(turned(scan, degrees, axis)) for degrees, axis in (
+            (0, (1, 0, 0)), (35, (0.2, 1, 0)), (100, (1, -2, 0.5)), (180, (0, 0.3, 1)))] == ["t1-brain"] * 4
+        top = 1.2 * scan.data.max()
+        assert shown(with_values(scan, lambda data: np.where(data > 0, top - data, 0))) == "any"
+        assert shown(with_values(scan, lambda data: data, spacing=0.1)) == "any"  # as large as a mouse's
+        noise = np.random.default_rng(0).random(scan.shape)
+        assert shown(with_values(scan, lambda data: noise * (data > 0))) == "any"
+
+
+def test_a_ct_is_recognized_by_its_uniform_soft_tissue_whatever_surrounds_it(brains):
+    assert uniformity(volume.prepare(ct())) > 0.8 and shown(ct()) == "ct-head-neck"
+    assert max(uniformity(volume.prepare(scan)) for scan in brains) < 0.4
+    low, high = volume.prepare(ct()).window
+    for padding in (-1024, -2000, -3024):
+        prepared = volume.prepare(ct(padding))
+        assert prepared.window[0] == pytest.approx(low, abs=60) and prepared.window[1] == pytest.approx(high, abs=60)
+        assert shown(ct(padding)) == "ct-head-neck"
+    # Far below air, but not one value that stands for nothing: a map of something else keeps its range.
+    field = ct(-2000).data.copy()
+    field[field == -2000] = np.random.default_rng(0).uniform(-4000, -2000, int((field == -2000).sum()))
+    assert volume.prepare(volume.Volume(field, np.eye(4), "field")).window[0] < -3500
+
+
+def test_who_says_nothing_gets_what_is_got_by_saying_it(brains):
+    moving, fixed = turned(brains[0], 70), brains[1]
+    told = register(moving, fixed, modality="t1-brain", device="cpu")
+    seen = register(moving, fixed, device="cpu")
+    assert np.array_equal(told.matrix, seen.matrix) and seen.model == "t1-brain" and seen.quality == told.quality
+    assert seen.modality == told.modality == ("t1-brain", "t1-brain")
+    assert (seen.recognized, told.recognized) == ((True, True), (False, False))
+    assert seen.report()["recognized"] == {"moving": True, "fixed": True}
+    assert (seen.kinds(), told.kinds()) == ("T1 brain MRI (recognized)", "T1 brain MRI")
+    assert "left and right agree" in seen.quality.summary()
+    one = register(moving, fixed, moving_modality="any", fixed_modality="auto", device="cpu", steps=0)
+    assert one.modality == ("any", "t1-brain") and one.kinds() == "Any / mixed and T1 brain MRI (recognized)"
+
+
+def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
+    inverted = with_values(brains[0], lambda data: np.where(data > 0, 1.2 * data.max() - data, 0))
+    found = register(inverted, brains[1], model="foundation", steps=0, polish=False, device="cpu")
+    assert (found.model, found.modality) == ("foundation", ("any", "t1-brain"))
+    both, one, two = ({"modalities": dict.fromkeys(keys, 0)} for keys in (("any", "oct"), ("oct",), ("oct", "octa")))
+    assert [nearest("oct", card) for card in (both, one, two)] == ["oct"] * 3
+    assert [nearest("t1-brain", card) for card in (both, one, two)] == ["any", "oct", "any"]
+    with pytest.raises(InputError, match="There is no model 'nobody'; installed: "):
+        register(*brains, model="nobody")
+
+
+def test_a_list_is_recognized_one_by_one_and_the_fixed_volume_once(brains, monkeypatch):
+    from SpatialDiffusionCore import recognition
+
+    asked, recognized = [], recognition.recognized
+    monkeypatch.setattr(recognition, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
+                        recognized(prepared, *more))
+    inverted = with_values(brains[0], lambda data: np.where(data > 0, 1.2 * data.max() - data, 0))
+    found = register_many([brains[0], inverted, brains[0]], brains[1], device="cpu", steps=0)
+    assert [result.modality[0] for result in found] == ["t1-brain", "any", "t1-brain"]
+    assert {result.modality[1] for result in found} == {"t1-brain"} and asked.count(brains[1].name) == 1
+    assert np.array_equal(found[0].matrix, found[2].matrix)
+
+
+def test_auto_is_for_registering_only():
+    assert modality.get("auto", auto=True) is modality.get("automatic", auto=True) is modality.AUTO
+    with pytest.raises(InputError, match="Unknown modality 'auto'; choose one of: any, t1-brain"):
+        modality.get("auto")
+
+
+def test_the_way_round_by_the_template_tells_a_wrong_answer(brains):
+    """0 to 5 mm for the right one, at least 9 for one that is 25° off, and that is poor, in words."""
+    model = load_model(None, "t1-brain", "t1-brain")
+    moving, fixed = (model_cube(scan, None, "t1-brain", model.card, "cpu") for scan in brains)
+    right = np.linalg.inv(register(*brains, modality="t1-brain", device="cpu").matrix)
+    assert detour(model.sides, moving, fixed, right) < 5
+    wrong = right @ geometry.about(geometry.rotation_about([1, 1, 0], 0.44), fixed.prepared.tissue_center, (5, 0, 0))
+    found = detour(model.sides, moving, fixed, wrong)
+    assert found > quality.ASTRAY
+    said = quality.judge(quality.Quality(0.1, 0.4, 1.0, 0.3, detour_mm=found), geometry.decompose(np.eye(4)))
+    assert said.confidence == "poor" and f"{found:.1f} mm away" in " ".join(said.warnings)
+    said = quality.judge(quality.Quality(0.1, 0.4, 1.0, 0.3, detour_mm=4.0), geometry.decompose(np.eye(4)))
+    assert said.confidence == "good" and not said.warnings
+
+
+def test_real_scans_of_every_kind(data_folder):
+    """One of each folder: T1 heads and brains, CTs, and what is neither."""
+    for name, expected in (("t1/ds000011_sub-01", "t1-brain"), ("bench/oasis_1000_t1", "t1-brain"),
+                           ("templates/colin27_t1", "t1-brain"), ("multi/openms_01_study1_t1", "t1-brain"),
+                           ("bench/openkbp_1_ct", "ct-head-neck"), ("templates/ct_head_2mm", "ct-head-neck"),
+                           ("multi/openms_01_study1_t2", "any"), ("multi/openms_01_study1_flair", "any"),
+                           ("templates/avg152_pd_2mm", "any"), ("templates/mni152_t2_2mm", "any")):
+        assert shown(turned(volume.load(data_folder / f"{name}.nii.gz"), 60)) == expected, name
