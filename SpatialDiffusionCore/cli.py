@@ -549,10 +549,9 @@ def _demo(arguments) -> int:
         folder.mkdir()
     pair = Path(__file__).parent / "demo"
     moving, fixed = pair / "moving_t1_brain.nii.gz", pair / "fixed_mni152_brain.nii.gz"
-    print(f"{PROGRAM} register {moving} {fixed} --modality t1-brain -o {folder}/moving_to_fixed.tfm …")
+    print(f"{PROGRAM} register {moving} {fixed} -o {folder}/moving_to_fixed.tfm …")
     command = [
-        "register", str(moving), str(fixed), "--modality", "t1-brain",
-        "-o", str(folder / "moving_to_fixed.tfm"), "--moved", str(folder / "moved.nii.gz"),
+        "register", str(moving), str(fixed), "-o", str(folder / "moving_to_fixed.tfm"), "--moved", str(folder / "moved.nii.gz"),
         "--report", str(folder / "report.json"), "--picture", str(folder / "picture.png"),
     ]
     if arguments.threads:

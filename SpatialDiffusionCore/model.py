@@ -172,7 +172,8 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
     """(path, card) of the model to use.
 
     ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
-    fewest others (failing that, one for anything). Raises ModelError that lists what there is.
+    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError that
+    lists what there is.
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:
@@ -184,8 +185,10 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
             )
         return path, card
     installed = catalog()
+    # For what may be anything, the model that has seen the most; else the one that has seen the least beside it.
+    sign = -1 if "any" in wanted else 1
     for exact in (True, False):
-        for path, card in sorted(installed.values(), key=lambda entry: len(entry[1]["modalities"])):
+        for path, card in sorted(installed.values(), key=lambda entry: sign * len(entry[1]["modalities"])):
             if all(w in card["modalities"] for w in wanted) if exact else serves(card, *wanted):
                 return path, card
     known = sorted({m for _, card in installed.values() for m in card["modalities"]})
@@ -312,6 +315,12 @@ _loaded = {}
 
 #: How many models stay loaded: a list of volumes may need one for some and another one for others.
 KEPT = 2
+
+
+def templates(device: str = "cpu") -> list:
+    """[(modality, its Sides)] of the installed models that have them."""
+    return [(key, load_model(name, key, key, device).sides)
+            for name, (_, card) in catalog().items() for key in card.get("sides", {}).get("modalities", ())]
 
 
 def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "any", device: str = "cpu") -> Model:

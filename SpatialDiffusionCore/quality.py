@@ -35,11 +35,6 @@ CONVINCING = 0.3
 MIRRORED = 0.1
 
 
-#: mm of detour (sides.detour) from which an answer is astray: 31 right answers between corrupted heads had at most 7.6 where the
-#: volumes were less alike than 0.45 (above, nothing was ever wrong), most wrong ones 9 to 25.
-ASTRAY = 9.0
-
-
 @dataclass
 class Quality:
     """Figures of one registration.
@@ -48,8 +43,9 @@ class Quality:
     for which it is larger in either state), 0…1, blind to contrast.
     overlap: share of the fixed tissue inside the moving field of view. spread_mm: RMS distance over the head between
     repeated runs from perturbed starts (None where none were made). agreement: 0…1, how far what the network finds to
-    correspond agrees (None where it was not asked). detour_mm: how far the answer is from
-    the way round by a template, where the volumes are not very alike (None where it was not asked). sides: of the moving and of the fixed volume, about 1 where left is
+    correspond agrees (None where it was not asked). detour_mm, confirmed: how far
+    from the answer the way round by a template ends, and whether that confirms or contradicts it (None where it was not asked,
+    as the volumes are alike enough, and where it says neither). sides: of the moving and of the fixed volume, about 1 where left is
     left, about -1 where it is seen as in a mirror (None where it cannot be told). confidence: "good", "fair" or "poor".
     """
 
@@ -59,6 +55,7 @@ class Quality:
     spread_mm: Optional[float] = None
     agreement: Optional[float] = None
     detour_mm: Optional[float] = None
+    confirmed: Optional[bool] = None
     sides: Optional[tuple] = None
     confidence: str = "fair"
     warnings: list = field(default_factory=list)
@@ -140,12 +137,12 @@ def judge(
         confidence = "good" if spread <= limits[0] else "fair" if spread <= limits[1] else "poor"
         if confidence == "poor":
             warnings.append(f"Repeated runs disagree by {_length(spread)}; do not rely on this answer unseen.")
-    told = agreed is not None and quality.agreement is not None and quality.agreement >= agreed
+    told = quality.confirmed or agreed is not None and quality.agreement is not None and quality.agreement >= agreed
     unlike = SIMILARITY_LIMITS[0] if spread is None or told else SIMILARITY_LIMITS[1]
     if quality.similarity_after < unlike:
         warnings.append("The volumes are hardly alike where they now lie; look at the result before using it.")
         confidence = "poor"
-    if quality.detour_mm is not None and quality.detour_mm > ASTRAY:
+    if quality.confirmed is False:
         warnings.append(f"By way of a template the answer is another one, {_length(quality.detour_mm)} away; look at the result "
                         "before using it.")
         confidence = "poor"

@@ -12,7 +12,7 @@ import numpy as np
 from . import search
 from .cube import Cube
 from .modality import MODALITIES
-from .model import catalog, load_model
+from .model import templates
 from .sides import Sides
 from .volume import Prepared, otsu
 
@@ -30,17 +30,15 @@ TRIED = 2
 def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
     """The key of the modality that a volume surely shows, or "any".
 
-    look(key, Model): the volume on the model's cube as one of that modality, in focus where it has one.
+    look(key): the volume on the cube of the model for that modality, in focus where it has one.
     """
     if np.min(prepared.volume.spacing * prepared.volume.shape) < SHORTEST:
         return "any"
     if uniformity(prepared) >= UNIFORM:
         return next(modality.key for modality in MODALITIES.values() if modality.uniform)
     alike = {"any": 0.0}
-    for name, (_, card) in catalog().items():
-        for key in card.get("sides", {}).get("modalities", ()):
-            model = load_model(name, key, key, device)
-            alike[key] = _resemblance(look(key, model), model.sides)
+    for key, template in templates(device):
+        alike[key] = _resemblance(look(key), template)
     return max(alike, key=alike.get)
 
 

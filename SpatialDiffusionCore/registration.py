@@ -290,7 +290,7 @@ def registration_steps(
     history: List[Step] = []
     outcome = yield from _recorded(process(pair, model, ordered), history, swap)
     second_to_first, polished, spread, details = outcome
-    agreement, detour = details.pop("agreement", None), details.pop("detour", None)
+    agreement, way = details.pop("agreement", None), details.pop("way", None)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
     second_to_first = geometry.project(second_to_first, options.transform, *_tissue(pair.fixed))
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
@@ -298,7 +298,7 @@ def registration_steps(
     result = Registration(
         matrix=matrix, transform=options.transform, steps=history, quality=quality_module.Quality(
             pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1], spread,
-            agreement=agreement, detour_mm=detour), model=model.name,
+            agreement=agreement, **_told_by(way)), model=model.name,
         modality=keys, recognized=recognized, sampler=options.sampler,
         seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
         fixed=fixed.name, details=details,
@@ -312,6 +312,11 @@ def registration_steps(
     quality_module.judge(result.quality, result.decomposition, limits, model.agreement_from(*keys))
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _told_by(way) -> dict:
+    """What the way round by a template says, as entries of a Quality."""
+    return {} if way is None else {"detour_mm": way.mm, "confirmed": True if way.confirms else False if way.contradicts else None}
 
 
 @dataclass
@@ -330,10 +335,11 @@ class _Ready:
     @cached_property
     def modality(self) -> str:
         """What it shows by its looks."""
+        from .model import load_model
         from .recognition import recognized
 
-        def look(key, model):
-            cube, focused = self.look(key, model, "fast")
+        def look(key):
+            cube, focused = self.look(key, load_model(None, key, key, self.device), "fast")
             return focused or cube
 
         return recognized(self.prepared, look, self.device)
@@ -460,6 +466,8 @@ def _fast(pair: _Pair, model, options: Options):
     agree either, search once more: wider, and by what the network finds to correspond.
     """
     from . import blocks, search
+    from .model import templates
+    from .sides import way_round
 
     moving, fixed = pair.moving, pair.fixed
     deep = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
@@ -510,18 +518,18 @@ def _fast(pair: _Pair, model, options: Options):
         found, _, word = refined(blocks.refine(moving, fixed, world, options.transform), 1.0)
         return (found, True, word) if pair.alike(found) > alike else (world, polished, agreed)
 
-    sides = model.sides_of(options.moving_modality, options.fixed_modality)
-
-    def detour_of(world):
-        """How far it is from the way round by a template, where that is known and the volumes are not very alike."""
-        from .sides import detour
-
-        return None if sides is None or pair.alike(world) >= UNLIKE else detour(sides, moving, fixed, world)
+    def way_to(world):
+        """The way round by the template that fits best, where volumes are not very alike; None where none fits. Whatever the
+        contrast: a template may be more like both volumes than they are like each other."""
+        if options.rotations != "all" or least is not None or pair.alike(world) >= UNLIKE:
+            return None
+        ways = [way_round(sides, moving, fixed, world) for _, sides in templates(options.device)]
+        return max((way for way in ways if way is not None), key=lambda way: way.alike, default=None)
 
     def spread_of(world):
         return search.spread(moving, fixed, world, options.transform, options.seed, options.rotations)
 
-    answer = world, False, None
+    answer, way = (world, False, None), None
     may_go_on = options.polish and options.init is None and options.search is True and options.rotations == "all"
     if options.polish:
         answer = refined(world)
@@ -529,19 +537,22 @@ def _fast(pair: _Pair, model, options: Options):
             other = refined(header)
             if other[2] > answer[2]:
                 answer, details["best"] = other, "network"
+        way = way_to(answer[0])
+        convincing = (not may_go_on or pair.alike(answer[0]) >= quality_module.CONVINCING
+                      or way is not None and way.confirms)
         # Blocks find something alike near a wrong answer, too, so they are not asked before that is known to be near.
-        convincing = not may_go_on or pair.alike(answer[0]) >= quality_module.CONVINCING
         if convincing:
-            answer = voted(*answer)
+            before, answer = answer[0], voted(*answer)
+            way = way if answer[0] is before else way_to(answer[0])
         yield Step(2 + count, total, "Refining", geometry.inverse(answer[0]))
     world, _, agreed = answer
-    spread, detour = spread_of(world), detour_of(world)
+    spread = spread_of(world)
     if may_go_on:
         # Where volumes are hardly alike, the network's agreement counts for nothing.
         word = None if least is None else agreed if pair.alike(world) >= quality_module.SIMILARITY_LIMITS[0] else 0.0
         trusted = least is not None and word >= least
         disagree = spread is not None and spread > quality_module.DISAGREEING
-        astray = detour is not None and detour > quality_module.ASTRAY
+        astray = way is not None and way.contradicts
         if (disagree or astray or not convincing) and not trusted:
             further = _search_further(moving, fixed, model, options, places, deep, total, least, world, voting)
             (better, found), total = yield from further
@@ -549,9 +560,9 @@ def _fast(pair: _Pair, model, options: Options):
                 answer, details["best"] = refined(found, 1.0), "wider search"
             elif not convincing:
                 answer = voted(*answer)
-            spread, detour = spread_of(answer[0]), detour_of(answer[0])
+            spread, way = spread_of(answer[0]), way_to(answer[0])
     world, polished, agreed = answer
-    details.update(agreement=agreement(world) if agreed is None else agreed, detour=detour)
+    details.update(agreement=agreement(world) if agreed is None else agreed, way=way)
     yield Step(total, total, "Checking", geometry.inverse(world))
     return world, polished, spread, details
 

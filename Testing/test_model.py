@@ -258,9 +258,13 @@ def test_the_model_is_chosen_by_modality(user_models):
     (user_models / "d.safetensors").unlink()
     assert m.choose(None, "t1-brain", "oct")[1]["name"] == "general"  # trained on neither, but takes anything
     assert m.choose()[1]["name"] == "general"
+    saved(user_models / "e.safetensors", {"name": "own", "modalities": {"any": 0}})
+    for keys in (("any", "any"), ("ct-head-neck", "any")):  # what may be anything is for the one that has seen the most
+        assert m.choose(None, *keys)[1]["name"] == "general"
     words = refusal(lambda: m.choose("brain", "oct", "oct"))
     assert "brain was not trained for oct; it knows: t1-brain" in words
     (user_models / "b.safetensors").unlink()
+    (user_models / "e.safetensors").unlink()
     assert "know: oct, t1-brain" in refusal(lambda: m.choose(None, "ct-head-neck", "ct-head-neck"))
 
 

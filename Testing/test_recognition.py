@@ -13,7 +13,7 @@ from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.model import BUNDLED, load_model, nearest  # noqa: E402
 from SpatialDiffusionCore.recognition import uniformity  # noqa: E402
 from SpatialDiffusionCore.registration import register_many  # noqa: E402
-from SpatialDiffusionCore.sides import detour  # noqa: E402
+from SpatialDiffusionCore.sides import Way, way_round  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
 
@@ -124,14 +124,21 @@ def test_the_way_round_by_the_template_tells_a_wrong_answer(brains):
     model = load_model(None, "t1-brain", "t1-brain")
     moving, fixed = (model_cube(scan, None, "t1-brain", model.card, "cpu") for scan in brains)
     right = np.linalg.inv(register(*brains, modality="t1-brain", device="cpu").matrix)
-    assert detour(model.sides, moving, fixed, right) < 5
+    way = way_round(model.sides, moving, fixed, right)
+    assert way.mm < 5 and way.alike > 0.5 and way.confirms and not way.contradicts
     wrong = right @ geometry.about(geometry.rotation_about([1, 1, 0], 0.44), fixed.prepared.tissue_center, (5, 0, 0))
-    found = detour(model.sides, moving, fixed, wrong)
-    assert found > quality.ASTRAY
-    said = quality.judge(quality.Quality(0.1, 0.4, 1.0, 0.3, detour_mm=found), geometry.decompose(np.eye(4)))
-    assert said.confidence == "poor" and f"{found:.1f} mm away" in " ".join(said.warnings)
-    said = quality.judge(quality.Quality(0.1, 0.4, 1.0, 0.3, detour_mm=4.0), geometry.decompose(np.eye(4)))
-    assert said.confidence == "good" and not said.warnings
+    way = way_round(model.sides, moving, fixed, wrong)
+    assert way.contradicts and not way.confirms
+
+    def said(similarity, **more):
+        return quality.judge(quality.Quality(0.1, similarity, 1.0, 0.3, **more), geometry.decompose(np.eye(4)))
+
+    contradicted = said(0.4, **registrations._told_by(way))
+    assert contradicted.confidence == "poor" and f"{way.mm:.1f} mm away" in " ".join(contradicted.warnings)
+    # Of volumes that are hardly alike an answer is poor, unless the template comes to it, too.
+    assert [said(0.2, **registrations._told_by(w)).confidence for w in (None, Way(7.0, 0.3), Way(2.0, 0.2), Way(2.0, 0.3))] == [
+        "poor", "poor", "poor", "fair"]
+    assert said(0.4, **registrations._told_by(Way(2.0, 0.3))).confidence == "good"
 
 
 def test_real_scans_of_every_kind(data_folder):
