@@ -105,7 +105,7 @@ def _tables(records) -> list:
 
 
 def _words() -> str:
-    from SpatialDiffusionCore.registration import DEFAULT_STEPS
+    from SpatialDiffusionCore.process import DEFAULT_STEPS
 
     return (
         f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "

@@ -11,7 +11,7 @@ _HOMES = {
     "register_many": "registration",
     "registration_steps": "registration",
     "Registration": "registration",
-    "Step": "registration",
+    "Step": "process",
     "Cancelled": "registration",
     "Volume": "volume",
     "InputError": "errors",

@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -19,43 +19,14 @@ from . import geometry
 from . import modality as modalities
 from . import quality as quality_module
 from .errors import InputError
+from .process import Options, Pair, Step, fast, reference
 from .volume import Volume, prepare, resample, validate
 
 SAMPLERS = ("fast", "reference")
 
-#: Candidates of the search by the network's points that go through the diffusion.
-NETWORK_CANDIDATES = 6
-
-#: Largest logarithmic strain of a candidate for refinement, which may find more.
-STRAIN = 0.2
-
-#: A refinement that ends so far below the agreement from which the network is trusted is undone, if it agreed before.
-LOST = 0.15
-
-#: Similarity below which the answer is also refined by blocks that vote (blocks.py), where the network cannot tell: brains of two
-#: people and heads in focus are alike by 0.46 or more, a volume with slabs moved by less.
-UNLIKE = 0.45
-
-#: Steps of the fast diffusion (see Schedule.visit): held-out heads end at 0.7 mm after three or four, at 1.1 after two. Of
-#: candidates whose likeness decides and which are refined, two steps are enough.
-DEFAULT_STEPS, STEPS_BEFORE_REFINING = 3, 2
-
 
 class Cancelled(Exception):
     """The caller's ``on_step`` asked to stop; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a running registration is: ``index`` of ``count``, a stage for people, and the matrix so far.
-
-    matrix: 4×4 float64, moving → fixed, RAS mm.
-    """
-
-    index: int
-    count: int
-    stage: str
-    matrix: np.ndarray
 
 
 @dataclass
@@ -132,43 +103,6 @@ class Registration:
 
 
 # --- options -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Options:
-    """Checked settings of a registration; see ``register``."""
-
-    moving_modality: str
-    fixed_modality: str
-    transform: str
-    sampler: Optional[str]
-    steps: Optional[int]
-    bidirectional: bool
-    polish: Optional[bool]
-    device: str
-    seed: int
-    search: object
-    init: Optional[np.ndarray]
-
-    @property
-    def rotations(self) -> str:
-        """Which rotations are possible between the two modalities."""
-        both = {modalities.get(key).rotations for key in (self.moving_modality, self.fixed_modality)}
-        return both.pop() if len(both) == 1 else "all"
-
-    @property
-    def votes(self) -> bool:
-        """Whether blocks that vote (blocks.py) may refine: between contrasts self-similarity is the better judge, T1 and FLAIR of
-        one person end 2.6 mm off by them instead of 0.6."""
-        same = self.moving_modality == self.fixed_modality != "any"
-        return same and self.rotations == "all"
-
-    def swapped(self) -> "Options":
-        """The same with the two volumes' roles exchanged."""
-        return replace(
-            self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality,
-            init=None if self.init is None else np.linalg.inv(self.init),
-        )
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -280,28 +214,26 @@ def registration_steps(
         raise InputError(f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
                          "cannot be registered to each other; give both volumes their true modality.")
     moving_cube, fixed_cube = both(*(one.look(key, model, options.sampler) for one, key in zip(ready, keys)))
-    process, swap = _reference, False
+    process, swap = reference, False
     if options.sampler == "fast":
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
-        process, swap = _fast, _signature(moving_cube) > _signature(fixed_cube)
-    pair, ordered = _Pair(moving_cube, fixed_cube), options
+        process, swap = fast, _signature(moving_cube) > _signature(fixed_cube)
+    pair, ordered = Pair(moving_cube, fixed_cube), options
     if swap:
-        pair, ordered = _Pair(fixed_cube, moving_cube), options.swapped()
+        pair, ordered = Pair(fixed_cube, moving_cube), options.swapped()
     history: List[Step] = []
     outcome = yield from _recorded(process(pair, model, ordered), history, swap)
-    second_to_first, polished, spread, details = outcome
-    agreement, way = details.pop("agreement", None), details.pop("way", None)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
-    second_to_first = geometry.project(second_to_first, options.transform, *_tissue(pair.fixed))
+    second_to_first = geometry.project(outcome.world, options.transform, *pair.tissue)
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
     before = np.eye(4) if ordered.init is None else np.linalg.inv(ordered.init)
     result = Registration(
         matrix=matrix, transform=options.transform, steps=history, quality=quality_module.Quality(
-            pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1], spread,
-            agreement=agreement, **_told_by(way)), model=model.name,
+            pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1],
+            outcome.spread, agreement=outcome.agreement, **_told_by(outcome.way)), model=model.name,
         modality=keys, recognized=recognized, sampler=options.sampler,
-        seconds=0.0, polished=polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
-        fixed=fixed.name, details=details,
+        seconds=0.0, polished=outcome.polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
+        fixed=fixed.name, details=outcome.details,
     )
     if options.sampler == "fast" and (sides := model.sides_of(*keys)) is not None:
         from .sides import told
@@ -387,323 +319,6 @@ def _signature(cube) -> bytes:
     digest = hashlib.blake2b(cube.values.cpu().numpy().tobytes(), digest_size=16)
     digest.update(np.round(cube.grid.voxel_to_ras, 6).tobytes())
     return digest.digest()
-
-
-@dataclass
-class _Pair:
-    """Two cubes, and how alike they are under fixed → moving RAS transforms, each looked at once."""
-
-    moving: object
-    fixed: object
-    known: dict = field(default_factory=dict)
-
-    def over(self, world: np.ndarray, moving: bool = False) -> tuple:
-        """(similarity, share of the tissue inside the other's field of view) over the fixed, or over the moving tissue."""
-        key = np.asarray(world, float).tobytes(), moving
-        if key not in self.known:
-            self.known[key] = (quality_module.similarity(self.fixed, self.moving, geometry.inverse(world)) if moving
-                               else quality_module.similarity(self.moving, self.fixed, world))
-        return self.known[key]
-
-    def alike(self, world: np.ndarray) -> float:
-        """The similarity over the tissue of the volume that finds more of itself in the other one: a brain without a skull is
-        all there in a head, but not the head in the brain."""
-        return max(self.over(world)[0], self.over(world, moving=True)[0])
-
-
-def _to_world(matrix, moving, fixed) -> np.ndarray:
-    """A fixed → moving matrix between cube frames (4×4), in RAS."""
-    return moving.frame @ np.asarray(matrix, float) @ np.linalg.inv(fixed.frame)
-
-
-def _to_frames(fixed_to_moving, moving, fixed) -> np.ndarray:
-    return np.linalg.inv(moving.frame) @ fixed_to_moving @ fixed.frame
-
-
-def _theta_to_world(theta, moving, fixed) -> np.ndarray:
-    return geometry.theta_to_world(
-        theta.detach().cpu().double().numpy(), fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras
-    )
-
-
-def _world_to_theta(fixed_to_moving, moving, fixed, like):
-    import torch
-
-    theta = geometry.world_to_theta(fixed_to_moving, fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras)
-    return torch.as_tensor(theta, dtype=torch.float32, device=like.device)
-
-
-def _reference(pair: _Pair, model, options: Options):
-    """The published reverse process, whole."""
-    from . import diffusion
-
-    moving, fixed = pair.moving, pair.fixed
-    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
-    schedule = model.schedule(options.fixed_modality)
-    start = None
-    if options.init is not None:
-        start = _world_to_theta(np.linalg.inv(options.init), moving, fixed, moving.values)[None]
-    if options.bidirectional:
-        back = model.denoiser(options.fixed_modality, options.moving_modality)
-        steps = diffusion.reverse_bidirectional(denoise, back, fixed.values, moving.values, schedule, start=start)
-    else:
-        steps = diffusion.reverse(denoise, fixed.values, moving.values, schedule, start=start)
-    extra = 1 if options.polish else 0
-    for step in steps:
-        world = _theta_to_world(step.theta[0], moving, fixed)
-        yield Step(step.index, step.count + extra, "Diffusion", geometry.inverse(world))
-    polished = False
-    if options.polish:
-        world, polished = _polish(pair, world, options)
-        yield Step(step.count + 1, step.count + 1, "Refining", geometry.inverse(world))
-    return world, polished, None, {}
-
-
-def _fast(pair: _Pair, model, options: Options):
-    """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
-
-    Where the volumes are not alike enough in the end or repeated runs disagree, and the network, where it can tell, does not
-    agree either, search once more: wider, and by what the network finds to correspond.
-    """
-    from . import blocks, search
-    from .model import templates
-    from .sides import way_round
-
-    moving, fixed = pair.moving, pair.fixed
-    deep = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
-    places = model.correspondences(options.moving_modality, options.fixed_modality) if deep else None
-    least = model.agreement_from(options.moving_modality, options.fixed_modality) if places is not None else None
-    brief = options.steps is None and options.polish and options.search is True and least is None
-    count = min(deep, STEPS_BEFORE_REFINING) if brief else deep
-    total = 2 + count + (1 if options.polish else 0)
-    candidates, seen, header = _candidates(moving, fixed, model, options, places, least)
-    yield Step(1, total, "Searching the pose", geometry.inverse(candidates[0]))
-    worlds = candidates
-    if count:
-        for index, worlds in _diffused(moving, seen, model, options, candidates, count):
-            yield Step(1 + index, total, "Diffusion", geometry.inverse(worlds[0]))
-        if options.polish and options.init is None:
-            worlds = _plausible(worlds, fixed)
-    world, details = worlds[0], {"candidates": len(candidates)}
-    if options.search == "network" and options.init is None:
-        world = worlds[int(search.agreements(moving, seen, worlds, places).argmax())]
-    elif options.search or options.polish:
-        # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
-        everything = worlds + candidates if count else candidates
-        frames = [_to_frames(w, moving, fixed) for w in everything]
-        best = search.rank(moving, fixed, frames, options.rotations).best
-        world, details["best"] = everything[best], "diffusion" if count and best < len(worlds) else "search"
-
-    def agreement(world):
-        return None if least is None else search.agreement(moving, fixed, world, places)
-
-    def refined(world, enough=5.0):
-        """(world, whether refined, agreement): undone where the network agreed before, and by far does not after."""
-        world = geometry.project(world, options.transform, *_tissue(fixed))
-        found, changed = _polish(pair, world, options, enough)
-        agreed = agreement(found)
-        if changed and least is not None and agreed < least - LOST:
-            before = agreement(world)
-            if before >= least:
-                return world, False, before
-        return found, changed, agreed
-
-    voting = options.votes and least is None
-
-    def voted(world, polished, agreed):
-        """The same, refined by blocks that vote, too, where that may help and does."""
-        alike = pair.alike(world)
-        if not voting or alike >= UNLIKE:
-            return world, polished, agreed
-        found, _, word = refined(blocks.refine(moving, fixed, world, options.transform), 1.0)
-        return (found, True, word) if pair.alike(found) > alike else (world, polished, agreed)
-
-    def way_to(world):
-        """The way round by the template that fits best, where volumes are not very alike; None where none fits. Whatever the
-        contrast: a template may be more like both volumes than they are like each other."""
-        if options.rotations != "all" or least is not None or pair.alike(world) >= UNLIKE:
-            return None
-        ways = [way_round(sides, moving, fixed, world) for _, sides in templates(options.device)]
-        return max((way for way in ways if way is not None), key=lambda way: way.alike, default=None)
-
-    def spread_of(world):
-        return search.spread(moving, fixed, world, options.transform, options.seed, options.rotations)
-
-    answer, way = (world, False, None), None
-    may_go_on = options.polish and options.init is None and options.search is True and options.rotations == "all"
-    if options.polish:
-        answer = refined(world)
-        if header is not None and answer[2] < least:
-            other = refined(header)
-            if other[2] > answer[2]:
-                answer, details["best"] = other, "network"
-        way = way_to(answer[0])
-        convincing = (not may_go_on or pair.alike(answer[0]) >= quality_module.CONVINCING
-                      or way is not None and way.confirms)
-        # Blocks find something alike near a wrong answer, too, so they are not asked before that is known to be near.
-        if convincing:
-            before, answer = answer[0], voted(*answer)
-            way = way if answer[0] is before else way_to(answer[0])
-        yield Step(2 + count, total, "Refining", geometry.inverse(answer[0]))
-    world, _, agreed = answer
-    spread = spread_of(world)
-    if may_go_on:
-        # Where volumes are hardly alike, the network's agreement counts for nothing.
-        word = None if least is None else agreed if pair.alike(world) >= quality_module.SIMILARITY_LIMITS[0] else 0.0
-        trusted = least is not None and word >= least
-        disagree = spread is not None and spread > quality_module.DISAGREEING
-        astray = way is not None and way.contradicts
-        if (disagree or astray or not convincing) and not trusted:
-            further = _search_further(moving, fixed, model, options, places, deep, total, least, world, voting)
-            (better, found), total = yield from further
-            if better > (search.likeness(moving, fixed, world) if least is None else word):
-                answer, details["best"] = refined(found, 1.0), "wider search"
-            elif not convincing:
-                answer = voted(*answer)
-            spread, way = spread_of(answer[0]), way_to(answer[0])
-    world, polished, agreed = answer
-    details.update(agreement=agreement(world) if agreed is None else agreed, way=way)
-    yield Step(total, total, "Checking", geometry.inverse(world))
-    return world, polished, spread, details
-
-
-def _candidates(moving, fixed, model, options: Options, places, least: Optional[float]):
-    """(fixed → moving RAS transforms to begin from, the fixed cube as the network is to see it, the network's pose if both
-    headers are about right, or None where it is not known to be good)."""
-    from . import search
-
-    if options.init is not None:
-        return [np.linalg.inv(options.init)], fixed, None
-    if options.search == "network":
-        if places is None:
-            raise InputError(f"The model {model.name} finds no corresponding places, or no steps were asked for; "
-                             "leave the search to the similarity.")
-        poses, seen = search.network_poses(moving, fixed, places, keep=NETWORK_CANDIDATES)
-        return [_to_world(m, moving, fixed) for m in poses], seen, None
-    if not options.search:
-        centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
-        return [geometry.from_parts(np.eye(3), centers)], fixed, None
-    poses = search.poses(moving, fixed, options.seed, rotations=options.rotations)
-    candidates, header = [_to_world(m, moving, fixed) for m in poses], None
-    if least is not None:
-        poses, _ = search.network_poses(moving, fixed, places, keep=1, turned="neither")
-        header = _to_world(poses[0], moving, fixed)
-        candidates.append(header)
-    return candidates, fixed, header
-
-
-def _diffused(moving, fixed, model, options: Options, candidates, count: int):
-    """Yield (index, worlds) after each of ``count`` steps of the diffusion from all candidates at once."""
-    import torch
-
-    from . import diffusion
-
-    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
-    start = torch.stack([_world_to_theta(c, moving, fixed, moving.values) for c in candidates])
-    batch = (len(candidates), -1, -1, -1, -1)
-    schedule = model.schedule(options.fixed_modality)
-    for step in diffusion.reverse(denoise, fixed.values.expand(batch), moving.values.expand(batch), schedule,
-                                  steps=count, start=start):
-        yield step.index, [_theta_to_world(theta, moving, fixed) for theta in step.theta]
-
-
-def _plausible(worlds, fixed) -> list:
-    """Candidates without more strain than ``STRAIN``: squeezed, a volume is alike to what is left of the other."""
-    return [geometry.limit_strain(world, STRAIN, fixed.prepared.tissue_center) for world in worlds]
-
-
-def _search_further(moving, fixed, model, options: Options, places, count: int, total: int, least: Optional[float],
-                    world: np.ndarray, voting: bool):
-    """Many more candidates, compared by self-similarity: those of correlation and, where these do not convince, the
-    network's own. Where the network can tell a right answer (``least`` is its agreement from there) its own come first,
-    the likest of them is enough if the network agrees with it, and the answers are compared by its agreement; where it
-    cannot, ``world``, the answer so far, is a candidate, too, and the first that is alike enough ends the search.
-
-    Returns ((likeness or agreement, fixed → moving RAS), steps in all).
-    """
-    from . import search
-
-    def wide():
-        poses = [_to_world(m, moving, fixed) for m in search.wide_poses(moving, fixed, options.seed)]
-        return poses if least is not None else [world, *poses]
-
-    def network(turned):
-        poses, upright = search.network_poses(moving, fixed, places, turned=turned)
-        return [_to_world(m, moving, fixed) for m in poses], upright
-
-    def led_in(candidates, upright):
-        for _, worlds in _diffused(moving, upright, model, options, candidates[:NETWORK_CANDIDATES], count):
-            pass
-        return candidates + _plausible(worlds, fixed)
-
-    def by_network(turned):
-        return led_in(*network(turned))
-
-    def agreed(world):
-        return search.agreement(moving, fixed, world, places), world
-
-    stage, index, best = "Searching further", total - 1, None
-    kinds = ("moving", "fixed") if least is not None else ("either",) if places is not None else ()
-    voted, enough = search.VOTED if voting else 0, UNLIKE if least is None else np.inf
-    of_network, rest = search.WIDE_CANDIDATES + NETWORK_CANDIDATES, search.SECOND + voted + 2
-    total += 2 * search.WIDE_CANDIDATES + rest + len(kinds) * (of_network + rest + 1)
-    if least is None:
-        sources = [wide, *(partial(by_network, turned) for turned in kinds)]
-    else:
-        seen = []
-        for turned in kinds:
-            found = network(turned)
-            first = agreed(found[0][0])
-            seen.append((first[0], found))
-            index += 1
-            yield Step(index, total, stage, geometry.inverse(first[1]))
-            if first[0] >= least:
-                return first, total
-        seen.sort(key=lambda pair: -pair[0])
-        sources = [*(partial(led_in, *found) for _, found in seen), wide]
-    for source in sources:
-        candidates = source()
-        index += 1
-        yield Step(index, total, stage, geometry.inverse(candidates[0]))
-        for found in search.settle(moving, fixed, candidates, options.transform, options.seed, voted, enough):
-            index += 1
-            yield Step(index, total, stage, geometry.inverse(found[1]))
-        if least is not None:
-            # The first pose, too: where volumes have little in common, the refinement of the network's leads away from it.
-            found = max(agreed(found[1]), agreed(candidates[0]), key=lambda pair: pair[0])
-        best = found if best is None else max(best, found, key=lambda pair: pair[0])
-        if best[0] >= (search.DOUBTFUL if least is None else least):
-            break
-    return best, total
-
-
-def _tissue(cube) -> tuple:
-    """Mean (3, RAS mm) and covariance (3×3) of a cube's tissue."""
-    return cube.prepared.tissue_center, cube.prepared.tissue_covariance
-
-
-def _polish(pair: _Pair, world: np.ndarray, options: Options, enough: float = 5.0):
-    """(fixed → moving RAS, whether it changed): local refinement, undone where it makes the volumes less alike.
-
-    Repeated, at most three times more, while it still moves the tissue by more than ``enough`` mm (RMS).
-    """
-    from . import enface
-    from .polish import polish
-
-    moving, fixed = pair.moving, pair.fixed
-    # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
-    tissue = _tissue(fixed)
-    start = refined = geometry.project(world, options.transform, *tissue)
-    if options.rotations == "depth":
-        refined = geometry.project(enface.refine(moving, fixed, start, seed=options.seed), options.transform, *tissue)
-        before, after = enface.agreement(moving, fixed, [start, refined], seed=options.seed)
-        return (refined, True) if after >= before else (start, False)
-    for _ in range(4):
-        before, refined = refined, polish(moving, fixed, refined, kind=options.transform, seed=options.seed)
-        if geometry.displacement_rms(before, refined, *tissue) <= enough:
-            break
-    better = pair.over(refined)[0] >= pair.over(start)[0]
-    return (refined, True) if better else (start, False)
 
 
 # --- what callers use --------------------------------------------------------------------------------------
