@@ -53,7 +53,6 @@ def ready(panel, loaded, pair):  # noqa: F811
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "Landmarks")
     p = panel._parameterNode
     p.movingVolume, p.fixedVolume = pair.moving, pair.fixed
-    p.movingModality = "t1-brain" if "t1-brain" in [c.key for c in panel.registerTab._modalities] else "any"
     slicer.util.setSliceViewerLayers(background=pair.fixed, foreground=pair.moving, foregroundOpacity=0.5, fit=True)
     return panel
 
