@@ -14,17 +14,22 @@ from .cube import Cube
 from .modality import MODALITIES
 from .model import templates
 from .sides import Sides
-from .volume import Prepared, otsu
+from .volume import Prepared, otsu, subsample
 
 #: mm: a volume that is shorter along an axis shows no head (retinas, small animals).
 SHORTEST = 60.0
 
 #: Soft tissue of CT is all alike: of what is not air so much lies within 15 % of one brightness. 91 CTs had 0.48 or more, 260 T1
-#: scans at most 0.34, 30 scans of other MR sequences at most 0.44.
-UNIFORM, BAND = 0.46, 0.15
+#: scans at most 0.34, 30 scans of other MR sequences at most 0.44. From the second share on that is enough (a CT head: 0.86).
+UNIFORM, SURELY, BAND = 0.46, 0.6, 0.15
 
-#: Poses of the template that are tried where the header is wrong.
-TRIED = 2
+#: And air is as dark as can be: so much of what is not tissue is within 5 % of the darkest. CTs had 0.92 or more, those MR scans
+#: whose tissue is most alike 0.68 and 0.72 (fluid, marrow and bone are dark there, but not black).
+BLACK, DARKEST = 0.9, 0.05
+
+#: Poses of the template that are looked for where the header is wrong, and tried. Of 100 turned T1 heads 99 are recognized, with
+#: three poses 97; none by the third or a later one.
+POSES, TRIED = 6, 2
 
 
 def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
@@ -34,7 +39,7 @@ def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
     """
     if np.min(prepared.volume.spacing * prepared.volume.shape) < SHORTEST:
         return "any"
-    if uniformity(prepared) >= UNIFORM:
+    if looks_like_ct(prepared):
         return next(modality.key for modality in MODALITIES.values() if modality.uniform)
     alike = {"any": 0.0}
     for key, template in templates(device):
@@ -42,23 +47,28 @@ def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
     return max(alike, key=alike.get)
 
 
-def uniformity(prepared: Prepared) -> float:
-    """The largest share of the brightness above Otsu's threshold that lies within ``BAND`` of one brightness, relative to it."""
-    volume = prepared.volume
-    stride = tuple(-(-n // 64) for n in volume.shape)
+def looks_like_ct(prepared: Prepared) -> bool:
+    """Whether soft tissue is all alike, and what is around it black."""
+    alike, black = brightness(prepared)
+    return alike >= SURELY or alike >= UNIFORM and black >= BLACK
+
+
+def brightness(prepared: Prepared) -> tuple:
+    """(the largest share of what is brighter than Otsu's threshold that lies within ``BAND`` of one brightness, relative to it;
+    the share of the rest that is darker than ``DARKEST`` of the window)."""
     low, high = prepared.window
-    values = np.asarray(volume.data[tuple(slice(s // 2, None, s) for s in stride)], np.float32)
-    values = np.clip((values - low) / (high - low), 0, 1)
-    tissue = np.sort(values[values > otsu(values)])
+    values = np.clip((subsample(prepared.volume)[0] - low) / (high - low), 0, 1)
+    threshold = otsu(values)
+    tissue, rest = np.sort(values[values > threshold]), values[values <= threshold]
     within = np.searchsorted(tissue, tissue * (1 + BAND)) - np.arange(len(tissue))
-    return float(within.max(initial=0)) / max(len(tissue), 1)
+    return float(within.max(initial=0)) / max(len(tissue), 1), float((rest < DARKEST).mean()) if len(rest) else 0.0
 
 
 def _resemblance(cube: Cube, template: Sides) -> float:
     """How alike a volume is to the template of a modality, wherever it lies; 0 where it is not, or in another contrast."""
     alike = template.resemblance(cube, template.lay(cube, [np.eye(4)]))
-    if not alike:
-        for matrix in search.poses(cube, template.cube, 0)[:TRIED]:
-            world = cube.frame @ matrix @ np.linalg.inv(template.cube.frame)
-            alike = max(alike, template.resemblance(cube, template.settle(cube, world)))
+    poses = [] if alike else search.poses(cube, template.cube, 0, keep=POSES)[:TRIED]
+    for matrix in poses:
+        world = cube.frame @ matrix @ np.linalg.inv(template.cube.frame)
+        alike = alike or template.resemblance(cube, template.settle(cube, world))
     return alike

@@ -334,10 +334,7 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     is what Otsu's threshold separates from the background, or the mask where one is given (any shape, in world
     space). Raises InputError where the mask is empty.
     """
-    stride = tuple(-(-n // 64) for n in volume.shape)
-    start = tuple(s // 2 for s in stride)
-    coarse = np.asarray(volume.data[tuple(slice(b, None, s) for b, s in zip(start, stride))], np.float32)
-    voxel = geometry.from_parts(np.diag(stride), start)
+    coarse, voxel = subsample(volume)
     if coarse.min() == coarse.max():  # the subsample missed what little there is
         coarse, voxel = np.asarray(volume.data, np.float32), np.eye(4)
     to_ras = volume.voxel_to_ras @ voxel
@@ -360,6 +357,14 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3)
     covariance = covariance + np.eye(3) * 1e-6 * max(1.0, np.trace(covariance))
     return Prepared(volume, (low, high), center, covariance, threshold, mask)
+
+
+def subsample(volume: Volume) -> tuple:
+    """(at most 64³ of a volume's voxels, evenly spaced, float32; their 4×4 voxel → voxel matrix)."""
+    stride = tuple(-(-n // 64) for n in volume.shape)
+    start = tuple(s // 2 for s in stride)
+    part = volume.data[tuple(slice(b, None, s) for b, s in zip(start, stride))]
+    return np.asarray(part, np.float32), geometry.from_parts(np.diag(stride), start)
 
 
 def _padded(values: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ from SpatialDiffusionCore import registration as registrations  # noqa: E402
 from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.model import BUNDLED, load_model, nearest  # noqa: E402
-from SpatialDiffusionCore.recognition import uniformity  # noqa: E402
+from SpatialDiffusionCore.recognition import brightness  # noqa: E402
 from SpatialDiffusionCore.registration import register_many  # noqa: E402
 from SpatialDiffusionCore.sides import Way, way_round  # noqa: E402
 
@@ -62,8 +62,16 @@ def test_t1_brains_are_recognized_from_any_pose_and_not_in_another_contrast(brai
 
 
 def test_a_ct_is_recognized_by_its_uniform_soft_tissue_whatever_surrounds_it(brains):
-    assert uniformity(volume.prepare(ct())) > 0.8 and shown(ct()) == "ct-head-neck"
-    assert max(uniformity(volume.prepare(scan)) for scan in brains) < 0.4
+    alike, black = brightness(volume.prepare(ct()))
+    assert alike > 0.8 and black > 0.95 and shown(ct()) == "ct-head-neck"
+    assert max(brightness(volume.prepare(scan))[0] for scan in brains) < 0.4
+    # Half of its tissue alike: enough in black air, not in front of something gray.
+    random = np.random.default_rng(2)
+    body = with_values(ct(), lambda data: np.where((data > 0) & (random.random(data.shape) < 0.45), data * random.uniform(
+        0.3, 20, data.shape) + 200, data))
+    gray = with_values(body, lambda data: np.where(data < -300, random.uniform(-1000, -700, data.shape), data))
+    assert 0.46 < brightness(volume.prepare(body))[0] < 0.6 and 0.46 < brightness(volume.prepare(gray))[0] < 0.6
+    assert (shown(body), shown(gray)) == ("ct-head-neck", "any")
     low, high = volume.prepare(ct()).window
     for padding in (-1024, -2000, -3024):
         prepared = volume.prepare(ct(padding))
