@@ -86,6 +86,8 @@ METHODS = {
     "cuda": _with(device="cuda"),
     # No network anywhere: search and polish alone.
     "no-network": _with(steps=0, focus=False),
+    # Nor votes, nor any further search: sixty rotations screened, the best refined.
+    "screen": _with(steps=0, focus=False, search="screen"),
     "no-focus": _with(focus=False),
     "no-polish": _with(polish=False),
     # From the tissue's centers: no search, no ranking, no polish, no similarity anywhere.

@@ -151,8 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", metavar="N", type=int, help="diffusion steps of the fast sampler (0: no diffusion)")
     how.add_argument("--search", action=argparse.BooleanOptionalAction, default=True,
                      help="look for the pose among all rotations (default)")
-    how.add_argument("--search-by", choices=("similarity", "network"), default="similarity",
-                     help="compare the volumes (default), or only the feature points that the network finds in them")
+    how.add_argument("--search-by", choices=("similarity", "screen", "network"), default="similarity",
+                     help="compare the volumes (default), the same but never go on where the answer is doubtful (about "
+                          "a second at most), or compare only the feature points that the network finds in them")
     how.add_argument("--bidirectional", action="store_true", help="with reference: both directions, combined")
     how.add_argument("--polish", action=argparse.BooleanOptionalAction, default=None,
                      help="refine by intensities at the end (default: with fast only)")
@@ -332,7 +333,7 @@ def _register(arguments) -> int:
         loaders, fixed, on_step=progress, on_result=done, moving_modality=moving_key, fixed_modality=fixed_key,
         transform=arguments.transform, model=arguments.model, sampler=arguments.sampler, steps=arguments.steps,
         bidirectional=arguments.bidirectional, polish=arguments.polish, device=arguments.device, seed=arguments.seed,
-        search=arguments.search and (arguments.search_by == "similarity" or "network"), init=init, **masks,
+        search=arguments.search and (arguments.search_by == "similarity" or arguments.search_by), init=init, **masks,
     )
     return 1 if failed else 0
 

@@ -203,13 +203,13 @@ class _Fast:
         self.places = model.correspondences(*keys) if self.deep else None
         self.least = model.agreement_from(*keys) if self.places is not None else None
         #: Whether blocks may vote, and whether the search may go on.
-        self.voting = options.votes and self.least is None
+        self.voting = options.votes and self.least is None and options.search != "screen"
         self.may_go_on = options.polish and options.init is None and options.search is True and options.rotations == "all"
         self.details = {}
 
     def steps(self):
         pair, options = self.pair, self.options
-        brief = options.steps is None and options.polish and options.search is True and self.least is None
+        brief = options.steps is None and options.polish and options.search in (True, "screen") and self.least is None
         count = min(self.deep, STEPS_BEFORE_REFINING) if brief else self.deep
         total = 2 + count + (1 if options.polish else 0)
         candidates, upright, header = self.candidates()

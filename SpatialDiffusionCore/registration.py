@@ -144,7 +144,7 @@ def _options(
     return Options(
         moving_key, fixed_key, transform, sampler, steps, bool(bidirectional),
         None if polish is None else bool(polish), resolve_device(device), int(seed),
-        search if search == "network" else bool(search),
+        search if search in ("network", "screen") else bool(search),
         None if init is None else geometry.as_affine(init, "the initial transform"),
     )
 
@@ -342,8 +342,9 @@ def register(
     - sampler: "fast" (default) or "reference", the published 65 steps and nothing else (default of imported models).
     - steps: diffusion steps of "fast" (default: the model's own, or 3; 2 where similarity judges and refines what follows); 0
       leaves the network out.
-    - search: look for the pose among all rotations first, by the volumes' similarity (True, default) or only by the
-      network's own feature points ("network"); False begins where the tissue's centers meet.
+    - search: look for the pose among all rotations first, by the volumes' similarity (True, default), the same without
+      going on where the answer is doubtful ("screen"), or only by the network's own feature points ("network"); False begins
+      where the tissue's centers meet.
     - bidirectional: with "reference", run both directions and combine them.
     - polish: refine by local self-similarity at the end (default: in "fast" only).
     - device: "auto", "cpu", "cuda", "cuda:N" or "mps". seed: of the points drawn.

@@ -133,6 +133,17 @@ def test_the_wider_search_reports_steps_and_can_be_stopped(brain):
     assert seen[-1].stage == "Searching further"
 
 
+def test_who_has_no_time_gets_the_doubtful_answer_and_is_told(brain):
+    noise = np.random.default_rng(0).normal(100, 20, brain.shape).astype(np.float32)
+    seen = []
+    found = register(Volume(noise, brain.voxel_to_ras, "noise"), brain, modality="t1-brain", steps=0, search="screen",
+                     on_step=lambda step: seen.append(step.stage))
+    assert seen == ["Searching the pose", "Refining", "Checking"] and found.quality.confidence == "poor"
+    turned = brain.moved(geometry.about(geometry.rotation_about([1, 1, 0], 2.0), brain.center(), (20, 0, -10)))
+    found = register(turned, brain, modality="t1-brain", search="screen", transform="rigid")
+    assert np.abs(found.matrix @ turned.voxel_to_ras - brain.voxel_to_ras).max() < 0.5 and found.quality.confidence == "good"
+
+
 def test_the_networks_points_alone_find_any_pose():
     """No similarity of intensities anywhere, and yet about where the whole chain ends."""
     folder = Path(volume.__file__).parent / "demo"
