@@ -7,8 +7,9 @@ import numpy as np
 
 LABELS = {
     "default": "Spatial Diffusion (default)", "cuda": "Spatial Diffusion (on a GPU)",
-    "untold": "· not told the modality", "no-network": "· without any network", "screen": "· screening and polish only", "no-focus": "· without the focus",
-    "no-polish": "· without polish",
+    "untold": "· not told the modality",
+    "no-network": "· without any network", "screen": "· screening and polish only",
+    "no-focus": "· without the focus", "no-polish": "· without polish",
     "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
     "naive": "· the single shot again and again", "reference": "· reference sampler, 65 steps",
     "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",

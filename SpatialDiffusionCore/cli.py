@@ -134,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     outputs.add_argument("--report", metavar="FILE.json", help="transform, quality, confidence and settings")
     outputs.add_argument("--picture", metavar="FILE.png", help="overlay before and after, in three planes")
     what = register.add_argument_group("what is registered")
-    what.add_argument("--modality", metavar="M", help=f"modality of both volumes: {known}, or auto, which recognizes T1 brains and "
-                      "head-and-neck CTs (default: auto)")
+    what.add_argument("--modality", metavar="M", help=f"modality of both volumes: {known}, or auto, which "
+                      "recognizes T1 brains and head-and-neck CTs (default: auto)")
     what.add_argument("--moving-modality", metavar="M", help="modality of the moving volume, where they differ")
     what.add_argument("--fixed-modality", metavar="M", help="modality of the fixed volume, where they differ")
     what.add_argument("--transform", metavar="KIND", default="affine", choices=("rigid", "similarity", "affine"),
@@ -279,12 +279,9 @@ def _register(arguments) -> int:
         raise _Usage(f"--threads must be at least 1, got {arguments.threads}.")
     if arguments.bidirectional and arguments.sampler == "fast":
         raise _Usage("--bidirectional belongs to --sampler reference; the fast sampler is symmetric already.")
-    for name in ("modality", "moving_modality", "fixed_modality"):
-        if getattr(arguments, name):
-            modality.get(getattr(arguments, name), auto=True)
-    plans = _plan_outputs(arguments)
     moving_key, fixed_key = (modality.get(own or arguments.modality or "auto", auto=True).key
                              for own in (arguments.moving_modality, arguments.fixed_modality))
+    plans = _plan_outputs(arguments)
     from .model import choose, find
 
     # Reads the card only: fails before volumes are read.
@@ -552,7 +549,8 @@ def _demo(arguments) -> int:
     moving, fixed = pair / "moving_t1_brain.nii.gz", pair / "fixed_mni152_brain.nii.gz"
     print(f"{PROGRAM} register {moving} {fixed} -o {folder}/moving_to_fixed.tfm …")
     command = [
-        "register", str(moving), str(fixed), "-o", str(folder / "moving_to_fixed.tfm"), "--moved", str(folder / "moved.nii.gz"),
+        "register", str(moving), str(fixed),
+        "-o", str(folder / "moving_to_fixed.tfm"), "--moved", str(folder / "moved.nii.gz"),
         "--report", str(folder / "report.json"), "--picture", str(folder / "picture.png"),
     ]
     if arguments.threads:

@@ -149,13 +149,9 @@ def _options(
     )
 
 
-def _sampler_of(model) -> str:
-    return model.card.get("sampler", "fast")
-
-
 def _for_model(options: Options, model) -> Options:
     """Settings that depend on the model: the sampler its card names unless one was chosen, and what follows."""
-    sampler = options.sampler or _sampler_of(model)
+    sampler = options.sampler or model.card.get("sampler", "fast")
     last = model.timesteps
     if sampler == "reference" and options.steps is not None:
         raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
