@@ -31,7 +31,7 @@ def get(name: str, auto: bool = False) -> Modality:
     raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**known, **own})}.")
 
 
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parents[1] / "models"
 
 
 def user_folder() -> Path:
