@@ -1,4 +1,5 @@
 """Which models are installed, and which of them serves two volumes."""
+
 from __future__ import annotations
 
 import os
