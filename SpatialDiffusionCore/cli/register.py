@@ -33,7 +33,11 @@ EXAMPLES
 def add_parser(commands) -> None:
     """Put the command's parser among ``commands``."""
     epilog = REGISTER_EXAMPLES + "\n" + wrapped(EPILOG)
-    parser = add_command(commands, "register", "align moving volumes to a fixed one", REGISTER, epilog)
+    add_arguments(add_command(commands, "register", "align moving volumes to a fixed one", REGISTER, epilog))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``register``, which the demo gives, too."""
     parser.add_argument("moving", nargs="+", metavar="MOVING", help="volume(s) to move")
     parser.add_argument("fixed", metavar="FIXED", help="volume that stays")
     _add_outputs(parser.add_argument_group("outputs"))
