@@ -2,6 +2,7 @@
 
 Nothing heavier than argparse is imported before the arguments are known, so ``--help`` is instant.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,12 +15,13 @@ from pathlib import Path
 
 from . import __version__, modality
 from .errors import InputError
+from .modelfile import catalog as catalog_module
 
 #: What each kind of output may be called.
 TRANSFORMS = (".tfm", ".txt", ".h5", ".mat", ".lta")
+
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 PROGRAM = "spatial-diffusion"
-
 OVERVIEW = """\
 Aligns 3D medical images: finds the rigid, similarity or affine transform that lays a moving volume on a fixed one,
 from any starting pose, and says how far the answer can be trusted.
@@ -110,16 +112,18 @@ def _parser() -> argparse.ArgumentParser:
         width = min(110, max(50, shutil.get_terminal_size((100, 24)).columns))
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width)
 
-    parser = _Parser(
-        prog=PROGRAM, description=_wrapped(OVERVIEW), epilog=_wrapped(EPILOG), formatter_class=formatter
-    )
+    parser = _Parser(prog=PROGRAM, description=_wrapped(OVERVIEW), epilog=_wrapped(EPILOG), formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands",
-                                     parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=_Parser
+    )
 
     def command(name, summary, description, epilog=""):
         return commands.add_parser(
-            name, help=summary, description=_wrapped(description), formatter_class=formatter,
+            name,
+            help=summary,
+            description=_wrapped(description),
+            formatter_class=formatter,
             epilog=epilog + ("\n" if epilog else "") + _wrapped(EPILOG) if name == "register" else epilog,
         )
 
@@ -134,29 +138,54 @@ def _parser() -> argparse.ArgumentParser:
     outputs.add_argument("--report", metavar="FILE.json", help="transform, quality, confidence and settings")
     outputs.add_argument("--picture", metavar="FILE.png", help="overlay before and after, in three planes")
     what = register.add_argument_group("what is registered")
-    what.add_argument("--modality", metavar="M", help=f"modality of both volumes: {known}, or auto, which "
-                      "recognizes T1 brains and head-and-neck CTs (default: auto)")
+    what.add_argument(
+        "--modality",
+        metavar="M",
+        help=f"modality of both volumes: {known}, or auto, which "
+        "recognizes T1 brains and head-and-neck CTs (default: auto)",
+    )
     what.add_argument("--moving-modality", metavar="M", help="modality of the moving volume, where they differ")
     what.add_argument("--fixed-modality", metavar="M", help="modality of the fixed volume, where they differ")
-    what.add_argument("--transform", metavar="KIND", default="affine", choices=("rigid", "similarity", "affine"),
-                      help="rigid, similarity or affine (default: affine)")
+    what.add_argument(
+        "--transform",
+        metavar="KIND",
+        default="affine",
+        choices=("rigid", "similarity", "affine"),
+        help="rigid, similarity or affine (default: affine)",
+    )
     what.add_argument("--init", metavar="FILE", help="transform, moving to fixed, to start from; no pose search then")
     what.add_argument("--moving-mask", metavar="FILE", help="only the part of the moving volume that is not 0 here")
     what.add_argument("--fixed-mask", metavar="FILE", help="only the part of the fixed volume that is not 0 here")
     how = register.add_argument_group("how (rarely needed)")
     how.add_argument("--model", metavar="NAME|FILE", help="trained model (default: the one for the modality)")
-    how.add_argument("--sampler", metavar="NAME", choices=("fast", "reference"),
-                     help="fast, or reference: the published 65 steps and nothing else (default: fast; reference "
-                          "for an imported checkpoint)")
+    how.add_argument(
+        "--sampler",
+        metavar="NAME",
+        choices=("fast", "reference"),
+        help="fast, or reference: the published 65 steps and nothing else (default: fast; reference "
+        "for an imported checkpoint)",
+    )
     how.add_argument("--steps", metavar="N", type=int, help="diffusion steps of the fast sampler (0: no diffusion)")
-    how.add_argument("--search", action=argparse.BooleanOptionalAction, default=True,
-                     help="look for the pose among all rotations (default)")
-    how.add_argument("--search-by", choices=("similarity", "screen", "network"), default="similarity",
-                     help="compare the volumes (default), the same but never go on where the answer is doubtful (about "
-                          "a second at most), or compare only the feature points that the network finds in them")
+    how.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look for the pose among all rotations (default)",
+    )
+    how.add_argument(
+        "--search-by",
+        choices=("similarity", "screen", "network"),
+        default="similarity",
+        help="compare the volumes (default), the same but never go on where the answer is doubtful (about "
+        "a second at most), or compare only the feature points that the network finds in them",
+    )
     how.add_argument("--bidirectional", action="store_true", help="with reference: both directions, combined")
-    how.add_argument("--polish", action=argparse.BooleanOptionalAction, default=None,
-                     help="refine by intensities at the end (default: with fast only)")
+    how.add_argument(
+        "--polish",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="refine by intensities at the end (default: with fast only)",
+    )
     how.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps")
     how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the points drawn (default: 0)")
@@ -167,54 +196,108 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("input", metavar="INPUT", help="volume to move")
     apply.add_argument("--reference", required=True, metavar="FIXED", help="volume whose voxels the output gets")
     apply.add_argument("-o", "--output", required=True, metavar="OUT", help="moved volume")
-    apply.add_argument("--interpolation", default="linear", choices=("linear", "nearest", "cubic"), metavar="KIND",
-                       help="linear, nearest (label maps) or cubic (default: linear)")
+    apply.add_argument(
+        "--interpolation",
+        default="linear",
+        choices=("linear", "nearest", "cubic"),
+        metavar="KIND",
+        help="linear, nearest (label maps) or cubic (default: linear)",
+    )
     apply.add_argument("--invert", action="store_true", help="apply the inverse")
 
     convert = command("convert", "rewrite a transform in another format", CONVERT, CONVERT_EXAMPLES)
     convert.add_argument("input", metavar="IN", help="transform to read")
     convert.add_argument("output", metavar="OUT", help="transform to write")
     convert.add_argument("--invert", action="store_true", help="write the inverse")
-    convert.add_argument("--from", dest="source_format", choices=("itk", "ras", "flirt", "lta"), metavar="FORMAT",
-                         help="format of IN where extension and content leave doubt: itk, ras, flirt or lta")
-    convert.add_argument("--to", dest="target_format", choices=("itk", "ras", "flirt", "lta"), metavar="FORMAT",
-                         help="format of OUT where the extension fits several")
+    convert.add_argument(
+        "--from",
+        dest="source_format",
+        choices=("itk", "ras", "flirt", "lta"),
+        metavar="FORMAT",
+        help="format of IN where extension and content leave doubt: itk, ras, flirt or lta",
+    )
+    convert.add_argument(
+        "--to",
+        dest="target_format",
+        choices=("itk", "ras", "flirt", "lta"),
+        metavar="FORMAT",
+        help="format of OUT where the extension fits several",
+    )
     convert.add_argument("--moving", metavar="FILE", help="moving volume (FLIRT, .lta)")
     convert.add_argument("--fixed", metavar="FILE", help="fixed volume (FLIRT, .lta)")
 
     models = command("models", "list, describe and import trained models", "Lists, describes and imports models.")
-    actions = models.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions",
-                                    parser_class=_Parser)
+    actions = models.add_subparsers(
+        dest="action", metavar="ACTION", required=True, title="actions", parser_class=_Parser
+    )
     listed = actions.add_parser("list", help="installed models", description="Lists the installed models.")
     listed.add_argument("--json", action="store_true", help="as JSON")
     info = actions.add_parser("info", help="everything about one model", description="Describes a model.")
     info.add_argument("model", metavar="NAME|FILE", help="installed model or model file")
     info.add_argument("--json", action="store_true", help="as JSON")
     imported = actions.add_parser(
-        "import", help="make a model of a published checkpoint", formatter_class=formatter,
-        description=_wrapped("Makes a model file of a checkpoint of the published implementation. Channels, classes "
-                             "and head are read from its tensors; the volume size and the order of the modalities "
-                             "cannot be."),
+        "import",
+        help="make a model of a published checkpoint",
+        formatter_class=formatter,
+        description=_wrapped(
+            "Makes a model file of a checkpoint of the published implementation. Channels, classes "
+            "and head are read from its tensors; the volume size and the order of the modalities "
+            "cannot be."
+        ),
     )
     imported.add_argument("checkpoint", metavar="CKPT.pth", help="checkpoint: a plain dictionary of tensors")
-    imported.add_argument("--volume-size", nargs=3, type=int, required=True, metavar=("D", "H", "W"),
-                          help="size of the volumes it was trained on")
-    imported.add_argument("--modality", action="append", nargs="+", default=[], metavar="M",
-                          help=f"modalities in the order of training: {known}")
-    imported.add_argument("--schedule", default="cosine", choices=("cosine", "linear"), metavar="KIND",
-                          help="cosine or linear (default: cosine)")
+    imported.add_argument(
+        "--volume-size",
+        nargs=3,
+        type=int,
+        required=True,
+        metavar=("D", "H", "W"),
+        help="size of the volumes it was trained on",
+    )
+    imported.add_argument(
+        "--modality",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help=f"modalities in the order of training: {known}",
+    )
+    imported.add_argument(
+        "--schedule",
+        default="cosine",
+        choices=("cosine", "linear"),
+        metavar="KIND",
+        help="cosine or linear (default: cosine)",
+    )
     imported.add_argument("--timesteps", type=int, default=65, metavar="T", help="timesteps (default: 65)")
-    imported.add_argument("--transform-range", nargs=2, type=float, default=(0.01, 0.07), metavar=("MIN", "MAX"),
-                          help="step deviations of the 3×3 part (default: 0.01 0.07)")
-    imported.add_argument("--translation-range", nargs=2, type=float, default=(0.5, 4.0), metavar=("MIN", "MAX"),
-                          help="step deviations of the translation in voxels (default: 0.5 4.0)")
+    imported.add_argument(
+        "--transform-range",
+        nargs=2,
+        type=float,
+        default=(0.01, 0.07),
+        metavar=("MIN", "MAX"),
+        help="step deviations of the 3×3 part (default: 0.01 0.07)",
+    )
+    imported.add_argument(
+        "--translation-range",
+        nargs=2,
+        type=float,
+        default=(0.5, 4.0),
+        metavar=("MIN", "MAX"),
+        help="step deviations of the translation in voxels (default: 0.5 4.0)",
+    )
     imported.add_argument("--groups", type=int, metavar="N", help="groups of its GroupNorm (default: 32)")
     imported.add_argument("--name", help="name in the list of models (default: the file's)")
-    imported.add_argument("-o", "--output", metavar="MODEL.safetensors",
-                          help="model file (default: your own models' folder)")
+    imported.add_argument(
+        "-o", "--output", metavar="MODEL.safetensors", help="model file (default: your own models' folder)"
+    )
 
-    demo = command("demo", "register the bundled pair", "Registers a real brain, turned by 60° and shifted by 40 mm, "
-                   "to the MNI152 template and writes transform, moved volume, report and picture.")
+    demo = command(
+        "demo",
+        "register the bundled pair",
+        "Registers a real brain, turned by 60° and shifted by 40 mm, "
+        "to the MNI152 template and writes transform, moved volume, report and picture.",
+    )
     demo.add_argument("-o", "--output", default="demo-output", metavar="FOLDER", help="default: demo-output")
     demo.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     return parser
@@ -257,8 +340,6 @@ class _Usage(Exception):
     """A command line whose parts do not fit each other."""
 
 
-# --- register ----------------------------------------------------------------------------------------------
-
 _OUTPUTS = {  # option: (extensions, what it is called, file name in a folder)
     "output": (TRANSFORMS, "the transform", "{moving}_to_{fixed}.tfm"),
     "inverse": (TRANSFORMS, "the inverse transform", "{fixed}_to_{moving}.tfm"),
@@ -279,10 +360,12 @@ def _register(arguments) -> int:
         raise _Usage(f"--threads must be at least 1, got {arguments.threads}.")
     if arguments.bidirectional and arguments.sampler == "fast":
         raise _Usage("--bidirectional belongs to --sampler reference; the fast sampler is symmetric already.")
-    moving_key, fixed_key = (modality.get(own or arguments.modality or "auto", auto=True).key
-                             for own in (arguments.moving_modality, arguments.fixed_modality))
+    moving_key, fixed_key = (
+        catalog_module.get(own or arguments.modality or "auto", auto=True).key
+        for own in (arguments.moving_modality, arguments.fixed_modality)
+    )
     plans = _plan_outputs(arguments)
-    from .model import choose, find
+    from .modelfile.catalog import choose, find
 
     # Reads the card only: fails before volumes are read.
     if modality.AUTO.key not in (moving_key, fixed_key):
@@ -290,17 +373,19 @@ def _register(arguments) -> int:
     elif arguments.model:
         find(arguments.model)
 
-    from . import volume as volumes
-    from .transform_file import read_transform
+    from .spatial import volume as volumes
+    from .spatial import volume_file
+    from .spatial.transform_file import read_transform
 
-    fixed = volumes.load(arguments.fixed)
+    fixed = volume_file.load(arguments.fixed)
     volumes.validate(fixed, "fixed")
-    first = volumes.load(arguments.moving[0])
+    first = volume_file.load(arguments.moving[0])
     volumes.validate(first, "moving")
     init = read_transform(arguments.init, moving=first, fixed=fixed) if arguments.init else None
     masks = {
-        f"{role}_mask": volumes.load(path)
-        for role, path in (("moving", arguments.moving_mask), ("fixed", arguments.fixed_mask)) if path
+        f"{role}_mask": volume_file.load(path)
+        for role, path in (("moving", arguments.moving_mask), ("fixed", arguments.fixed_mask))
+        if path
     }
     import torch
 
@@ -309,7 +394,7 @@ def _register(arguments) -> int:
     resolve_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    loaders = [lambda: first] + [lambda path=path: volumes.load(path) for path in arguments.moving[1:]]
+    loaders = [lambda: first] + [lambda path=path: volume_file.load(path) for path in arguments.moving[1:]]
     progress = _Progress(arguments.quiet or not sys.stderr.isatty())
     failed = []
 
@@ -321,23 +406,36 @@ def _register(arguments) -> int:
                 raise result
             print(f"{PROGRAM}: {result}", file=sys.stderr)
             return
-        moving = first if index == 0 else volumes.load(arguments.moving[index])
+        moving = first if index == 0 else volume_file.load(arguments.moving[index])
         _write_outputs(result, plans[index], moving, fixed)
         if not arguments.quiet:
             _summarize(result, plans[index])
 
     register_many(
-        loaders, fixed, on_step=progress, on_result=done, moving_modality=moving_key, fixed_modality=fixed_key,
-        transform=arguments.transform, model=arguments.model, sampler=arguments.sampler, steps=arguments.steps,
-        bidirectional=arguments.bidirectional, polish=arguments.polish, device=arguments.device, seed=arguments.seed,
-        search=arguments.search and (arguments.search_by == "similarity" or arguments.search_by), init=init, **masks,
+        loaders,
+        fixed,
+        on_step=progress,
+        on_result=done,
+        moving_modality=moving_key,
+        fixed_modality=fixed_key,
+        transform=arguments.transform,
+        model=arguments.model,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        bidirectional=arguments.bidirectional,
+        polish=arguments.polish,
+        device=arguments.device,
+        seed=arguments.seed,
+        search=arguments.search and (arguments.search_by == "similarity" or arguments.search_by),
+        init=init,
+        **masks,
     )
     return 1 if failed else 0
 
 
 def _plan_outputs(arguments) -> list:
     """Per moving volume {option: path}; everything that can be wrong with the paths is found here."""
-    from .volume import check_output
+    from .spatial.volume_file import check_output
 
     inputs = [*arguments.moving, arguments.fixed]
     inputs += [p for p in (arguments.init, arguments.moving_mask, arguments.fixed_mask) if p]
@@ -381,16 +479,16 @@ def _stem(path: str) -> str:
 def _write_outputs(result, plan, moving, fixed) -> None:
     import numpy as np
 
-    from . import volume as volumes
     from .files import written_whole
-    from .transform_file import write_transform
+    from .spatial import volume_file
+    from .spatial.transform_file import write_transform
 
     if "output" in plan:
         result.save(plan["output"], moving=moving, fixed=fixed)
     if "inverse" in plan:
         write_transform(np.linalg.inv(result.matrix), plan["inverse"], moving=fixed, fixed=moving)
     if "moved" in plan:
-        volumes.save(result.apply(moving, fixed), plan["moved"])
+        volume_file.save(result.apply(moving, fixed), plan["moved"])
     if "report" in plan:
         with written_whole(plan["report"]) as temporary:
             Path(temporary).write_text(json.dumps(result.report(), indent=2) + "\n", encoding="utf-8")
@@ -433,9 +531,6 @@ class _Progress:
             self.bar = None
 
 
-# --- the other commands ------------------------------------------------------------------------------------
-
-
 def _differs(output, *inputs) -> None:
     for path in inputs:
         if path and os.path.realpath(output) == os.path.realpath(path):
@@ -443,31 +538,32 @@ def _differs(output, *inputs) -> None:
 
 
 def _apply(arguments) -> int:
-    from . import volume as volumes
+    from .spatial import volume as volumes
+    from .spatial import volume_file
 
-    volumes.check_output(arguments.output, VOLUMES, "the moved volume")
+    volume_file.check_output(arguments.output, VOLUMES, "the moved volume")
     _differs(arguments.output, arguments.input, arguments.reference, arguments.transform)
     import numpy as np
 
-    from .transform_file import read_transform
+    from .spatial.transform_file import read_transform
 
-    moving = volumes.load(arguments.input, keep_type=arguments.interpolation == "nearest")
-    reference = volumes.load(arguments.reference, keep_type=True)
+    moving = volume_file.load(arguments.input, keep_type=arguments.interpolation == "nearest")
+    reference = volume_file.load(arguments.reference, keep_type=True)
     matrix = read_transform(arguments.transform, moving=moving, fixed=reference)
     if arguments.invert:
         matrix = np.linalg.inv(matrix)
-    volumes.save(volumes.resample(moving, reference, matrix, arguments.interpolation), arguments.output)
+    volume_file.save(volumes.resample(moving, reference, matrix, arguments.interpolation), arguments.output)
     return 0
 
 
 def _convert(arguments) -> int:
-    from .volume import check_output, load
+    from .spatial.volume_file import check_output, load
 
     check_output(arguments.output, TRANSFORMS, "the transform")
     _differs(arguments.output, arguments.input)
     import numpy as np
 
-    from .transform_file import read_transform, write_transform
+    from .spatial.transform_file import read_transform, write_transform
 
     moving = load(arguments.moving, keep_type=True) if arguments.moving else None
     fixed = load(arguments.fixed, keep_type=True) if arguments.fixed else None
@@ -479,53 +575,65 @@ def _convert(arguments) -> int:
 
 
 def _models(arguments) -> int:
-    from . import model as models
+    from .modelfile import card as card_module
+    from .modelfile import catalog as catalog_module
+    from .modelfile import checkpoint_import
+    from .modelfile import model as models
 
     if arguments.action == "list":
-        catalog = models.catalog()
+        catalog = catalog_module.catalog()
         if arguments.json:
             print(json.dumps({name: {"path": str(path), "card": card} for name, (path, card) in catalog.items()}))
             return 0
         for name, (path, card) in catalog.items():
             print(f"{name}  ({', '.join(card['modalities'])})  {path}")
         if not catalog:
-            print(f"No models are installed; put model files into {models.user_folder()}.")
+            print(f"No models are installed; put model files into {catalog_module.user_folder()}.")
         return 0
     if arguments.action == "info":
-        path, card = models.choose(arguments.model, *[_any_known(models, arguments.model)] * 2)
+        path, card = catalog_module.choose(arguments.model, *[_any_known(models, arguments.model)] * 2)
         facts = models.describe(models.load_model(path, *[next(iter(card["modalities"]))] * 2))
         if arguments.json:
             print(json.dumps({"path": str(path), **facts, "card": card}, indent=2))
             return 0
         print(f"{card['name']}\n  file        {path}")
-        print(f"  network     {facts['layers']} layers, {facts['parameters']:,} parameters, "
-              f"{facts['flops'] / 1e9:.1f} GFLOP per pass")
+        print(
+            f"  network     {facts['layers']} layers, {facts['parameters']:,} parameters, "
+            f"{facts['flops'] / 1e9:.1f} GFLOP per pass"
+        )
         for key, value in card.items():
             if key not in ("name", "format"):
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
                 lines = textwrap.wrap(text, 96) or [""]
                 print(f"  {key:<11} {lines[0]}" + "".join(f"\n{'':14}{line}" for line in lines[1:]))
         return 0
-    from .schedule import Schedule
+    from .method.schedule import Schedule
 
     output = arguments.output
     if output is None:
-        models.user_folder().mkdir(parents=True, exist_ok=True)
-        output = str(models.user_folder() / f"{Path(arguments.checkpoint).stem}{models.SUFFIX}")
-    from .volume import check_output
+        catalog_module.user_folder().mkdir(parents=True, exist_ok=True)
+        output = str(catalog_module.user_folder() / f"{Path(arguments.checkpoint).stem}{card_module.SUFFIX}")
+    from .spatial.volume_file import check_output
 
-    check_output(output, (models.SUFFIX,), "the model")
+    check_output(output, (card_module.SUFFIX,), "the model")
     _differs(output, arguments.checkpoint)
     try:
         schedule = Schedule(
-            arguments.timesteps, tuple(arguments.transform_range), tuple(arguments.translation_range),
+            arguments.timesteps,
+            tuple(arguments.transform_range),
+            tuple(arguments.translation_range),
             arguments.schedule,
         )
     except ValueError as error:
         raise _Usage(str(error)) from None
-    card = models.import_checkpoint(
-        arguments.checkpoint, output, volume_size=arguments.volume_size, modality=sum(arguments.modality, []),
-        schedule=schedule, groups=arguments.groups, name=arguments.name,
+    card = checkpoint_import.import_checkpoint(
+        arguments.checkpoint,
+        output,
+        volume_size=arguments.volume_size,
+        modality=sum(arguments.modality, []),
+        schedule=schedule,
+        groups=arguments.groups,
+        name=arguments.name,
     )
     print(f"wrote {output}: {card['name']}, for {', '.join(card['modalities'])}")
     return 0
@@ -549,9 +657,17 @@ def _demo(arguments) -> int:
     moving, fixed = pair / "moving_t1_brain.nii.gz", pair / "fixed_mni152_brain.nii.gz"
     print(f"{PROGRAM} register {moving} {fixed} -o {folder}/moving_to_fixed.tfm …")
     command = [
-        "register", str(moving), str(fixed),
-        "-o", str(folder / "moving_to_fixed.tfm"), "--moved", str(folder / "moved.nii.gz"),
-        "--report", str(folder / "report.json"), "--picture", str(folder / "picture.png"),
+        "register",
+        str(moving),
+        str(fixed),
+        "-o",
+        str(folder / "moving_to_fixed.tfm"),
+        "--moved",
+        str(folder / "moved.nii.gz"),
+        "--report",
+        str(folder / "report.json"),
+        "--picture",
+        str(folder / "picture.png"),
     ]
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]

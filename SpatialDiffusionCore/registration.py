@@ -4,6 +4,7 @@
 else. ``sampler="fast"`` looks for the pose among all rotations, lets the diffusion pull the best candidates in with
 a few steps, and refines the best of them by intensities.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -15,12 +16,18 @@ from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from . import geometry
 from . import modality as modalities
-from . import quality as quality_module
 from .errors import InputError
-from .process import Options, Pair, Step, fast, reference
-from .volume import Volume, prepare, resample, validate
+from .modelfile import catalog
+from .options import Options
+from .pipeline import confidence as quality_module
+from .pipeline.pair import Pair, Step
+from .pipeline.reference import reference
+from .pipeline.stages import fast
+from .result import Registration
+from .spatial import geometry
+from .spatial.sampling import prepare
+from .spatial.volume import Volume, validate
 
 SAMPLERS = ("fast", "reference")
 
@@ -29,84 +36,8 @@ class Cancelled(Exception):
     """The caller's ``on_step`` asked to stop; nothing was changed."""
 
 
-@dataclass
-class Registration:
-    """The answer.
-
-    matrix: 4×4 float64, **moving → fixed** points in RAS mm ("to parent" in Slicer). Its inverse resamples.
-    transform: "rigid", "similarity" or "affine". steps: what happened on the way. modality: what the moving and the fixed volume
-    were taken for; recognized: whether by their looks, not because somebody said so. center: the fixed tissue's center,
-    RAS mm, about which the decomposition is given.
-    """
-
-    matrix: np.ndarray
-    transform: str
-    steps: List[Step]
-    quality: quality_module.Quality
-    model: str
-    modality: tuple
-    recognized: tuple
-    sampler: str
-    seconds: float
-    polished: bool
-    center: np.ndarray
-    moving: str = ""
-    fixed: str = ""
-    details: dict = field(default_factory=dict)
-
-    @property
-    def decomposition(self) -> geometry.Decomposition:
-        """Rotation, translation of the tissue's center, scales and shears."""
-        center = geometry.transform_points(np.linalg.inv(self.matrix), self.center[None])[0]
-        return geometry.decompose(self.matrix, center)
-
-    def save(self, path, moving: Optional[Volume] = None, fixed: Optional[Volume] = None) -> None:
-        """Write the transform; the extension chooses the format (transform_file.py)."""
-        from .transform_file import write_transform
-
-        write_transform(self.matrix, path, moving=moving, fixed=fixed)
-
-    def apply(self, volume: Volume, reference, interpolation: str = "linear") -> Volume:
-        """``volume`` (anything that moves with the moving volume) on the voxels of ``reference``."""
-        return resample(volume, reference, self.matrix, interpolation)
-
-    def kinds(self) -> str:
-        """What the volumes were taken for, in words."""
-        words = [modalities.get(key).label + (" (recognized)" if seen and key != "any" else "")
-                 for key, seen in zip(self.modality, self.recognized)]
-        return words[0] if words[0] == words[1] else f"{words[0]} and {words[1]}"
-
-    def report(self) -> dict:
-        """Everything as JSON-ready numbers and words."""
-        parts = self.decomposition
-        return {
-            "moving": self.moving,
-            "fixed": self.fixed,
-            "matrix_moving_to_fixed_ras": self.matrix.tolist(),
-            "transform": self.transform,
-            "rotation_deg": parts.rotation_deg,
-            "rotations_xyz_deg": list(parts.rotations_deg),
-            "translation_mm": list(parts.translation_mm),
-            "scales_percent": list(parts.scales_percent),
-            "shears": list(parts.shears),
-            "in_words": parts.text(),
-            "quality": self.quality.to_dict(),
-            "model": self.model,
-            "modality": {"moving": self.modality[0], "fixed": self.modality[1]},
-            "recognized": {"moving": self.recognized[0], "fixed": self.recognized[1]},
-            "sampler": self.sampler,
-            "polished": self.polished,
-            "steps": [{"index": s.index, "stage": s.stage} for s in self.steps],
-            "seconds": self.seconds,
-            **self.details,
-        }
-
-
-# --- options -----------------------------------------------------------------------------------------------
-
-
 def resolve_device(device: str = "auto") -> str:
-    """"auto" → "cuda" where there is one (this process's own under torchrun), else "cpu".
+    """ "auto" → "cuda" where there is one (this process's own under torchrun), else "cpu".
 
     Raises InputError for a device that is not there.
     """
@@ -132,18 +63,35 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def _options(
-    modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed,
-    search, init,
+    modality,
+    moving_modality,
+    fixed_modality,
+    transform,
+    sampler,
+    steps,
+    bidirectional,
+    polish,
+    device,
+    seed,
+    search,
+    init,
 ) -> Options:
-    moving_key = modalities.get(moving_modality or modality, auto=True).key
-    fixed_key = modalities.get(fixed_modality or modality, auto=True).key
+    moving_key = catalog.get(moving_modality or modality, auto=True).key
+    fixed_key = catalog.get(fixed_modality or modality, auto=True).key
     if transform not in geometry.TRANSFORM_KINDS:
         raise InputError(f"Unknown transform {transform!r}; choose one of: {', '.join(geometry.TRANSFORM_KINDS)}.")
     if sampler is not None and sampler not in SAMPLERS:
         raise InputError(f"Unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}.")
     return Options(
-        moving_key, fixed_key, transform, sampler, steps, bool(bidirectional),
-        None if polish is None else bool(polish), resolve_device(device), int(seed),
+        moving_key,
+        fixed_key,
+        transform,
+        sampler,
+        steps,
+        bool(bidirectional),
+        None if polish is None else bool(polish),
+        resolve_device(device),
+        int(seed),
         search if search in ("network", "screen") else bool(search),
         None if init is None else geometry.as_affine(init, "the initial transform"),
     )
@@ -159,9 +107,6 @@ def _for_model(options: Options, model) -> Options:
         raise InputError(f"The number of steps must be 0 (no diffusion) to {last}, got {options.steps}.")
     polish = sampler == "fast" if options.polish is None else options.polish
     return replace(options, sampler=sampler, polish=polish)
-
-
-# --- the process -------------------------------------------------------------------------------------------
 
 
 def registration_steps(
@@ -191,13 +136,24 @@ def registration_steps(
     """
     started = time.perf_counter()
     options = _options(
-        modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed,
-        search, init,
+        modality,
+        moving_modality,
+        fixed_modality,
+        transform,
+        sampler,
+        steps,
+        bidirectional,
+        polish,
+        device,
+        seed,
+        search,
+        init,
     )
     validate(moving, "moving")
     validate(fixed, "fixed")
-    from .focus import both
-    from .model import Model, grid_of, load_model
+    from .modelfile.card import grid_of
+    from .modelfile.model import Model, load_model
+    from .modelfile.model_cube import both
 
     ready = _Ready(moving, moving_mask, options.device), _fixed or _Ready(fixed, fixed_mask, options.device)
     recognized = tuple(key == modalities.AUTO.key for key in (options.moving_modality, options.fixed_modality))
@@ -207,8 +163,10 @@ def registration_steps(
         model = load_model(model, *keys, options.device)
     options = _for_model(options, model)
     if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
-        raise InputError(f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
-                         "cannot be registered to each other; give both volumes their true modality.")
+        raise InputError(
+            f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
+            "cannot be registered to each other; give both volumes their true modality."
+        )
     moving_cube, fixed_cube = both(*(one.look(key, model, options.sampler) for one, key in zip(ready, keys)))
     process, swap = reference, False
     if options.sampler == "fast":
@@ -224,15 +182,30 @@ def registration_steps(
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
     before = np.eye(4) if ordered.init is None else np.linalg.inv(ordered.init)
     result = Registration(
-        matrix=matrix, transform=options.transform, steps=history, quality=quality_module.Quality(
-            pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1],
-            outcome.spread, agreement=outcome.agreement, **_told_by(outcome.way)), model=model.name,
-        modality=keys, recognized=recognized, sampler=options.sampler,
-        seconds=0.0, polished=outcome.polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
-        fixed=fixed.name, details=outcome.details,
+        matrix=matrix,
+        transform=options.transform,
+        steps=history,
+        quality=quality_module.Quality(
+            pair.alike(before),
+            pair.alike(second_to_first),
+            pair.over(second_to_first, moving=swap)[1],
+            outcome.spread,
+            agreement=outcome.agreement,
+            **_told_by(outcome.way),
+        ),
+        model=model.name,
+        modality=keys,
+        recognized=recognized,
+        sampler=options.sampler,
+        seconds=0.0,
+        polished=outcome.polished,
+        center=fixed_cube.prepared.tissue_center,
+        moving=moving.name,
+        fixed=fixed.name,
+        details=outcome.details,
     )
     if options.sampler == "fast" and (sides := model.sides_of(*keys)) is not None:
-        from .sides import told
+        from .pipeline.template_check import told
 
         found = told(sides, pair.moving, pair.fixed, second_to_first)
         result.quality.sides = found[::-1] if swap and found else found
@@ -244,7 +217,11 @@ def registration_steps(
 
 def _told_by(way) -> dict:
     """What the way round by a template says, as entries of a Quality."""
-    return {} if way is None else {"detour_mm": way.mm, "confirmed": True if way.confirms else False if way.contradicts else None}
+    return (
+        {}
+        if way is None
+        else {"detour_mm": way.mm, "confirmed": True if way.confirms else False if way.contradicts else None}
+    )
 
 
 @dataclass
@@ -263,8 +240,8 @@ class _Ready:
     @cached_property
     def modality(self) -> str:
         """What it shows by its looks."""
-        from .model import load_model
-        from .recognition import recognized
+        from .modelfile.model import load_model
+        from .strategies.recognition import recognized
 
         def look(key):
             cube, focused = self.look(key, load_model(None, key, key, self.device), "fast")
@@ -274,8 +251,7 @@ class _Ready:
 
     def look(self, key: str, model, sampler: str) -> tuple:
         """It on a model's cube, as it is and in focus (see focus.looked); the published method has no focus."""
-        from .cube import placed
-        from .focus import looked
+        from .modelfile.model_cube import looked, placed
 
         if (key, model.name, sampler) not in self.looks:
             cube = placed(self.prepared, key, model.card, self.device)
@@ -286,7 +262,9 @@ class _Ready:
 
 def _recognized(options: Options, model, moving: _Ready, fixed: _Ready) -> Options:
     """The options with what the volumes show, where nobody said; a model that was chosen may know no more than some kinds."""
-    from .model import Model, find, nearest
+    from .modelfile.card import nearest
+    from .modelfile.catalog import find
+    from .modelfile.model import Model
 
     card = None if model is None else model.card if isinstance(model, Model) else find(model)[1]
     keys = []
@@ -315,9 +293,6 @@ def _signature(cube) -> bytes:
     digest = hashlib.blake2b(cube.values.cpu().numpy().tobytes(), digest_size=16)
     digest.update(np.round(cube.grid.voxel_to_ras, 6).tobytes())
     return digest.digest()
-
-
-# --- what callers use --------------------------------------------------------------------------------------
 
 
 def register(
@@ -368,20 +343,21 @@ def share_of_rank(items: Sequence) -> list:
     return list(items)[rank::world]
 
 
-def register_many(
-    movings: Sequence, fixed: Volume, *, on_step=None, on_result=None, **options
-) -> List[Registration]:
+def register_many(movings: Sequence, fixed: Volume, *, on_step=None, on_result=None, **options) -> List[Registration]:
     """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
 
     movings: Volumes, or functions that return one (so that a long list need not be in memory). Under ``torchrun``
     each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned.
     """
-    from .model import Model, find, load_model
+    from .modelfile.catalog import find
+    from .modelfile.model import Model, load_model
 
     device, model = resolve_device(options.get("device", "auto")), options.get("model")
-    keys = [modalities.get(options.get(name) or options.get("modality", "auto"), auto=True).key
-            for name in ("moving_modality", "fixed_modality")]
+    keys = [
+        catalog.get(options.get(name) or options.get("modality", "auto"), auto=True).key
+        for name in ("moving_modality", "fixed_modality")
+    ]
     # What is wrong for all of them is said once.
     if modalities.AUTO.key not in keys and not isinstance(model, Model):
         load_model(model, *keys, device)
