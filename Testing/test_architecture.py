@@ -19,7 +19,7 @@ CORE = "SpatialDiffusionCore"
 #: Parts of the core, the lowest first; those in one row are on one floor.
 FLOORS = (
     ("errors", "version"),
-    ("files", "modality"),
+    ("files", "modality", "device"),
     ("spatial",),
     ("method", "networks"),
     ("modelfile",),

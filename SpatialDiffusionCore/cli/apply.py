@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .outputs import VOLUMES, differs
-from .parser import add_command
+from .parser import Commands, add_command
 
 APPLY = """\
 Resamples INPUT, moved by TRANSFORM, on the voxels of the reference. Use nearest for label maps: their type and
@@ -19,7 +19,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "apply", "move a volume, label map or other by a transform", APPLY, APPLY_EXAMPLES)
     parser.add_argument("transform", metavar="TRANSFORM", help="transform, moving to fixed")

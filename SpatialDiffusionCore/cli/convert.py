@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .outputs import TRANSFORMS, differs
-from .parser import add_command
+from .parser import Commands, add_command
 
 CONVERT = """\
 Rewrites a transform in another format; the extensions decide. FSL's FLIRT matrices need both volumes.
@@ -19,7 +19,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "convert", "rewrite a transform in another format", CONVERT, CONVERT_EXAMPLES)
     parser.add_argument("input", metavar="IN", help="transform to read")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import register
-from .parser import PROGRAM, Parser, add_command
+from .parser import PROGRAM, Commands, Parser, add_command
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(
         commands,

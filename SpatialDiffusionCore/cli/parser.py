@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
+from typing import NoReturn
 
 PROGRAM = "spatial-diffusion"
 EPILOG = """\
@@ -26,6 +27,11 @@ REFERENCE
 """
 
 
+#: What ``add_subparsers`` and ``add_argument_group`` give.
+Commands = argparse._SubParsersAction
+Group = argparse._ArgumentGroup
+
+
 class UsageError(Exception):
     """A command line whose parts do not fit each other."""
 
@@ -33,7 +39,7 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """One line on stderr for a wrong command line, exit status 2."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message[:1].upper()}{message[1:]} (see {self.prog} --help)\n")
 
 
@@ -59,7 +65,9 @@ def wrapped(text: str) -> str:
     return "\n".join(lines[:-1])
 
 
-def add_command(commands, name: str, summary: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+def add_command(
+    commands: Commands, name: str, summary: str, description: str, epilog: str = ""
+) -> argparse.ArgumentParser:
     """A command's parser, put among ``commands`` (what ``add_subparsers`` gives)."""
     return commands.add_parser(
         name, help=summary, description=wrapped(description), formatter_class=formatter, epilog=epilog

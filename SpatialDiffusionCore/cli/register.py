@@ -8,7 +8,7 @@ import sys
 from .. import modality
 from ..errors import InputError
 from .outputs import OUTPUTS, plan_outputs, write_outputs
-from .parser import EPILOG, PROGRAM, UsageError, add_command, wrapped
+from .parser import EPILOG, PROGRAM, Commands, Group, UsageError, add_command, wrapped
 from .progress import Progress
 
 REGISTER = """\
@@ -30,7 +30,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     epilog = REGISTER_EXAMPLES + "\n" + wrapped(EPILOG)
     add_arguments(add_command(commands, "register", "align moving volumes to a fixed one", REGISTER, epilog))
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser.add_argument_group("how (rarely needed)"))
 
 
-def _add_outputs(outputs) -> None:
+def _add_outputs(outputs: Group) -> None:
     outputs.add_argument("-o", "--output", metavar="FILE", help="transform, moving to fixed")
     outputs.add_argument("--inverse", metavar="FILE", help="transform, fixed to moving")
     outputs.add_argument("--moved", metavar="FILE", help="the moving volume resampled on the fixed one's voxels")
@@ -53,7 +53,7 @@ def _add_outputs(outputs) -> None:
     outputs.add_argument("--picture", metavar="FILE.png", help="overlay before and after, in three planes")
 
 
-def _add_subject(what) -> None:
+def _add_subject(what: Group) -> None:
     known = ", ".join(modality.MODALITIES)
     what.add_argument(
         "--modality",
@@ -75,7 +75,7 @@ def _add_subject(what) -> None:
     what.add_argument("--fixed-mask", metavar="FILE", help="only the part of the fixed volume that is not 0 here")
 
 
-def _add_settings(how) -> None:
+def _add_settings(how: Group) -> None:
     how.add_argument("--model", metavar="NAME|FILE", help="trained model (default: the one for the modality)")
     how.add_argument(
         "--sampler",
