@@ -8,7 +8,7 @@ from typing import Optional
 import numpy as np
 
 from ..spatial import geometry
-from ..strategies.base import Limits
+from ..strategies.base import Limits, Strategy
 
 #: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more; a wrong
 #: one that was alike enough (0.30, 96 mm off) had 2.4.
@@ -74,7 +74,7 @@ def _length(mm: float) -> str:
 def judge(
     quality: Quality,
     decomposition: geometry.Decomposition,
-    limits: Limits,
+    limits: Limits = Strategy.limits,
     agreed: Optional[float] = None,
 ) -> Quality:
     """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on
