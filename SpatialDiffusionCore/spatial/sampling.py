@@ -83,7 +83,7 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
     points = geometry.transform_points(to_ras, np.argwhere(foreground))
     center = points.mean(axis=0)
     covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3) * volume.spacing.max() ** 2
-    covariance = covariance + np.eye(3) * (1e-6 * np.trace(covariance) + 1e-3 * volume.spacing.min() ** 2)
+    covariance = covariance + np.eye(3) * 1e-6 * np.trace(covariance)
     return Prepared(volume, (low, high), center, covariance, threshold, mask)
 
 
