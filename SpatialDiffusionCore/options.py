@@ -97,6 +97,15 @@ class RegistrationOptions:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    def to_dict(self) -> dict:
+        """JSON-ready, for reports; a loaded model by its name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        model = values["model"]
+        values["model"] = model if model is None or isinstance(model, str) else str(getattr(model, "name", model))
+        values["search"] = SearchMode.of(self.search).value
+        values["init"] = None if self.init is None else self.init.tolist()
+        return values
+
     def replaced(self, **changes: Any) -> RegistrationOptions:
         """The same with some fields changed."""
         return replace(self, **changes)
