@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -33,10 +33,9 @@ def as_volume(given: Any, role: str = "moving", keep_type: bool = False) -> Volu
         return replace(load(given, keep_type=keep_type), path=os.path.abspath(given))
     if isinstance(given, (tuple, list)) and len(given) == 2 and np.ndim(given[1]) == 2:
         return _typed(_array(given[0]), np.asarray(given[1], float), f"the {role} array", keep_type)
-    for convert in (_of_nibabel, _of_simpleitk):
-        parts = convert(given, role)
-        if parts is not None:
-            return _typed(*parts, keep_type)
+    parts = _of_nibabel(given, role) or _of_simpleitk(given, role)
+    if parts is not None:
+        return _typed(parts[0], parts[1], parts[2], keep_type)
     if hasattr(given, "shape") and hasattr(given, "dtype"):
         raise InputError(
             f"The {role} volume is an array, which does not say where its voxels are; give a pair (array, affine) with "
@@ -45,12 +44,12 @@ def as_volume(given: Any, role: str = "moving", keep_type: bool = False) -> Volu
     raise InputError(f"The {role} volume is of type {type(given).__name__}; give {_KINDS}.")
 
 
-def as_mask(given: Any, role: str) -> Optional[Volume]:
+def as_mask(given: Any, role: str) -> Volume | None:
     """The same for a mask, or None where there is none."""
     return None if given is None else as_volume(given, role)
 
 
-def as_matrix(given: Any, moving: Any = None, fixed: Any = None) -> Optional[np.ndarray]:
+def as_matrix(given: Any, moving: Any = None, fixed: Any = None) -> np.ndarray | None:
     """The 4×4 moving → fixed matrix (RAS, mm) that a caller means by an array, a transform file or a Registration.
 
     moving, fixed: Volumes, which a FLIRT matrix or an LTA in voxels needs. None stays None.
@@ -73,15 +72,15 @@ def _typed(data: np.ndarray, matrix: np.ndarray, name: str, keep_type: bool) -> 
         data = data[..., 0]
     if data.ndim == 4:
         raise InputError(
-            f"{name} is 4D ({'×'.join(map(str, data.shape))}): give one of its volumes, for example data[..., 0] of the "
-            "array or image.slicer[..., 0] of nibabel's image."
+            f"{name} is 4D ({'×'.join(map(str, data.shape))}): give one of its volumes, for example data[..., 0] of "
+            "an array or image.slicer[..., 0] of nibabel's image."
         )
     if not keep_type and data.dtype.kind in "biuf":
         data = np.asarray(data, np.float32)
     return Volume(data, matrix, name)
 
 
-def _of_nibabel(given: Any, role: str) -> Optional[tuple]:
+def _of_nibabel(given: Any, role: str) -> tuple | None:
     if not (hasattr(given, "affine") and hasattr(given, "dataobj")):
         return None
     if given.affine is None:
@@ -90,7 +89,7 @@ def _of_nibabel(given: Any, role: str) -> Optional[tuple]:
     return np.asanyarray(given.dataobj), np.asarray(given.affine, float), _name(name, role)
 
 
-def _of_simpleitk(given: Any, role: str) -> Optional[tuple]:
+def _of_simpleitk(given: Any, role: str) -> tuple | None:
     if not (hasattr(given, "GetDirection") and hasattr(given, "GetNumberOfComponentsPerPixel")):
         return None
     import SimpleITK as sitk
@@ -105,12 +104,12 @@ def _of_simpleitk(given: Any, role: str) -> Optional[tuple]:
     return data, geometry.LPS_RAS @ geometry.from_parts(direction, given.GetOrigin()), _name(None, role)
 
 
-def _name(path: Optional[str], role: str) -> str:
+def _name(path: str | None, role: str) -> str:
     return os.path.basename(path) if path else f"the {role} image"
 
 
 def to_simpleitk_transform(matrix: np.ndarray) -> Any:
-    """The SimpleITK.AffineTransform that resamples (fixed → moving points, LPS) of a 4×4 moving → fixed matrix (RAS, mm)."""
+    """A 4×4 moving → fixed matrix (RAS, mm) as the SimpleITK.AffineTransform that resamples (fixed → moving, LPS)."""
     import SimpleITK as sitk
 
     resampling = geometry.LPS_RAS @ geometry.inverse(np.asarray(matrix, float)) @ geometry.LPS_RAS

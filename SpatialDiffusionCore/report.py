@@ -1,12 +1,14 @@
-"""What a registration found, in words and as fields: the one list of fields that the report, its JSON schema, the table of
-many registrations and the documentation are made from.
+"""What a registration found, in words and as fields.
+
+The one list of fields is what the report, its JSON schema, the table of many registrations and the documentation are
+made from.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from .spatial.geometry import directions
 
@@ -19,7 +21,7 @@ SCHEMA_ID = "https://spatialdiffusion.github.io/SlicerSpatialDiffusionRegistrati
 
 @dataclass(frozen=True)
 class Field:
-    """One field of the report. name: path in the JSON, parts joined by "."; kind: JSON type; unit and frame: as people read."""
+    """One field of the report. name: path in the JSON, joined by "."; kind: JSON type; unit: and frame, for people."""
 
     name: str
     kind: str
@@ -47,7 +49,12 @@ FIELDS = (
     ),
     Field("in_words", "string", "The transform in a line: R, L, A, P, S and I say where the tissue moves."),
     Field("rotation_deg", "number", "Angle of the whole rotation about its one axis.", "°"),
-    Field("rotations_xyz_deg", _NUMBERS, "The rotation as angles about the x, y and z axes, applied in this order.", "°, RAS"),
+    Field(
+        "rotations_xyz_deg",
+        _NUMBERS,
+        "The rotation as angles about the x, y and z axes, applied in this order.",
+        "°, RAS",
+    ),
     Field("translation_mm", _NUMBERS, "Where the point translation_of moves, to the right, front and top.", "mm, RAS"),
     Field(
         "translation_of_mm",
@@ -75,7 +82,9 @@ FIELDS = (
         "0…1",
     ),
     Field("quality.similarity_after", "number", "The same where the volumes now lie.", "0…1"),
-    Field("quality.overlap", "number", "Share of the fixed tissue inside the moving field of view.", "0…1", optional=True),
+    Field(
+        "quality.overlap", "number", "Share of the fixed tissue inside the moving field of view.", "0…1", optional=True
+    ),
     Field(
         "quality.spread_mm",
         "number",
@@ -127,7 +136,7 @@ FIELDS = (
     Field("seconds", "number", "Wall-clock time of the registration, without reading files.", "s"),
 )
 
-_TYPES = {
+_TYPES: dict[str, dict[str, Any]] = {
     "integer": {"type": "integer"},
     "number": {"type": "number"},
     "string": {"type": "string"},
@@ -199,7 +208,7 @@ def why(quality: Any) -> str:
     return "; ".join([*reasons, *([chance] if chance else [])])
 
 
-def wrong_in(probability: Optional[float]) -> str:
+def wrong_in(probability: float | None) -> str:
     """How often such answers are wrong, for people: "about 1 in 40 such answers is wrong"; empty where nobody knows.
 
     probability: that an answer is right, 0…1.
@@ -267,4 +276,3 @@ def _text(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
     return str(value)
-

@@ -134,7 +134,7 @@ class Registration:
         own = self.volumes or (None, None)
         given = [mine if other is None else other for mine, other in zip(own, (moving, fixed))]
         pair = [inputs.as_volume(one, role) for one, role in zip(given, ("moving", "fixed"))]
-        return draw(self, *pair, path=path)
+        return draw(self, pair[0], pair[1], path=path)
 
     def _needs_volumes(self, call: str) -> None:
         if self.volumes is None:

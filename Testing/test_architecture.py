@@ -27,8 +27,8 @@ FLOORS = (
     ("alignment",),
     ("strategies",),
     ("pipeline",),
-    ("result", "inputs"),
-    ("registration", "picture", "report"),
+    ("result", "inputs", "report", "picture"),
+    ("registration",),
     ("cli",),
 )
 
@@ -66,8 +66,8 @@ def module_name(path: Path, package: str) -> str:
 def imports(package: str) -> dict:
     """{module: the modules of the same package that it imports}, imports inside functions and for types included.
 
-    A package's ``__init__`` that a module imports only in passing (``from ..spatial import geometry``) isn't counted: the
-    edge goes to what is named.
+    A package that a module imports only in passing (``from ..spatial import geometry``) isn't counted: the edge goes to
+    what is named.
     """
     paths = {module_name(path, package): path for path in sources(package)}
     graph: dict = {}

@@ -19,7 +19,8 @@ ENVIRONMENT
   SPATIAL_DIFFUSION_DEBUG   set to 1 for full tracebacks
 
 EXIT STATUS
-  0 done; 1 an input cannot be used or the work failed; 2 the command line is wrong
+  0 done; 1 an input cannot be used or the work failed; 2 the command line is wrong; 3 an answer is no better than
+  --fail-on says. Warnings go to the standard error stream, with --quiet, too.
 
 REFERENCE
   If you use this in your work, please cite the method: Sumpena et al., Investigative Ophthalmology & Visual
