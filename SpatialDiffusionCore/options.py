@@ -132,12 +132,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def takes_options(function: Function) -> Function:
-    """Give a function that takes **options the signature that names each of them, for help() and completion."""
+    """Give a function that takes **options a signature and a docstring that name each of them, for help()."""
     signature = inspect.signature(function)
     kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     named = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
         for f in fields(RegistrationOptions)
     ]
+    said = (inspect.getdoc(RegistrationOptions) or "").split("\n\n")
+    function.__doc__ = "\n\n".join([inspect.getdoc(function) or "", "The options:", *said[1:-1]])
     function.__signature__ = signature.replace(parameters=[*kept, *named])  # type: ignore[attr-defined]
     return function

@@ -146,10 +146,7 @@ class Registration:
 
     def kinds(self) -> str:
         """What the volumes were taken for, in words."""
-        parts = [
-            catalog.get(key).label + (" (recognized)" if seen and key != "any" else "")
-            for key, seen in zip(self.modality, self.recognized)
-        ]
+        parts = [_kind(key, seen) for key, seen in zip(self.modality, self.recognized)]
         return parts[0] if parts[0] == parts[1] else f"{parts[0]} and {parts[1]}"
 
     def report(self) -> dict:
@@ -213,6 +210,13 @@ def _program() -> dict:
         "torch": torch.__version__,
         "platform": platform.platform(),
     }
+
+
+def _kind(key: str, recognized: bool) -> str:
+    """What one volume was taken for, and who said so."""
+    if recognized and key == "any":
+        return "a volume of any kind"  # nothing that is registered in a way of its own was recognized
+    return catalog.get(key).label + (" (recognized)" if recognized else "")
 
 
 def _exchanged(sentence: str) -> str:

@@ -473,3 +473,29 @@ def test_what_the_moving_volume_did_not_see_is_hatched_and_said(result):
     legend = picture._notes(result, True, 400)[0][0]
     assert any("outside the moving volume" in text for text, _ in legend)
     assert not any("outside" in text for text, _ in picture._notes(result, False, 400)[0][0])
+
+
+# Modality words
+
+
+def test_a_volume_of_no_known_kind_is_not_called_mixed(result):
+    assert result.modality == ("any", "any") and result.recognized == (True, True)
+    assert result.kinds() == "a volume of any kind"
+
+
+def test_one_side_may_be_said_and_the_other_recognized(folder):
+    for own, other in (("moving", "fixed"), ("fixed", "moving")):
+        answer = register("moving.nii.gz", "fixed.nii.gz", **{f"{own}_modality": "t2"}, **QUICK)
+        sides = ("moving", "fixed")
+        said = dict(zip(sides, zip(answer.modality, answer.recognized)))
+        assert said[own] == ("t2-head-neck", False)
+        assert said[other] == ("any", True)  # the alias says nothing about the other one
+    assert (
+        main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--moving-modality", "t2", *QUICK_WORDS]) == 0
+    )
+
+
+def test_help_says_what_each_option_means():
+    text = inspect.getdoc(register)
+    for name in ("transform", "sampler", "seed", "init", "RAS", "4×4"):
+        assert name in text

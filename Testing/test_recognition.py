@@ -99,7 +99,7 @@ def test_who_says_nothing_gets_what_is_got_by_saying_it(brains):
     assert (seen.kinds(), told.kinds()) == ("T1 brain MRI (recognized)", "T1 brain MRI")
     assert "left and right agree" in seen.quality.summary()
     one = register(moving, fixed, moving_modality="any", fixed_modality="auto", device="cpu", steps=0)
-    assert one.modality == ("any", "t1-brain") and one.kinds() == "Any / mixed and T1 brain MRI (recognized)"
+    assert one.modality == ("any", "t1-brain") and one.kinds() == "a volume of any kind and T1 brain MRI (recognized)"
 
 
 def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
