@@ -99,7 +99,7 @@ def test_who_says_nothing_gets_what_is_got_by_saying_it(brains):
     assert (seen.kinds(), told.kinds()) == ("T1 brain MRI (recognized)", "T1 brain MRI")
     assert "left and right agree" in seen.quality.summary()
     one = register(moving, fixed, moving_modality="any", fixed_modality="auto", device="cpu", steps=0)
-    assert one.modality == ("any", "t1-brain") and one.kinds() == "a volume of any kind and T1 brain MRI (recognized)"
+    assert one.modality == ("any", "t1-brain") and one.kinds() == "Any / mixed and T1 brain MRI (recognized)"
 
 
 def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
@@ -114,10 +114,10 @@ def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
 
 
 def test_a_list_is_recognized_one_by_one_and_the_fixed_volume_once(brains, monkeypatch):
-    from SpatialDiffusionCore.strategies import recognition
+    from SpatialDiffusionCore.pipeline import prepared_input
 
-    asked, recognized = [], recognition.recognized
-    monkeypatch.setattr(recognition, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
+    asked, recognized = [], prepared_input.recognized
+    monkeypatch.setattr(prepared_input, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
                         recognized(prepared, *more))
     inverted = with_values(brains[0], lambda data: np.where(data > 0, 1.2 * data.max() - data, 0))
     found = register_many([brains[0], inverted, brains[0]], brains[1], device="cpu", steps=0)
