@@ -58,10 +58,10 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     """``registration_steps`` of two PreparedInputs."""
     started = time.perf_counter()
     from .modelfile.model_cube import in_common_focus
+    from .pipeline.plan import fast
     from .pipeline.prepared_input import modalities_of, model_for
     from .pipeline.reference import reference
     from .pipeline.settings import decided
-    from .pipeline.stages import fast
     from .pipeline.work_scale import work_scale
 
     keys = modalities_of(options, moving, fixed)
@@ -100,8 +100,8 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     )
     from .pipeline.confidence import judge
 
-    judge(result.quality, result.decomposition, settings.strategy.limits, model.agreement_from(*keys))
     result.quality.in_millimeters(scale)
+    judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -113,11 +113,18 @@ def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool
     from .strategies.head_template import HeadTemplate
 
     before = np.eye(4) if settings.init is None else np.linalg.inv(settings.init)
-    detour = outcome.way
+    detour, evidence = outcome.detour, outcome.evidence
     quality = Quality(
-        pair.alike(before), pair.alike(world), pair.over(world, moving=swap)[1], outcome.spread,
-        agreement=outcome.agreement, detour_mm=detour and detour.mm, confirmed=detour and detour.confirmed,
-    )  # fmt: skip
+        pair.alike(before),
+        pair.alike(world),
+        pair.over(world, moving=swap).overlap,
+        None if evidence.spread is None else evidence.spread * pair.size,
+        agreement=evidence.agreement,
+        detour_mm=None if detour is None else detour.mm,
+        confirmed=None if detour is None else detour.confirmed,
+        evidence=evidence.to_dict(),
+        probability=outcome.probability,
+    )
     symmetric = model.sides_of(*settings.keys) if settings.sampler == "fast" else None
     if symmetric is not None:
         sides = laterality(HeadTemplate.of(symmetric), pair.moving, pair.fixed, world)
