@@ -113,7 +113,7 @@ def _base(name: str, seed: int, root: Path, moving: Subject, fixed: Subject, kin
         seed,
         *paths,
         moved,
-        modality=("auto", "auto"),
+        modality=("any", "any"),
         volumes=(made, fixed_volume),
         size=size,
         limits=_within(COPY_LIMITS, size, coarsest),

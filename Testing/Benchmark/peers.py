@@ -1,5 +1,7 @@
 """The peers, each called as its documentation shows; needs numpy and the peer only, so that it runs in any Python.
 
+Those that are programs of their own are in peer_programs.py.
+
 Every method has ``load(array, voxel_to_ras)`` → the peer's own image (not timed) and ``run(moving, fixed, seed)`` →
 the 4×4 moving → fixed matrix in RAS mm. Threads are set by the environment (see runner.py).
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 import os
 
 import numpy as np
+
+from . import peer_programs
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -211,4 +215,5 @@ METHODS = {
     "greedy": Greedy,
     "greedy-search": lambda: Greedy("-search 1000 any 10"),
     "mattes": Mattes,
+    **peer_programs.METHODS,
 }

@@ -14,6 +14,7 @@ LABELS = {
     "naive": "· the single shot again and again", "reference": "· reference sampler, 65 steps",
     "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",
     "greedy": "greedy", "greedy-search": "greedy -search", "mattes": "SimpleITK Mattes MI",
+    "reg-aladin": "NiftyReg reg_aladin", "cmtk": "CMTK registration",
     "centers": "centers of mass",
 }
 #: As the report lists them.
