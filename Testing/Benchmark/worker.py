@@ -5,8 +5,10 @@ which only this project's own methods are told}. The answer is {"matrix", "secon
 "details"} or {"error"}. Importing, loading files and a small registration to warm up are not timed; peak memory is that
 of the whole process while it registers.
 """
+
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -86,10 +88,9 @@ def warm_up(method) -> None:
     header = np.diag([4.0, 4.0, 4.0, 1.0])
     moved = header.copy()
     moved[:3, 3] = 3.0
-    try:
+    # Some refuse such blobs; the first real case is then their warm-up.
+    with contextlib.suppress(Exception):
         method.run(method.load(blob, moved), method.load(blob, header), 0)
-    except Exception:  # some refuse such blobs; the first real case is then their warm-up
-        pass
 
 
 def answer(method, request: dict, memory: dict) -> dict:
@@ -108,8 +109,13 @@ def answer(method, request: dict, memory: dict) -> dict:
     matrix, details = result if isinstance(result, tuple) else (result, {})
     if not np.isfinite(matrix).all():
         raise ValueError("the transform is not finite")
-    return {"matrix": np.asarray(matrix, float).tolist(), "seconds": wall, "cpu_seconds": cpu, "peak_mb": peak_mb(method),
-            "details": details}
+    return {
+        "matrix": np.asarray(matrix, float).tolist(),
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "peak_mb": peak_mb(method),
+        "details": details,
+    }
 
 
 def main() -> None:
