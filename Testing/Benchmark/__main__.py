@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import anatomy_run
+    from . import anatomy_run, calibrate
 
     parser = argparse.ArgumentParser(
         prog="python -m Benchmark", description="This project and its peers on the same pairs."
@@ -37,10 +37,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("out", metavar="RESULTS")
     report.add_argument("--readme", metavar="FILE", help="also put the main tables between the markers of this file")
     anatomy_run.add_command(commands)
+    calibrate.add_command(commands)
     consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (task contrast)")
     consensus.add_argument("--data", required=True, metavar="DIR")
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
     consensus.add_argument("--log", metavar="FILE", help="append what the methods print")
+    consensus.add_argument("--people", action="store_true", help="for pairs of two people (task anatomies) instead")
     place = commands.add_parser("place", help="lay whole heads on the labelled brains (task heads)")
     place.add_argument("--data", required=True, metavar="DIR")
     people = commands.add_parser("subjects", help="write the list of subjects and their halves (task anatomies)")
@@ -133,10 +135,18 @@ def _anatomies(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from .calibrate import run
+
+    run(arguments)
+
+
 def _consensus(arguments: argparse.Namespace) -> None:
     from .contrast import make_consensus
+    from .people import make_people
 
-    make_consensus(arguments.data, arguments.peer_python, log=arguments.log)
+    make = make_people if arguments.people else make_consensus
+    make(arguments.data, arguments.peer_python, log=arguments.log)
 
 
 def _place(arguments: argparse.Namespace) -> None:
@@ -155,6 +165,7 @@ COMMANDS = {
     "run": _run,
     "report": _report,
     "anatomies": _anatomies,
+    "calibrate": _calibrate,
     "consensus": _consensus,
     "place": _place,
     "subjects": _subjects,

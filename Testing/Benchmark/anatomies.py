@@ -21,7 +21,7 @@ from SpatialDiffusionCore.spatial import geometry, volume_file
 from SpatialDiffusionCore.spatial.sampling import Prepared, prepare
 from SpatialDiffusionCore.spatial.volume import Volume
 
-from . import anatomy_report, contrast, copies, measures, subjects
+from . import anatomy_report, contrast, copies, measures, people, subjects
 from .cases import Arguments, Case, Task, Todo, data_root, rng
 from .subjects import Subject
 
@@ -35,6 +35,9 @@ COPY_LIMITS = (0.01, 0.03)
 
 #: The same of pairs whose truth is known within a few millimeters only: peers' consensus, or templates' common space.
 CONTRAST_LIMITS = (0.025, 0.05)
+
+#: The same of heads or necks of two people, whose truth is the median of two peers that end within 6 mm.
+PEOPLE_LIMITS = (0.04, 0.07)
 
 #: Landmarks of two skulls: the best affine fit of the landmarks themselves leaves 2 to 4 % of the size.
 SKULL_LIMITS = (0.06, 0.10)
@@ -137,6 +140,7 @@ def _pair(name: str, seed: int, root: Path, moving: Subject, fixed: Subject, kno
     case = _base(name, seed, root, moving, fixed, "P")
     if known is not None:
         limits = COPY_LIMITS if moving.collection == "chest-ct" else CONTRAST_LIMITS
+        limits = limits if moving.person == fixed.person else PEOPLE_LIMITS
         limits = _within(limits, case.size, case.coarsest)
         return replace(case, truth=known @ np.linalg.inv(case.moved), limits=limits)
     if moving.collection == "mouse-brain":
@@ -196,6 +200,7 @@ def _known_pairs(mine: list[Subject]) -> Iterator[tuple[Subject, Subject, np.nda
         known = np.eye(4) if (first, second) == chest else contrast.known(first, second, table)
         if known is not None:
             yield by_path[first], by_path[second], known
+    yield from people.known(mine)
 
 
 def _individuals(mine: list[Subject]) -> Iterator[tuple[Subject, Subject]]:
@@ -204,9 +209,20 @@ def _individuals(mine: list[Subject]) -> Iterator[tuple[Subject, Subject]]:
         yield from _ring(group)
 
 
-def todos(root: Path, half: str, kinds: tuple = tuple(KINDS), draws: int = DRAWS, seed: int = 0) -> list[Todo]:
-    """The cases of a half, kinds and collections in turn, so that any first part of the list has some of each."""
+def todos(
+    root: Path,
+    half: str,
+    kinds: tuple = tuple(KINDS),
+    draws: int = DRAWS,
+    seed: int = 0,
+    calibration: bool = False,
+) -> list[Todo]:
+    """The cases of a half, kinds and collections in turn, so that any first part of the list has some of each.
+
+    calibration: only of volumes that may calibrate.
+    """
     mine = [subject for subject in subjects.read() if subject.half == subjects.check_half(half)]
+    mine = [subject for subject in mine if subject.calibrates or not calibration]
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise InputError(f"Unknown kinds: {', '.join(unknown)}; choose among: {', '.join(KINDS)}.")

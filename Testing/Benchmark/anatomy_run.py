@@ -41,6 +41,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--collections", default=None, metavar="NAME,…", help="default: all")
     parser.add_argument("--draws", type=int, default=None, metavar="N", help=f"turns a volume ({anatomies.DRAWS})")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N cases")
+    parser.add_argument("--calibration", action="store_true", help="only of volumes that may calibrate the score")
     parser.add_argument("--check", action="store_true", help=f"the fixed check: the cases that {CHECK.name} names")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="these cases")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes of one thread each")
@@ -92,7 +93,10 @@ def chosen(arguments: argparse.Namespace) -> list[Todo]:
     if arguments.check and (arguments.cases or arguments.half != subjects.DEVELOPMENT):
         raise InputError("--check is a fixed list of the development half; leave --cases and --half out.")
     kinds = tuple(arguments.kinds.split(",")) if arguments.kinds else tuple(anatomies.KINDS)
-    every = anatomies.todos(data_root(arguments.data), arguments.half, kinds, _draws(arguments))
+    if arguments.calibration and (exact or arguments.half != subjects.DEVELOPMENT):
+        raise InputError("--calibration chooses among the development half; leave --check, --cases and --half out.")
+    root, calibration = data_root(arguments.data), arguments.calibration
+    every = anatomies.todos(root, arguments.half, kinds, _draws(arguments), calibration=calibration)
     if exact:
         names = CHECK.read_text(encoding="utf-8").split() if arguments.check else arguments.cases
         by_name = {todo.name: todo for todo in every}

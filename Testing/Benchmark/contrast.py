@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 
 from . import measures, tables
@@ -146,12 +147,12 @@ def agree(answers: dict, points) -> dict:
     return {"matrix": matrix, "peers": apart}
 
 
-def make_consensus(data, python, path=CONSENSUS, log=None, report=print) -> None:
-    """Ask the peers for every raw pair that the file lacks, and write it after each."""
+def make_consensus(data, python, path=CONSENSUS, log=None, report=print, pairs=None, peers=PEERS) -> None:
+    """Ask the peers for every pair (of RAW, or of those given) that the file lacks, and write it after each."""
     root = data_root(data)
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    workers = {name: Worker(name, python, 1, 1800, {}, log) for name in PEERS}
-    for first, second in (pair for pairs in RAW.values() for pair in pairs):
+    workers = {name: Worker(name, python, 1, 1800, {}, log) for name in peers}
+    for first, second in pairs or (pair for group in RAW.values() for pair in group):
         name = pair_name(first, second)
         if name in table:
             continue
@@ -159,6 +160,8 @@ def make_consensus(data, python, path=CONSENSUS, log=None, report=print) -> None
         case = Case("contrast", name, 0.0, 0, *paths, np.eye(4))
         found = {peer: worker.register(case) for peer, worker in workers.items()}
         answers = {peer: np.array(a["matrix"]) for peer, a in found.items() if "matrix" in a}
+        if len(answers) < 2:
+            raise InputError(f"Of the peers {', '.join(peers)} fewer than two answered for {name}: {found}")
         prepared = sampling.prepare(volume_file.load(paths[0]))
         points = np.random.default_rng(0).multivariate_normal(prepared.tissue_center, prepared.tissue_covariance, 2000)
         table[name] = agree(answers, points)
