@@ -106,3 +106,34 @@ def test_probabilities_of_a_run_are_judged(tmp_path, capsys):
     assert "--write has no effect beside --judge" in capsys.readouterr().err
     assert main(["calibrate", "--judge", str(tmp_path / "none.jsonl")]) == 1
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_affine_fitted_to_labels_finds_the_one_between_them():
+    from Benchmark import ceiling
+
+    from SpatialDiffusionCore.spatial import geometry, volume
+
+    place = np.indices((48, 50, 52)) - np.array([24, 25, 26]).reshape(3, 1, 1, 1)
+    inside = (place**2 * np.array([1, 1.6, 2.3]).reshape(3, 1, 1, 1)).sum(axis=0) < 400
+    numbers = np.where(inside, 1 + (place[0] > 2) + 2 * (place[1] > -3) + 4 * (place[2] > 1), 0).astype(np.uint8)
+    fixed = volume.Volume(numbers, np.diag([2.0, 2, 2, 1]))
+    stretch = np.array([[1.15, 0.1, 0], [0, 0.9, 0.05], [0, 0, 1.0]])
+    known = geometry.about(geometry.rotation_about([1, 2, 3], 0.5) @ stretch, fixed.center(), [5, -4, 3])
+    moving = volume.resample(fixed.moved(known), fixed.moved(known), interpolation="nearest")
+    moving = volume.resample(moving, volume.Volume(numbers, fixed.voxel_to_ras), None, "nearest")
+    found = ceiling.best_affine(moving, fixed, np.random.default_rng(0))
+    covariance = np.eye(3) * 400
+    assert geometry.displacement_rms(found @ known, np.eye(4), fixed.center(), covariance) < 0.7
+
+
+def test_paired_differences_come_with_students_interval():
+    from Benchmark import tables
+
+    records = [
+        {"method": method, "case": str(n), "dice": value}
+        for method, values in {"default": (0.62, 0.64, 0.66, 0.70), "elastix": (0.60, 0.61, 0.65)}.items()
+        for n, value in enumerate(values)
+    ]
+    # Differences 0.02, 0.03, 0.01: mean 0.02, standard error 0.01/√3, t(0.975, 2) = 4.303.
+    assert tables.paired_difference(records, "default", "elastix") == "+0.020 [-0.005, +0.045] (3)"
+    assert tables.paired_difference(records[:5], "default", "elastix") == "–"

@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
     consensus.add_argument("--log", metavar="FILE", help="append what the methods print")
     consensus.add_argument("--people", action="store_true", help="for pairs of two people (task anatomies) instead")
+    ceiling = commands.add_parser("ceiling", help="fit an affine to the labels of each pair (task brains)")
+    ceiling.add_argument("--data", required=True, metavar="DIR")
     place = commands.add_parser("place", help="lay whole heads on the labelled brains (task heads)")
     place.add_argument("--data", required=True, metavar="DIR")
     people = commands.add_parser("subjects", help="write the list of subjects and their halves (task anatomies)")
@@ -149,6 +151,12 @@ def _consensus(arguments: argparse.Namespace) -> None:
     make(arguments.data, arguments.peer_python, log=arguments.log)
 
 
+def _ceiling(arguments: argparse.Namespace) -> None:
+    from .ceiling import make_ceilings
+
+    make_ceilings(arguments.data)
+
+
 def _place(arguments: argparse.Namespace) -> None:
     from .heads import make_places
 
@@ -167,6 +175,7 @@ COMMANDS = {
     "anatomies": _anatomies,
     "calibrate": _calibrate,
     "consensus": _consensus,
+    "ceiling": _ceiling,
     "place": _place,
     "subjects": _subjects,
 }

@@ -104,8 +104,7 @@ def summary(records: list[dict]) -> list[str]:
     """The README's part: a row a kind, a column a method."""
     return [
         "**Other organs, animals and sizes**: mouse brains and skulls, spines, chests, torsos, necks and heads from "
-        "any "
-        "pose; kinds as in the report. Right in %, wrong in brackets.",
+        "any pose; kinds as in the report. Right in %, wrong in brackets.",
         tables.groups_down(records, _rates, tuple("AKRCPX")),
         tables.cost(records),
     ]

@@ -180,10 +180,8 @@ def _section(records) -> list:
         "## Contrasts",
         "One head in two contrasts, the moving header turned by up to 180° and shifted by up to 50 mm: templates in "
         "one space (the PD template lies about 1 mm off the T1 one), and raw scans of one person and a CT template, "
-        "judged by the "
-        f"median of those of greedy, ANTs Affine and elastix that agree within {AGREE:g} mm, with unturned headers. "
-        "Error: "
-        "RMS distance over the head. A success is below 5 mm.",
+        f"judged by the median of those of greedy, ANTs Affine and elastix that agree within {AGREE:g} mm, with "
+        "unturned headers. Error: RMS distance over the head. A success is below 5 mm.",
         "**Median error, mm**",
         tables.by_group(records, tables.error(50), order),
         "**Success, %**",
@@ -198,8 +196,7 @@ def _summary(records) -> list:
     return [
         "**Other contrasts**: one head in two of them, the moving header turned by up to 180° and shifted by up to "
         "50 mm. Templates in one space; raw scans of one person, and T1 against a CT template, by a consensus of the "
-        "peers. Success (< 5 mm) "
-        "in %, median error in mm.",
+        "peers. Success (< 5 mm) in %, median error in mm.",
         tables.groups_down(records, tables.rate_and_median, order),
         tables.cost(records),
     ]

@@ -43,7 +43,8 @@ class Overlap:
         value = 0.0 if matrix is None else self.dice(case.labels, case.moved, matrix)
         return {"dice": round(value, 4), "success": value >= self.enough}
 
-    def _labels(self, path):
+    def labels(self, path):
+        """(the structures' numbers as a Volume, which of them it has) of a label file."""
         if path not in self._read:
             loaded = volume_file.load(path, keep_type=True)
             numbers, names = group_labels(loaded.data, self.groups)
@@ -56,7 +57,7 @@ class Overlap:
 
         Nearest neighbor on the fixed grid; the unweighted mean over the structures that both subjects have.
         """
-        (moving, in_moving), (fixed, in_fixed) = (self._labels(path) for path in labels)
+        (moving, in_moving), (fixed, in_fixed) = (self.labels(path) for path in labels)
         there = volume.resample(moving.moved(moved), fixed, matrix, "nearest")
         values = dice(there.data, fixed.data, len(in_fixed))
         return float(np.mean(values[in_moving & in_fixed]))

@@ -121,13 +121,11 @@ def _words() -> str:
 
     return (
         f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of "
-        "the forward "
-        f"process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of each, rasters "
-        f"within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of the RMS error "
-        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. `eyes`, `ct` "
-        "and `t2` (24 minutes of one core each, begun from `t1-brain`) and `no-t2` (T1 and CT) were trained for this "
-        "comparison "
-        "and do not ship."
+        f"the forward process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of "
+        f"each, rasters within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of "
+        "the RMS error over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. "
+        "`eyes`, `ct` and `t2` (24 minutes of one core each, begun from `t1-brain`) and `no-t2` (T1 and CT) were "
+        "trained for this comparison and do not ship."
     )
 
 

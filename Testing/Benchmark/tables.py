@@ -28,6 +28,12 @@ LABELS = {
     "cmtk": "CMTK registration",
     "centers": "centers of mass",
 }
+#: Those that are not this project's.
+PEERS = (
+    *("ants-affine", "ants-affinefast", "elastix", "greedy", "greedy-search", "mattes", "reg-aladin", "cmtk"),
+    "centers",
+)
+
 #: As the report lists them.
 ORDER = list(LABELS)
 
@@ -252,6 +258,18 @@ def severity_panels(artifacts, severities, success_label: str):
         return panel
 
     return lambda records: [panel_of(name) for name in artifacts if of_artifact(records, name)]
+
+
+def paired_difference(records, ours: str, other: str) -> str:
+    """Mean Dice of one method less that of another on the pairs that both did, with a 95 % interval (Student's t)."""
+    from scipy.stats import t
+
+    values = [{r["case"]: r["dice"] for r in pick(records, method=method)} for method in (ours, other)]
+    apart = np.array([values[0][case] - values[1][case] for case in values[0] if case in values[1]])
+    if len(apart) < 2:
+        return "–"
+    half = t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+    return f"{apart.mean():+.3f} [{apart.mean() - half:+.3f}, {apart.mean() + half:+.3f}] ({len(apart)})"
 
 
 def auroc(scores, positive):
