@@ -237,9 +237,8 @@ def test_the_picture_shows_b_scans_upright(eye, tmp_path):
     fixed = retina.scan(eye, replace(FIXED, shape=(60, 40, 80), axial=0.024, tilt=(0, 0)))
     answer = register(fixed, fixed, modality="oct", model=MODEL, search=False, polish=False)
     drawn = np.asarray(picture.draw(answer, fixed, fixed)).astype(float)
-    for left in (picture.MARGIN, 2 * picture.MARGIN + picture.SIZE):
-        top = picture.MARGIN + 26
-        tile = drawn[top : top + picture.SIZE, left : left + picture.SIZE, 1][:, 20:-20]
+    for left, top in (picture.tile(0, 0), picture.tile(0, 1)):
+        tile = drawn[top : top + picture.SIZE, left : left + picture.SIZE, 1][:, 40:-40]
         rows = tile.mean(1)
         retina_at = int(rows.argmax())
-        assert rows[retina_at - 50 : retina_at - 40].mean() < 0.5 * rows[retina_at + 10 : retina_at + 20].mean()
+        assert rows[retina_at - 100 : retina_at - 80].mean() < 0.5 * rows[retina_at + 20 : retina_at + 40].mean()

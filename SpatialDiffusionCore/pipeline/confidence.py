@@ -112,7 +112,7 @@ class Quality:
 
     similarity_before: float
     similarity_after: float
-    overlap: float
+    overlap: Optional[float]
     spread_mm: Optional[float] = None
     agreement: Optional[float] = None
     detour_mm: Optional[float] = None
@@ -171,7 +171,7 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     evidence = Evidence.from_dict(quality.evidence) if quality.evidence else None
     if quality.similarity_after < quality.similarity_before - 0.005:
         warnings.append("The volumes were more alike before the registration than after it.")
-    if quality.overlap < 0.5:
+    if quality.overlap is not None and quality.overlap < 0.5:
         warnings.append(f"Only {100 * quality.overlap:.0f} % of the fixed tissue lies inside the moving field of view.")
     scales = np.array(decomposition.scales_percent)
     if scales.min() < 60 or scales.max() > 165:
