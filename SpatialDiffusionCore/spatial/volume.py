@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Tuple
 
 import numpy as np
 
@@ -20,12 +21,14 @@ class Volume:
     """Voxels and where they are.
 
     data: (I, J, K) array of numbers. voxel_to_ras: 4×4 float64, voxel centers → RAS mm (may be oblique, mirrored,
-    anisotropic or sheared). name: what messages call it. Raises InputError where either cannot be a 3D volume.
+    anisotropic or sheared). name: what messages call it. warnings: sentences about what its file's header leaves open or
+    contradicts. Raises InputError where data or matrix cannot be a 3D volume.
     """
 
     data: np.ndarray
     voxel_to_ras: np.ndarray
     name: str = "volume"
+    warnings: Tuple[str, ...] = ()
 
     def __post_init__(self):
         data = np.asarray(self.data)
