@@ -8,7 +8,7 @@ from typing import Optional
 import numpy as np
 
 from ..spatial import geometry
-from ..strategies.base import Limits
+from ..strategies.base import Limits, Strategy
 
 #: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more; a wrong
 #: one that was alike enough (0.30, 96 mm off) had 2.4.
@@ -62,6 +62,11 @@ class Quality:
         """Whether both volumes surely have left on the same side."""
         return self.sides is not None and (min(self.sides) > MIRRORED or max(self.sides) < -MIRRORED)
 
+    def in_millimeters(self, scale: float) -> None:
+        """Turn lengths in units of the work, ``scale`` of which are 1 mm, into mm."""
+        self.spread_mm = None if self.spread_mm is None else self.spread_mm / scale
+        self.detour_mm = None if self.detour_mm is None else self.detour_mm / scale
+
     def to_dict(self) -> dict:
         """JSON-ready."""
         return asdict(self)
@@ -74,7 +79,7 @@ def _length(mm: float) -> str:
 def judge(
     quality: Quality,
     decomposition: geometry.Decomposition,
-    limits: Limits,
+    limits: Limits = Strategy.limits,
     agreed: Optional[float] = None,
 ) -> Quality:
     """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 from . import cases, ours, peers, results, tables
 from .child import ROOT, Worker
 from .tasks import TASKS
+
 
 def judge(case: cases.Case, answer: dict, measure) -> dict:
     """The record of a registration: what the worker measured and how right the transform is."""
