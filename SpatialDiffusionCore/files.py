@@ -72,8 +72,8 @@ def written_whole(path):
 def written_together(path):
     """Like :func:`written_whole`, for a header that names a file of data beside it (``.mhd``, ``.nhdr``).
 
-    Yields the :class:`pathlib.Path` to write, of the same name (its extension in lower case) in a temporary folder; what
-    the block writes beside it goes along, the header last.
+    Yields the :class:`pathlib.Path` to write, of the same name (its extension in lower case) in a temporary folder;
+    what the block writes beside it goes along, the header last.
     """
     target = Path(os.path.realpath(path))
     with written_whole(path) as placeholder:
@@ -89,3 +89,9 @@ def written_together(path):
 
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
+
+
+def percent(share: float) -> str:
+    """A share of 0…1 in words: "12 %", "0.4 %", "less than 0.1 %"."""
+    number = 100 * share
+    return "less than 0.1 %" if number < 0.1 else f"{number:.1f} %" if number < 1 else f"{number:.0f} %"

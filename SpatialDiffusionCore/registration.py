@@ -102,6 +102,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
 
     judge(result.quality, result.decomposition, settings.strategy.limits, model.agreement_from(*keys))
     result.quality.in_millimeters(scale)
+    result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
     result.seconds = time.perf_counter() - started
     return result
 

@@ -292,10 +292,11 @@ def test_a_header_that_spans_no_space_is_refused(tmp_path):
     "data, words",
     [
         (np.zeros((0, 20, 20), np.float32), "is empty"),
-        (noise(np.float32, (15, 40, 40)), "15×40×40 voxels; at least 16"),
+        (noise(np.float32, (3, 40, 40)), "3×40×40 voxels; at least 4"),
         (np.full(SHAPE, 7, np.float32), "is constant .every voxel is 7"),
-        (np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 99, np.nan, 1.0), "NaN or infinite"),
-        (np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 99, -np.inf, 1.0), "NaN or infinite"),
+        (np.where(np.arange(np.prod(SHAPE)).reshape(SHAPE) == 99, np.nan, 1.0), "is constant .every voxel is 1"),
+        (np.full(SHAPE, np.nan), "nothing but NaN or infinite"),
+        (np.full(SHAPE, -np.inf), "nothing but NaN or infinite"),
     ],
 )
 def test_what_cannot_be_registered_is_refused(data, words):
@@ -309,6 +310,8 @@ def test_what_cannot_be_registered_is_refused(data, words):
 def test_what_can_be_registered_is_accepted():
     for dtype in (np.uint8, np.int16, np.float32, np.float64):
         v.validate(v.Volume(noise(dtype, (16, 16, 16)), SHEARED))
+    v.validate(v.Volume(noise(np.int16, (64, 64, 5)), header(steps=(1, 1, 8))))
+    v.validate(v.Volume(np.where(noise(np.float32) > 0, np.nan, noise(np.float32)), SHEARED))
 
 
 # --------------------------------------------------------------------------------------------------- writing

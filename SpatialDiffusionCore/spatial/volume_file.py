@@ -69,7 +69,7 @@ def split_index(path) -> Tuple[str, Optional[int]]:
 
 
 def stem(path) -> str:
-    """What files that are derived from a volume are called: its name without folder and extension, ``_N`` for ``@N``."""
+    """What files derived from a volume are called: its name without folder and extension, with ``_N`` for ``@N``."""
     path, index = split_index(path)
     name = os.path.basename(os.path.normpath(path))
     for ending in sorted(READ, key=len, reverse=True):

@@ -30,8 +30,8 @@ _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.
 
 @dataclass(frozen=True)
 class _Slice:
-    """A slice in a file. position: LPS mm of its first voxel's center; axes: 3×2, LPS mm from voxel to voxel along a row
-    and down a column; order: what sorts slices of one place in time."""
+    """A slice in a file. position: LPS mm of its first voxel's center; axes: 3×2, LPS mm from voxel to voxel along a
+    row and down a column; order: what sorts slices of one place in time."""
 
     path: str
     frame: int
@@ -104,7 +104,7 @@ def _choice(path: str, stacks, counts, first) -> str:
         numbers = f"{start}" if count == 1 else f"{start} to {start + count - 1}"
         lines.append(f"{numbers}: {one.label}, {len(places)} slices")
     shown = "; ".join(lines[:12]) + ("; …" if len(lines) > 12 else "")
-    return f"{path} holds {first[-1]} volumes ({shown}): choose one by writing {path}@INDEX, for example {path}@{first[0]}."
+    return f"{path} holds {first[-1]} volumes ({shown}): choose one by writing {path}@INDEX, for example {path}@0."
 
 
 def _series(path: str) -> List[_Series]:
@@ -183,8 +183,8 @@ def _frames(reader, path: str, order: tuple, size: tuple) -> List[_Slice]:
         import pydicom
     except ImportError:
         raise InputError(
-            f"{path} is an enhanced DICOM file, whose slices need pydicom: install it with pip install pydicom, or convert "
-            "the file to NIfTI with dcm2niix."
+            f"{path} is an enhanced DICOM file, whose slices need pydicom: install it with pip install pydicom, or "
+            "convert the file to NIfTI with dcm2niix."
         ) from None
     content = pydicom.dcmread(path, stop_before_pixels=True)
     shared, slices = content.SharedFunctionalGroupsSequence[0], []
@@ -214,8 +214,8 @@ def _volume(slices: List[_Slice], label: str, warnings: List[str]) -> Stored:
         count = round((depths[-1] - depths[0]) / usual) + 1
         data = _evenly(data, depths, count)
         warnings.append(
-            f"The slices of {label} lie {gaps.min():.3g} to {gaps.max():.3g} mm apart (missing or uneven); those in between "
-            f"were interpolated, {count} in place of {len(slices)}."
+            f"The slices of {label} lie {gaps.min():.3g} to {gaps.max():.3g} mm apart (missing or uneven); those in "
+            f"between were interpolated, {count} in place of {len(slices)}."
         )
     step = (positions[-1] - positions[0]) / (count - 1)
     tilt = np.degrees(np.arccos(np.clip(step @ slices[0].normal / np.linalg.norm(step), -1, 1)))

@@ -102,8 +102,8 @@ def _nrrd_warnings(path: str) -> Tuple[str, ...]:
     name, warnings = os.path.basename(path), []
     if "space" not in fields or fields["space"].lower().startswith(("scanner", "3d-")):
         warnings.append(
-            f"The header of {name} does not say how its axes lie in the patient: they are taken for left, posterior and "
-            "superior, as in Slicer and ITK, and left and right are in doubt."
+            f"The header of {name} does not say how its axes lie in the patient: they are taken for left, posterior "
+            "and superior, as in Slicer and ITK, and left and right are in doubt."
         )
     units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", "millimeter", "millimeters", ""}
     if units:

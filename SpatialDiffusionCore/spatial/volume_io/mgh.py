@@ -28,7 +28,7 @@ def read(path: str) -> Stored:
     if not placed:
         name = os.path.basename(path)
         warnings = (
-            f"The header of {name} does not say where the volume lies: it is taken for coronal slices as FreeSurfer does, "
-            "and left and right are in doubt.",
+            f"The header of {name} does not say where the volume lies: it is taken for coronal slices as FreeSurfer "
+            "does, and left and right are in doubt.",
         )
     return Stored(data, image.affine, warnings)

@@ -56,7 +56,7 @@ def read(path: str, keep_type: bool) -> Stored:
 
 
 def _opened(nibabel, path: str):
-    """(header as it is, the voxels as nibabel's ArrayProxy). nibabel's affine is not asked for: some headers have none."""
+    """(header as it is, the voxels as nibabel's ArrayProxy). Its affine is not asked for: some headers have none."""
     kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.Nifti1Pair, nibabel.Nifti2Pair, nibabel.AnalyzeImage)
     for kind in kinds:
         if kind.path_maybe_image(path)[0]:
@@ -86,8 +86,8 @@ def _place(path: str, header, shape) -> Tuple[np.ndarray, List[str]]:
     warnings = _contradictions(name, used, qform, sform, shape)
     if (np.asarray(header["pixdim"][1:4]) < 0).any():
         warnings.append(
-            f"The pixdim of {name} is negative, by which Slicer and ITK mirror the volume: it is read as they show it, and "
-            "left and right are in doubt."
+            f"The pixdim of {name} is negative, by which Slicer and ITK mirror the volume: it is read as they show it, "
+            "and left and right are in doubt."
         )
     if unit:
         warnings.append(
@@ -107,16 +107,16 @@ def _place(path: str, header, shape) -> Tuple[np.ndarray, List[str]]:
 
 
 def _contradictions(name: str, used, qform, sform, shape) -> List[str]:
-    """Sentences about parts of a header that do not go together, and which of them were used (None: not ITK's reading)."""
+    """Sentences about parts of a header that do not go together, and which were used (None: ITK refuses all)."""
     if qform is None and sform is None:
         return [
-            f"The header of {name} says neither where the volume lies nor which side is left (its qform and sform codes "
-            "are 0): it is placed as in Slicer and ITK, and left and right are in doubt."
+            f"The header of {name} says neither where the volume lies nor which side is left (its qform and sform "
+            "codes are 0): it is placed as in Slicer and ITK, and left and right are in doubt."
         ]
     if used is None:
         return [
-            f"The axes of {name} are not perpendicular ({_skew(sform):.2g}° off), so Slicer and ITK cannot open this file; "
-            "it lies where its sform says."
+            f"The axes of {name} are not perpendicular ({_skew(sform):.2g}° off), so Slicer and ITK cannot open this "
+            "file; it lies where its sform says."
         ]
     warnings, tolerance = [], _TOLERANCE * geometry.spacing(used).min()
     if sform is None:
