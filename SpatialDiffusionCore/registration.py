@@ -109,6 +109,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     from .pipeline.confidence import judge
 
     result.quality.in_millimeters(scale)
+    result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
     judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
