@@ -1,4 +1,5 @@
 """Six of the golden registrations give their stored answers, and the comparison sees what differs."""
+
 from __future__ import annotations
 
 import copy
@@ -42,9 +43,15 @@ def shifted(stored: dict, mm: float) -> dict:
     return changed(stored, matrix=matrix.tolist())
 
 
-@pytest.mark.parametrize("mm, exact, same, elsewhere", [
-    (0.0, True, True, True), (1e-9, False, True, True), (1e-5, False, False, True), (0.2, False, False, False),
-])
+@pytest.mark.parametrize(
+    "mm, exact, same, elsewhere",
+    [
+        (0.0, True, True, True),
+        (1e-9, False, True, True),
+        (1e-5, False, False, True),
+        (0.2, False, False, False),
+    ],
+)
 def test_levels_allow_what_they_promise(stored, mm, exact, same, elsewhere):
     found = shifted(stored, mm)
     agree = [answers.differences(found, stored, level) == [] for level in answers.LEVELS]
@@ -64,16 +71,26 @@ def test_distance_is_the_rms_over_the_tissue(stored):
 
 
 def test_words_figures_and_other_volumes_are_told(stored):
-    for entry, value in (("confidence", "fair"), ("warnings", ["Look."]), ("steps", 99), ("spread_mm", None),
-                         ("similarity_after", stored["similarity_after"] + 1e-3), ("input", "other")):
+    for entry, value in (
+        ("confidence", "fair"),
+        ("warnings", ["Look."]),
+        ("steps", 99),
+        ("spread_mm", None),
+        ("similarity_after", stored["similarity_after"] + 1e-3),
+        ("input", "other"),
+    ):
         for level in ("exact", "same"):
             said = answers.differences(changed(stored, **{entry: value}), stored, level)
             assert len(said) == 1 and (entry in said[0] or entry == "input" and "volumes" in said[0])
     poor = answers.differences(changed(stored, confidence="poor"), stored, "elsewhere")
     assert poor == ["confidence good → poor"]
     assert answers.differences(changed(stored, confidence="fair"), stored, "elsewhere") == []
-    assert answers.differences(shifted(changed(stored, confidence="poor"), 5.0), changed(stored, confidence="poor"),
-                               "elsewhere") == []
+    assert (
+        answers.differences(
+            shifted(changed(stored, confidence="poor"), 5.0), changed(stored, confidence="poor"), "elsewhere"
+        )
+        == []
+    )
 
 
 def test_check_says_what_differs_and_record_replaces_only_what_was_named(stored, tmp_path, monkeypatch, capsys):

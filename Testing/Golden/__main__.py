@@ -8,6 +8,7 @@
 
 Run it in Testing, or with Testing on PYTHONPATH. ``check`` prints what differs and then exits with 1.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,7 +23,9 @@ import sys  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2] / name) for name in (".", "Training")]
+# This checkout comes before what is installed, and after what PYTHONPATH names: the code of another checkout, say.
+_named = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name]
+sys.path[1 + len(_named) : 1 + len(_named)] = [str(Path(__file__).resolve().parents[2] / n) for n in ("", "Training")]
 
 import SpatialDiffusionCore  # noqa: E402
 
@@ -78,8 +81,9 @@ def check(names, jobs: int, level: str) -> int:
 
 
 def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m Golden", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m Golden", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("command", choices=("check", "record", "list"))
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once (default: 1)")
@@ -95,8 +99,7 @@ def main(arguments=None) -> int:
         print("\n".join(names))
         return 0
     print(f"Core: {Path(SpatialDiffusionCore.__file__).parent}")
-    return (record(names, options.jobs) if options.command == "record"
-            else check(names, options.jobs, options.level))
+    return record(names, options.jobs) if options.command == "record" else check(names, options.jobs, options.level)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """An answer as it is stored, and what differs between two of them."""
+
 from __future__ import annotations
 
 import hashlib
@@ -9,7 +10,6 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import List, Optional
 
 import numpy as np
 
@@ -29,7 +29,18 @@ FIGURES = 1e-5
 LEVELS = ("exact", "same", "elsewhere")
 
 #: Entries of an answer that are words or whole numbers, and figures.
-_WORDS = ("confidence", "warnings", "kinds", "modality", "model", "transform", "sampler", "polished", "steps", "details")
+_WORDS = (
+    "confidence",
+    "warnings",
+    "kinds",
+    "modality",
+    "model",
+    "transform",
+    "sampler",
+    "polished",
+    "steps",
+    "details",
+)
 _NUMBERS = ("similarity_before", "similarity_after", "overlap", "spread_mm", "agreement", "detour_mm", "sides")
 
 
@@ -39,8 +50,11 @@ def answer(case: Case) -> dict:
 
     torch.set_num_threads(1)
     moving, fixed = case.moving(), case.fixed()
-    masks = {role: source() for role, source in (("moving_mask", case.moving_mask), ("fixed_mask", case.fixed_mask))
-             if source is not None}
+    masks = {
+        role: source()
+        for role, source in (("moving_mask", case.moving_mask), ("fixed_mask", case.fixed_mask))
+        if source is not None
+    }
     found = register(moving, fixed, device="cpu", **masks, **case.options)
     quality = found.quality
     mean, covariance = _tissue(fixed, masks.get("fixed_mask"))
@@ -75,8 +89,8 @@ def work(name: str) -> tuple:
     return name, found, why, time.process_time() - started
 
 
-def _tissue(volume: Volume, mask: Optional[Volume]) -> tuple:
-    """Mean (3, RAS mm) and covariance (3×3) of voxels brighter than the mean, or in a mask: where answers are compared."""
+def _tissue(volume: Volume, mask: Volume | None) -> tuple:
+    """Mean (3, RAS mm) and covariance (3×3) of where answers are compared: brighter than the mean, or in the mask."""
     data = (volume.data > volume.data.mean()) if mask is None else mask.data > 0
     header = (volume if mask is None else mask).voxel_to_ras
     points = np.argwhere(data)[::7] @ header[:3, :3].T + header[:3, 3]
@@ -101,11 +115,11 @@ def distance(found: dict, stored: dict) -> float:
     return float(math.sqrt(max(0.0, shift @ shift + spread)))
 
 
-def differences(found: dict, stored: dict, level: str) -> List[str]:
+def differences(found: dict, stored: dict, level: str) -> list[str]:
     """What differs, in words; empty where two answers are the same at one of LEVELS.
 
-    "exact": bit for bit. "same": within SAME, figures within FIGURES, the same words. "elsewhere": within ELSEWHERE where
-    the stored answer is good, taken for the same kinds of volumes, and no answer is good in one place and poor in another.
+    "exact": bit for bit. "same": within SAME, figures within FIGURES, the same words. "elsewhere": within ELSEWHERE
+    where the stored answer is good, the same kinds of volumes, and none is good in one place and poor in another.
     """
     if level == "elsewhere":
         return _differences_elsewhere(found, stored)
@@ -115,16 +129,20 @@ def differences(found: dict, stored: dict, level: str) -> List[str]:
         said.append(f"matrix {mm:.3g} mm RMS away")
     said += [f"{name} {stored[name]} → {found[name]}" for name in _WORDS if found[name] != stored[name]]
     allowed = 0.0 if level == "exact" else FIGURES
-    said += [f"{name} {stored[name]} → {found[name]}" for name in _NUMBERS
-             if not _near(found[name], stored[name], allowed)]
+    said += [
+        f"{name} {stored[name]} → {found[name]}" for name in _NUMBERS if not _near(found[name], stored[name], allowed)
+    ]
     return said
 
 
-def _differences_elsewhere(found: dict, stored: dict) -> List[str]:
+def _differences_elsewhere(found: dict, stored: dict) -> list[str]:
     mm = distance(found, stored)
     said = [f"matrix {mm:.3g} mm RMS away"] if stored["confidence"] == "good" and mm > ELSEWHERE else []
-    said += [f"{name} {stored[name]} → {found[name]}" for name in ("kinds", "modality", "model", "transform", "sampler")
-             if found[name] != stored[name]]
+    said += [
+        f"{name} {stored[name]} → {found[name]}"
+        for name in ("kinds", "modality", "model", "transform", "sampler")
+        if found[name] != stored[name]
+    ]
     if {found["confidence"], stored["confidence"]} == {"good", "poor"}:
         said.append(f"confidence {stored['confidence']} → {found['confidence']}")
     return said
@@ -135,8 +153,12 @@ def _near(a, b, allowed: float) -> bool:
     if a is None or b is None:
         return a is b
     if isinstance(a, list) or isinstance(b, list):
-        return isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(
-            _near(x, y, allowed) for x, y in zip(a, b))
+        return (
+            isinstance(a, list)
+            and isinstance(b, list)
+            and len(a) == len(b)
+            and all(_near(x, y, allowed) for x, y in zip(a, b))
+        )
     return a == b or abs(a - b) <= allowed
 
 
@@ -152,8 +174,9 @@ def write(answers: dict) -> None:
     """All answers, in the order of CASES, each entry on a line of its own, the file whole or not at all."""
     blocks = []
     for name in (name for name in CASES if name in answers):
-        lines = ",\n".join(f"   {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}"
-                           for key, value in answers[name].items())
+        lines = ",\n".join(
+            f"   {json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}" for key, value in answers[name].items()
+        )
         blocks.append(f"  {json.dumps(name)}: {{\n{lines}\n  }}")
     temporary = STORE.with_suffix(".part")
     temporary.write_text('{\n "answers": {\n' + ",\n".join(blocks) + "\n }\n}\n", encoding="utf-8")
@@ -164,8 +187,9 @@ def origin() -> dict:
     """What made an answer: the code's version and commit, and the machine's processor."""
     import torch
 
-    asked = subprocess.run(["git", "describe", "--always", "--dirty=+changes", "--exclude=*"], cwd=ROOT,
-                           capture_output=True, text=True)
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+changes", "--exclude=*"], cwd=ROOT, capture_output=True, text=True
+    )
     code = " ".join([__version__, *asked.stdout.split()]) if asked.returncode == 0 else __version__
     capability = torch.backends.cpu.get_cpu_capability()
     return {"code": code, "machine": f"{_processor()}, {capability}, torch {torch.__version__}"}

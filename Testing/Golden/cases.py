@@ -1,8 +1,8 @@
 """The registrations whose answers are stored: name, moving and fixed volume, options."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Dict, Optional
 
 import numpy as np
 
@@ -16,8 +16,8 @@ class Case:
     moving: s.Source
     fixed: s.Source
     options: dict = field(default_factory=dict)
-    moving_mask: Optional[s.Source] = None
-    fixed_mask: Optional[s.Source] = None
+    moving_mask: s.Source | None = None
+    fixed_mask: s.Source | None = None
 
 
 def case(moving: s.Source, fixed: s.Source, *, moving_mask=None, fixed_mask=None, **options) -> Case:
@@ -30,7 +30,7 @@ def _undone(axis, degrees: float, shift=(0.0, 0.0, 0.0)) -> np.ndarray:
     return np.linalg.inv(s.rotation(axis, degrees, shift))
 
 
-def _demo() -> Dict[str, Case]:
+def _demo() -> dict[str, Case]:
     moving, fixed = s.demo("moving_t1_brain"), s.demo("fixed_mni152_brain")
     tilted = s.turned(moving, (1, 2, 3), 70, (20, -10, 15))
     return {
@@ -41,7 +41,7 @@ def _demo() -> Dict[str, Case]:
     }
 
 
-def _brains() -> Dict[str, Case]:
+def _brains() -> dict[str, Case]:
     a, b, c = s.data("t1/oasis_1010"), s.data("t1/oasis_1011"), s.data("t1/ds002748_sub-03")
     return {
         "brains": case(a, b),
@@ -70,7 +70,7 @@ def _brains() -> Dict[str, Case]:
     }
 
 
-def _heads() -> Dict[str, Case]:
+def _heads() -> dict[str, Case]:
     a, b, c = s.data("t1/ixi_012"), s.data("t1/ixi_049"), s.data("t1/ds000011_sub-01")
     brain, head = s.data("t1/oasis_1018"), s.data("templates/mni152_t1_2mm")
     return {
@@ -90,18 +90,21 @@ def _heads() -> Dict[str, Case]:
         "heads-half": case(s.cropped(a, 2, 0.0, 0.5), b),
         "heads-spoiled": case(s.noisy(s.thick(s.cropped(a, 1, 0.2, 1.0), 2, 3), 0.1), s.turned(b, (1, 2, 0), 100)),
         "heads-moving-mask": case(a, b, moving_mask=s.box(a, (0.2, 0.1, 0.1), (0.8, 0.6, 0.9))),
-        "heads-both-masks": case(c, brain, moving_mask=s.box(c, (0.1, 0.1, 0.4), (0.9, 0.9, 1.0)),
-                                 fixed_mask=s.inside(brain)),
-        "heads-fixed-mask-turned": case(s.turned(b, (0, 0, 1), 70), a, transform="rigid",
-                                        fixed_mask=s.box(a, (0.1, 0.1, 0.1), (0.9, 0.7, 0.9))),
+        "heads-both-masks": case(
+            c, brain, moving_mask=s.box(c, (0.1, 0.1, 0.4), (0.9, 0.9, 1.0)), fixed_mask=s.inside(brain)
+        ),
+        "heads-fixed-mask-turned": case(
+            s.turned(b, (0, 0, 1), 70), a, transform="rigid", fixed_mask=s.box(a, (0.1, 0.1, 0.1), (0.9, 0.7, 0.9))
+        ),
         "heads-init": case(s.turned(a, (1, 0, 1), 100, (9, 8, 7)), b, init=_undone((1, 0, 1), 93, (5, 12, 2))),
         "heads-init-wrong": case(a, b, init=s.rotation((0, 1, 0), 120)),
-        "heads-init-alone": case(s.turned(a, (0, 1, 0), 60), b, init=_undone((0, 1, 0), 55), polish=False,
-                                 transform="similarity"),
+        "heads-init-alone": case(
+            s.turned(a, (0, 1, 0), 60), b, init=_undone((0, 1, 0), 55), polish=False, transform="similarity"
+        ),
     }
 
 
-def _ct() -> Dict[str, Case]:
+def _ct() -> dict[str, Case]:
     ct = {number: s.data(f"ct_head_neck/openkbp_{number}_ct") for number in (24, 25, 26, 27, 28, 29, 30, 33)}
     return {
         "ct": case(ct[24], ct[25]),
@@ -114,10 +117,18 @@ def _ct() -> Dict[str, Case]:
     }
 
 
-def _contrasts() -> Dict[str, Case]:
-    multi = {name: s.data(f"multi/{name}") for name in (
-        "adi_t1", "adi_t2", "openms_01_study1_t1", "openms_01_study1_flair", "openms_01_study2_t2",
-        "openms_03_study2_flair")}
+def _contrasts() -> dict[str, Case]:
+    multi = {
+        name: s.data(f"multi/{name}")
+        for name in (
+            "adi_t1",
+            "adi_t2",
+            "openms_01_study1_t1",
+            "openms_01_study1_flair",
+            "openms_01_study2_t2",
+            "openms_03_study2_flair",
+        )
+    }
     pd, t1, t2 = (s.data(f"templates/{name}") for name in ("avg152_pd_2mm", "mni152_t1_2mm", "mni152_t2_2mm"))
     return {
         "t1-t2": case(multi["adi_t1"], multi["adi_t2"], transform="rigid"),
@@ -125,17 +136,25 @@ def _contrasts() -> Dict[str, Case]:
         "t1-flair": case(multi["openms_01_study1_t1"], multi["openms_01_study1_flair"], transform="rigid"),
         "t2-flair-visits": case(multi["openms_01_study2_t2"], multi["openms_01_study1_flair"]),
         "flair-t1-people": case(multi["openms_03_study2_flair"], s.data("t1/ixi_049")),
-        "t1-t2-thick-told": case(s.data("t1/ds000011_sub-01"), s.data("t2/ds000011_sub-01"), moving_modality="t1-brain",
-                                 fixed_modality="t2-head-neck"),
+        "t1-t2-thick-told": case(
+            s.data("t1/ds000011_sub-01"),
+            s.data("t2/ds000011_sub-01"),
+            moving_modality="t1-brain",
+            fixed_modality="t2-head-neck",
+        ),
         "t2-t2-people": case(s.data("t2/m2208"), s.data("t2/m2307"), modality="t2-head-neck"),
         "pd-t1": case(pd, t1),
         "t2-pd-turned": case(s.turned(t2, (0, 1, 1), 130), pd),
-        "t2-necks": case(s.data("t2_neck/sct_tutorial_t2_ms"), s.data("t2_neck/sct_example_t2"),
-                         modality="t2-head-neck", search="screen"),
+        "t2-necks": case(
+            s.data("t2_neck/sct_tutorial_t2_ms"),
+            s.data("t2_neck/sct_example_t2"),
+            modality="t2-head-neck",
+            search="screen",
+        ),
     }
 
 
-def _eyes() -> Dict[str, Case]:
+def _eyes() -> dict[str, Case]:
     even, odd = s.data("oct/amd01_even"), s.data("oct/amd01_odd")
     first, second = s.eye("first"), s.eye("second")
     return {
@@ -150,22 +169,21 @@ def _eyes() -> Dict[str, Case]:
     }
 
 
-def _hopeless() -> Dict[str, Case]:
+def _hopeless() -> dict[str, Case]:
     """Slow ones: the search goes on, for as long as nothing convinces."""
     brain = s.data("t1/oasis_1010")
     return {
         "hopeless-noise": case(s.noise((40, 44, 48), 4.0, 3), brain, modality="t1-brain"),
         "hopeless-ct-in-head": case(s.data("templates/ct_head_2mm"), s.data("ct_head_neck/openkbp_30_ct")),
         "doubtful-ct-t1": case(s.data("templates/ct_head_2mm"), s.data("templates/mni152_t1_2mm")),
-        "doubtful-ct-t1-screen": case(s.turned(s.data("templates/ct_head_2mm"), (0, 0, 1), 60),
-                                      s.data("templates/mni152_t1_2mm"), search="screen"),
+        "doubtful-ct-t1-screen": case(
+            s.turned(s.data("templates/ct_head_2mm"), (0, 0, 1), 60), s.data("templates/mni152_t1_2mm"), search="screen"
+        ),
     }
 
 
-CASES: Dict[str, Case] = {
-    name: one
-    for group in (_demo, _brains, _heads, _ct, _contrasts, _eyes, _hopeless)
-    for name, one in group().items()
+CASES: dict[str, Case] = {
+    name: one for group in (_demo, _brains, _heads, _ct, _contrasts, _eyes, _hopeless) for name, one in group().items()
 }
 
 #: What the test suite runs: the first on every machine, the others where the development data are.

@@ -3,11 +3,12 @@
 A source is a function without arguments that returns a Volume; sources are made of sources. What spoils a volume rounds
 to whole numbers, so that the same volume comes out on every machine.
 """
+
 from __future__ import annotations
 
 import os
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Callable
 
@@ -126,7 +127,8 @@ def noise(shape, spacing: float, seed: int) -> Source:
     """Nothing but noise."""
     return lambda: Volume(
         np.round(np.random.default_rng(seed).normal(100, 20, shape)).astype(np.float32),
-        np.diag([spacing, spacing, spacing, 1.0]), "noise",
+        np.diag([spacing, spacing, spacing, 1.0]),
+        "noise",
     )
 
 
@@ -160,8 +162,18 @@ def box(source: Source, first, last) -> Source:
 #: Two acquisitions of one eye, and a third, small as in the tests.
 ACQUISITIONS = {
     "first": dict(extent=(5.6, 5.0), shape=(140, 90, 160), axial=0.012, tilt=(1.5, -1.0), seed=11),
-    "second": dict(extent=(5.2, 5.4), shape=(150, 80, 150), axial=0.0125, turn=112.0, shift=(0.4, -0.3),
-                   scale=(1.03, 0.98), shear=0.01, tilt=(-2.0, 0.5), offset=0.9, seed=12),
+    "second": dict(
+        extent=(5.2, 5.4),
+        shape=(150, 80, 150),
+        axial=0.0125,
+        turn=112.0,
+        shift=(0.4, -0.3),
+        scale=(1.03, 0.98),
+        shear=0.01,
+        tilt=(-2.0, 0.5),
+        offset=0.9,
+        seed=12,
+    ),
     "third": dict(extent=(5.0, 5.0), shape=(120, 80, 140), axial=0.013, turn=-12.0, shift=(-0.2, 0.3), seed=13),
 }
 
@@ -180,7 +192,7 @@ def eye(which: str, kind: str = "oct", number: int = 7) -> Source:
     return made
 
 
-@lru_cache(maxsize=None)
+@cache
 def _eye(number: int):
     from SpatialDiffusionTraining import retina
 
