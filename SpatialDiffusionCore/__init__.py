@@ -2,6 +2,7 @@
 
 Importing this package is instant: torch and scipy are loaded when a volume is registered, not before.
 """
+
 from __future__ import annotations
 
 __version__ = "0.1.0"
@@ -10,14 +11,21 @@ _HOMES = {
     "register": "registration",
     "register_many": "registration",
     "registration_steps": "registration",
-    "Registration": "registration",
-    "Step": "process",
+    "Registration": "result",
+    "Step": "pipeline.step",
     "Cancelled": "registration",
-    "Volume": "volume",
+    "Volume": "spatial.volume",
+    "load": "spatial.volume_file",
+    "save": "spatial.volume_file",
+    "resample": "spatial.volume",
     "InputError": "errors",
     "ModelError": "errors",
 }
 __all__ = [*_HOMES, "__version__"]
+
+
+def __dir__() -> list:
+    return sorted(__all__)
 
 
 def __getattr__(name: str):

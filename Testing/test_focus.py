@@ -9,11 +9,17 @@ import pytest
 torch = pytest.importorskip("torch")
 from training_fixtures import phantom  # noqa: E402
 
-from SpatialDiffusionCore import geometry, volume  # noqa: E402
-from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
-from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, both, focused, half, looked  # noqa: E402
-from SpatialDiffusionCore.model import load_model, read_weights, save_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model_cube import (  # noqa: E402
+    focused,
+    in_common_focus,
+    model_cube,  # noqa: E402
+    with_focus,
+)
+from SpatialDiffusionCore.modelfile.safetensors_file import read_weights, save_model  # noqa: E402
+from SpatialDiffusionCore.networks.focus import FocusNetwork, _gathered, _scattered, half  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file  # noqa: E402
 
 CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
 
@@ -98,7 +104,7 @@ def test_two_volumes_are_in_focus_or_neither_is():
     cubes, some, other = (head(), head()), Box(4, 12), Box(5, 11)
 
     def chosen(networks, masked=(False, False)):
-        return both(*(looked(*of_one) for of_one in zip(cubes, networks, masked)))
+        return in_common_focus(*(with_focus(*of_one) for of_one in zip(cubes, networks, masked)))
 
     for cube, network in zip(chosen((some, other)), (some, other)):
         assert torch.equal(cube.focus[0], torch.sigmoid(network(cube.values)))
@@ -159,13 +165,14 @@ def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
     """Labelled brains in heads of two held-out people, turned by 90°: the labels overlap as those of bare brains."""
     from Benchmark import cases
     from Benchmark.heads import TASKS
+
     from SpatialDiffusionCore import register
 
     arguments = cases.Arguments(data_folder, tmp_path, rotations=(90,), conditions=("head on head",))
     case = TASKS[0].cases(arguments)[2].make()
     measure = TASKS[0].measure(arguments)
     assert case.name == "head on head/oasis_1002-oasis_1005"
-    moving, fixed = volume.load(case.moving).moved(case.moved), volume.load(case.fixed)
+    moving, fixed = volume_file.load(case.moving).moved(case.moved), volume_file.load(case.fixed)
     found = register(moving, fixed, modality="t1-brain")
     assert measure(case, found.matrix)["dice"] > 0.585  # 0.575 over the whole heads
     assert found.quality.confidence == "good" and found.quality.spread_mm < 1.1  # "fair" and 1.36 mm over the whole heads
