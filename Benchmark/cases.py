@@ -11,8 +11,8 @@ from typing import Callable, Optional
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry
 
 #: Millimeters that the moving header is shifted by in the rotation sweeps.
 SHIFT = 20.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from SpatialDiffusionCore.quality import MIRRORED
+from SpatialDiffusionCore.pipeline.confidence import MIRRORED
 
 from . import tables
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
+from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 
 from . import measures, tables
 from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, rng
@@ -92,7 +92,7 @@ def _cases(arguments: Arguments) -> list:
 def _case(root, name, degrees, seed, moving, fixed, truth, moved) -> Case:
     paths = [root / f"{path}.nii.gz" for path in (moving, fixed)]
     moved = moved(field_center(paths[0]))
-    prepared = volume.prepare(volume.load(paths[0]).moved(moved))
+    prepared = sampling.prepare(volume_file.load(paths[0]).moved(moved))
     return Case("contrast", name, degrees, seed, *paths, moved, truth=truth @ np.linalg.inv(moved),
                 mean=prepared.tissue_center, covariance=prepared.tissue_covariance,
                 modality=(_modality(moving), _modality(fixed)))
@@ -141,7 +141,7 @@ def make_consensus(data, python, path=CONSENSUS, log=None, report=print) -> None
         case = Case("contrast", name, 0.0, 0, *paths, np.eye(4))
         found = {peer: worker.register(case) for peer, worker in workers.items()}
         answers = {peer: np.array(a["matrix"]) for peer, a in found.items() if "matrix" in a}
-        prepared = volume.prepare(volume.load(paths[0]))
+        prepared = sampling.prepare(volume_file.load(paths[0]))
         points = np.random.default_rng(0).multivariate_normal(prepared.tissue_center, prepared.tissue_covariance, 2000)
         table[name] = agree(answers, points)
         path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 
 from . import measures, tables
 from .cases import Arguments, Case, Task, Todo, data_root, draw_transform, rng, stem
@@ -85,12 +85,12 @@ def draw_known(name: str, seed: int) -> Draw:
 def known_pair(moving, fixed, subject: str, seed: int, transform=draw_known):
     """(turn of the moving header, clean fixed and moving values, grid, truth, mean, covariance) of two scans (or one
     scan twice) that lie in one space. transform: function of (subject, seed) that gives a Draw."""
-    sources = [volume.prepare(volume.load(path)) for path in ((fixed,) if moving == fixed else (fixed, moving))]
+    sources = [sampling.prepare(volume_file.load(path)) for path in ((fixed,) if moving == fixed else (fixed, moving))]
     draw, center = transform(subject, seed), sources[0].tissue_center
     to_fixed, to_moving, turn = (geometry.about(linear, center, shift)
                                  for linear, shift in (draw.to_fixed, draw.to_moving, draw.turn))
-    grid = volume.canonical_grid(sources[0], SIZE, SPACING)
-    values = [volume.sample(source, grid.moved(matrix)) for source, matrix in
+    grid = sampling.canonical_grid(sources[0], SIZE, SPACING)
+    values = [sampling.sample(source, grid.moved(matrix)) for source, matrix in
               ((sources[0], to_fixed), (sources[-1], to_moving))]
     # The scan's point p lies at to_fixed⁻¹·p in the fixed volume and at turn·to_moving⁻¹·p in the moving one.
     to_world = turn @ np.linalg.inv(to_moving)
@@ -113,7 +113,7 @@ def make_case(task: str, name: str, moving, fixed, subject: str, seed: int, arti
     for role, values, wanted in zip(("fixed", "moving"), clean, both):
         corrupted, header = corrupt(values.clone(), grid.voxel_to_ras, wanted, rng(task, subject, seed, key, role))
         paths.append(Path(folder) / f"{role}.nii")
-        volume.save(volume.Volume(corrupted, header, role), paths[-1])
+        volume_file.save(volume.Volume(corrupted, header, role), paths[-1])
     return Case(task, name, transform(subject, seed).degrees, seed, paths[1], paths[0], turn, truth=truth, mean=mean,
                 covariance=covariance, modality=modality)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 from . import brains, hard, tables
 from .cases import Arguments, Task, Todo, data_root, field_center, pose, stem
@@ -55,7 +55,7 @@ def dressed(brain, folder) -> Path:
     entry = json.loads(PLACES.read_text(encoding="utf-8"))[stem(brain)]
     path = Path(folder) / f"{stem(brain)}_head.nii"
     head = Path(brain).parent.parent / "t1" / f"{entry['head']}.nii.gz"
-    volume.save(dress(volume.load(brain), volume.load(head), geometry.as_affine(entry["matrix"])), path)
+    volume_file.save(dress(volume_file.load(brain), volume_file.load(head), geometry.as_affine(entry["matrix"])), path)
     return path
 
 
@@ -67,7 +67,7 @@ def make_places(data, path=PLACES, report=print) -> None:
     heads = sorted(p for p in hard.held_out(data) if p.name.startswith("ixi"))
     table = {}
     for brain, head in zip(scans, heads):
-        found = register(volume.load(head), volume.load(brain), modality="t1-brain", device="cpu")
+        found = register(volume_file.load(head), volume_file.load(brain), modality="t1-brain", device="cpu")
         table[stem(brain)] = {"head": stem(head), "matrix": np.round(found.matrix[:3], 4).tolist()}
         report(f"{stem(head)} on {stem(brain)}: {found.quality.summary()}")
     path.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")

@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from SpatialDiffusionCore import volume
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import volume, volume_file
 
 from . import hard, measures, tables
 from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, rng, stem
@@ -51,8 +51,8 @@ def _of_one_head(group: str, scan, arguments: Arguments) -> Case:
     case = hard.make_case("hopeless", name, scan, scan, subject, arguments.seed, changes, arguments.scratch, key=group)
     if group == "half":
         return case
-    moving = volume.load(case.moving)
-    volume.save(mirror(moving), case.moving)
+    moving = volume_file.load(case.moving)
+    volume_file.save(mirror(moving), case.moving)
     return Case("hopeless", name, case.rotation, case.seed, case.moving, case.fixed, case.moved)
 
 
@@ -78,14 +78,14 @@ def noise(like: volume.Volume, generator, smooth: float) -> volume.Volume:
 def _of_two(group, name, degrees, moving, fixed, moved, arguments: Arguments) -> Case:
     center = field_center(moving)
     if group not in ("organ", "true"):
-        source = volume.load(moving)
+        source = volume_file.load(moving)
         if group == "noise":
             generator = rng("hopeless", name, arguments.seed, "voxels")
             source = noise(source, generator, float(generator.integers(0, 2) * 4))
         else:
             source = mirror(source)
         moving = arguments.scratch / "moving.nii"
-        volume.save(source, moving)
+        volume_file.save(source, moving)
     modality = ("any", "any") if group in ("organ", "noise") else ("t1-brain", "t1-brain")
     return Case("hopeless", name, degrees, arguments.seed, moving, fixed, moved(center), modality=modality)
 

@@ -6,8 +6,8 @@ from typing import Optional
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
-from SpatialDiffusionCore.quality import dice
+from SpatialDiffusionCore.alignment.similarity import dice
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 #: A registration with a known answer is a success below this error over the head, mm.
 SUCCESS_MM = 5.0
@@ -45,7 +45,7 @@ class Overlap:
 
     def _labels(self, path):
         if path not in self._read:
-            loaded = volume.load(path, keep_type=True)
+            loaded = volume_file.load(path, keep_type=True)
             numbers, names = group_labels(loaded.data, self.groups)
             present = np.bincount(numbers.ravel(), minlength=len(names) + 1)[1:] > 0
             self._read[path] = volume.Volume(numbers, loaded.voxel_to_ras, loaded.name), present

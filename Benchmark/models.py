@@ -75,7 +75,8 @@ def _measure(arguments: Arguments):
 
 def takes(method: str, name: str) -> bool:
     """Whether a method can do a case: its model sees the modality on a grid made for it."""
-    from SpatialDiffusionCore.model import catalog, grid_of
+    from SpatialDiffusionCore.modelfile.card import grid_of
+    from SpatialDiffusionCore.modelfile.catalog import catalog
 
     model, key = tables.parse(method).model, name.split("/")[0]
     if model is None:
@@ -105,7 +106,7 @@ def _tables(records) -> list:
 
 
 def _words() -> str:
-    from SpatialDiffusionCore.process import DEFAULT_STEPS
+    from SpatialDiffusionCore.pipeline.stages import DEFAULT_STEPS
 
     return (
         f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "

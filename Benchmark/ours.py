@@ -17,7 +17,7 @@ class Ours:
     def __init__(self, model=None, classless=False, focus=True, device="cpu", **options):
         import torch
 
-        from SpatialDiffusionCore.model import catalog
+        from SpatialDiffusionCore.modelfile.catalog import catalog
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self.file, self.classless, self.focus, self.device, self.options = model, classless, focus, device, options
@@ -26,7 +26,7 @@ class Ours:
 
     def prepare(self, moving_modality, fixed_modality):
         """Load the model for what the next volumes are."""
-        from SpatialDiffusionCore.model import load_model
+        from SpatialDiffusionCore.modelfile.model import load_model
 
         self.modality = moving_modality, fixed_modality
         self.model = load_model(self.file, *self.modality, self.device)

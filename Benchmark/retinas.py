@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 
 from . import tables
 from .cases import Arguments, Case, Task, Todo, data_root, rng
@@ -67,7 +67,7 @@ def scanned_twice(task: str, name: str, turn: float, seed: int, kind: str, eye, 
 
     paths = [Path(folder) / f"{role}.nii" for role in ("fixed", "moving")]
     for path, acquisition in zip(paths, acquisitions):
-        volume.save(retina.scan(eye, acquisition, kind), path)
+        volume_file.save(retina.scan(eye, acquisition, kind), path)
     return Case(task, name, turn, seed, paths[1], paths[0], np.eye(4),
                 truth=retina.true_transform(*reversed(acquisitions)), modality=(kind, kind))
 
@@ -95,11 +95,11 @@ def real_transform(number: int, seed: int, center) -> np.ndarray:
 def real(data, number: int, seed: int, folder) -> Case:
     """The odd B-scans of the real eye, sampled under a known transform, to the even ones."""
     fixed, odd = (data_root(data) / "oct" / name for name in _FILES)
-    source = volume.load(odd)
+    source = volume_file.load(odd)
     to_moving = real_transform(number, seed, source.center())
     moving = volume.resample(source, source, to_moving)
     path = Path(folder) / "moving.nii"
-    volume.save(replace(moving, data=np.round(moving.data).astype(np.uint8)), path)
+    volume_file.save(replace(moving, data=np.round(moving.data).astype(np.uint8)), path)
     truth = np.linalg.inv(to_moving)
     return Case("oct", f"real/{number:02d}", turn_of(truth), seed, path, fixed, np.eye(4), truth=truth,
                 modality=("oct", "oct"))
@@ -110,17 +110,17 @@ def measure(case: Case, matrix) -> dict:
     coarser lateral one of the fixed volume) and axial pixels; "error_mm" is the RMS of all."""
     if matrix is None:
         return {"success": False}
-    fixed, moving = volume.load(case.fixed), volume.load(case.moving)
+    fixed, moving = volume_file.load(case.fixed), volume_file.load(case.moving)
     stride = [max(1, n // 48) for n in fixed.shape]
     coarse = fixed.data[tuple(slice(None, None, s) for s in stride)]
-    points = np.argwhere(coarse > volume.prepare(fixed).threshold) * stride
+    points = np.argwhere(coarse > sampling.prepare(fixed).threshold) * stride
     points = geometry.transform_points(fixed.voxel_to_ras, points)
     there = geometry.transform_points(np.linalg.inv(case.truth), points)
     seen = geometry.transform_points(np.linalg.inv(moving.voxel_to_ras), there)
     inside = ((seen >= 0) & (seen <= np.array(moving.shape) - 1)).all(axis=1)
     off = geometry.transform_points(matrix, there[inside]) - points[inside]
     along = off @ (fixed.voxel_to_ras[:3, :3] / fixed.spacing)
-    first, depth, last = volume.scan_order(fixed)
+    first, depth, last = sampling.scan_order(fixed)
     lateral, axial = float(np.median(np.hypot(along[:, first], along[:, last]))), float(np.median(abs(along[:, depth])))
     lines, pixels = lateral / max(fixed.spacing[[first, last]]), axial / fixed.spacing[depth]
     return {
@@ -139,7 +139,7 @@ def _cases_of(kind: str):
                              f"{', '.join(groups)}.")
         seed, folder, todos = arguments.seed, arguments.scratch, []
         if "real" in chosen:
-            center = volume.load(data_root(arguments.data) / "oct" / _FILES[1]).center()
+            center = volume_file.load(data_root(arguments.data) / "oct" / _FILES[1]).center()
             for number in range(arguments.draws or 20):
                 turn = turn_of(np.linalg.inv(real_transform(number, seed, center)))
                 todos.append(Todo(f"real/{number:02d}", turn, lambda n=number: real(arguments.data, n, seed, folder)))

@@ -106,7 +106,8 @@ def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
 
     What else the model's card says does not count.
     """
-    from SpatialDiffusionCore.model import choose, read_weights
+    from SpatialDiffusionCore.modelfile.catalog import choose
+    from SpatialDiffusionCore.modelfile.safetensors_file import read_weights
 
     path, card = choose(model, *modality)
     digest = hashlib.sha256()

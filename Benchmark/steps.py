@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry
+from SpatialDiffusionCore.spatial import geometry
 
 from . import hard, measures, tables
 from .cases import Arguments, Task, Todo, rng, stem
@@ -38,8 +38,8 @@ def of_process(generator, timestep: int) -> hard.Draw:
     """A draw of the forward process at a timestep; the fixed volume and the moving header stay."""
     import torch
 
-    from SpatialDiffusionCore import diffusion
-    from SpatialDiffusionCore.schedule import Schedule
+    from SpatialDiffusionCore.method import diffusion
+    from SpatialDiffusionCore.method.schedule import Schedule
 
     numbers = torch.Generator().manual_seed(int(generator.integers(2**62)))
     theta, _ = diffusion.draw(Schedule(**_SCHEDULE), torch.tensor([timestep]), _GRID[0], numbers, rigid_share=0.4)

@@ -10,14 +10,21 @@ _HOMES = {
     "register": "registration",
     "register_many": "registration",
     "registration_steps": "registration",
-    "Registration": "registration",
-    "Step": "process",
+    "Registration": "result",
+    "Step": "pipeline.pair",
     "Cancelled": "registration",
-    "Volume": "volume",
+    "Volume": "spatial.volume",
+    "load": "spatial.volume_file",
+    "save": "spatial.volume_file",
+    "resample": "spatial.volume",
     "InputError": "errors",
     "ModelError": "errors",
 }
 __all__ = [*_HOMES, "__version__"]
+
+
+def __dir__() -> list:
+    return sorted(__all__)
 
 
 def __getattr__(name: str):

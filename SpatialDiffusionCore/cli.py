@@ -14,12 +14,13 @@ from pathlib import Path
 
 from . import __version__, modality
 from .errors import InputError
+from .modelfile import catalog as catalog_module
 
 #: What each kind of output may be called.
 TRANSFORMS = (".tfm", ".txt", ".h5", ".mat", ".lta")
+
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 PROGRAM = "spatial-diffusion"
-
 OVERVIEW = """\
 Aligns 3D medical images: finds the rigid, similarity or affine transform that lays a moving volume on a fixed one,
 from any starting pose, and says how far the answer can be trusted.
@@ -257,8 +258,6 @@ class _Usage(Exception):
     """A command line whose parts do not fit each other."""
 
 
-# --- register ----------------------------------------------------------------------------------------------
-
 _OUTPUTS = {  # option: (extensions, what it is called, file name in a folder)
     "output": (TRANSFORMS, "the transform", "{moving}_to_{fixed}.tfm"),
     "inverse": (TRANSFORMS, "the inverse transform", "{fixed}_to_{moving}.tfm"),
@@ -279,10 +278,10 @@ def _register(arguments) -> int:
         raise _Usage(f"--threads must be at least 1, got {arguments.threads}.")
     if arguments.bidirectional and arguments.sampler == "fast":
         raise _Usage("--bidirectional belongs to --sampler reference; the fast sampler is symmetric already.")
-    moving_key, fixed_key = (modality.get(own or arguments.modality or "auto", auto=True).key
+    moving_key, fixed_key = (catalog_module.get(own or arguments.modality or "auto", auto=True).key
                              for own in (arguments.moving_modality, arguments.fixed_modality))
     plans = _plan_outputs(arguments)
-    from .model import choose, find
+    from .modelfile.catalog import choose, find
 
     # Reads the card only: fails before volumes are read.
     if modality.AUTO.key not in (moving_key, fixed_key):
@@ -290,16 +289,17 @@ def _register(arguments) -> int:
     elif arguments.model:
         find(arguments.model)
 
-    from . import volume as volumes
-    from .transform_file import read_transform
+    from .spatial import volume as volumes
+    from .spatial import volume_file
+    from .spatial.transform_file import read_transform
 
-    fixed = volumes.load(arguments.fixed)
+    fixed = volume_file.load(arguments.fixed)
     volumes.validate(fixed, "fixed")
-    first = volumes.load(arguments.moving[0])
+    first = volume_file.load(arguments.moving[0])
     volumes.validate(first, "moving")
     init = read_transform(arguments.init, moving=first, fixed=fixed) if arguments.init else None
     masks = {
-        f"{role}_mask": volumes.load(path)
+        f"{role}_mask": volume_file.load(path)
         for role, path in (("moving", arguments.moving_mask), ("fixed", arguments.fixed_mask)) if path
     }
     import torch
@@ -309,7 +309,7 @@ def _register(arguments) -> int:
     resolve_device(arguments.device)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    loaders = [lambda: first] + [lambda path=path: volumes.load(path) for path in arguments.moving[1:]]
+    loaders = [lambda: first] + [lambda path=path: volume_file.load(path) for path in arguments.moving[1:]]
     progress = _Progress(arguments.quiet or not sys.stderr.isatty())
     failed = []
 
@@ -321,7 +321,7 @@ def _register(arguments) -> int:
                 raise result
             print(f"{PROGRAM}: {result}", file=sys.stderr)
             return
-        moving = first if index == 0 else volumes.load(arguments.moving[index])
+        moving = first if index == 0 else volume_file.load(arguments.moving[index])
         _write_outputs(result, plans[index], moving, fixed)
         if not arguments.quiet:
             _summarize(result, plans[index])
@@ -337,7 +337,7 @@ def _register(arguments) -> int:
 
 def _plan_outputs(arguments) -> list:
     """Per moving volume {option: path}; everything that can be wrong with the paths is found here."""
-    from .volume import check_output
+    from .spatial.volume_file import check_output
 
     inputs = [*arguments.moving, arguments.fixed]
     inputs += [p for p in (arguments.init, arguments.moving_mask, arguments.fixed_mask) if p]
@@ -381,16 +381,16 @@ def _stem(path: str) -> str:
 def _write_outputs(result, plan, moving, fixed) -> None:
     import numpy as np
 
-    from . import volume as volumes
     from .files import written_whole
-    from .transform_file import write_transform
+    from .spatial import volume_file
+    from .spatial.transform_file import write_transform
 
     if "output" in plan:
         result.save(plan["output"], moving=moving, fixed=fixed)
     if "inverse" in plan:
         write_transform(np.linalg.inv(result.matrix), plan["inverse"], moving=fixed, fixed=moving)
     if "moved" in plan:
-        volumes.save(result.apply(moving, fixed), plan["moved"])
+        volume_file.save(result.apply(moving, fixed), plan["moved"])
     if "report" in plan:
         with written_whole(plan["report"]) as temporary:
             Path(temporary).write_text(json.dumps(result.report(), indent=2) + "\n", encoding="utf-8")
@@ -433,9 +433,6 @@ class _Progress:
             self.bar = None
 
 
-# --- the other commands ------------------------------------------------------------------------------------
-
-
 def _differs(output, *inputs) -> None:
     for path in inputs:
         if path and os.path.realpath(output) == os.path.realpath(path):
@@ -443,31 +440,32 @@ def _differs(output, *inputs) -> None:
 
 
 def _apply(arguments) -> int:
-    from . import volume as volumes
+    from .spatial import volume as volumes
+    from .spatial import volume_file
 
-    volumes.check_output(arguments.output, VOLUMES, "the moved volume")
+    volume_file.check_output(arguments.output, VOLUMES, "the moved volume")
     _differs(arguments.output, arguments.input, arguments.reference, arguments.transform)
     import numpy as np
 
-    from .transform_file import read_transform
+    from .spatial.transform_file import read_transform
 
-    moving = volumes.load(arguments.input, keep_type=arguments.interpolation == "nearest")
-    reference = volumes.load(arguments.reference, keep_type=True)
+    moving = volume_file.load(arguments.input, keep_type=arguments.interpolation == "nearest")
+    reference = volume_file.load(arguments.reference, keep_type=True)
     matrix = read_transform(arguments.transform, moving=moving, fixed=reference)
     if arguments.invert:
         matrix = np.linalg.inv(matrix)
-    volumes.save(volumes.resample(moving, reference, matrix, arguments.interpolation), arguments.output)
+    volume_file.save(volumes.resample(moving, reference, matrix, arguments.interpolation), arguments.output)
     return 0
 
 
 def _convert(arguments) -> int:
-    from .volume import check_output, load
+    from .spatial.volume_file import check_output, load
 
     check_output(arguments.output, TRANSFORMS, "the transform")
     _differs(arguments.output, arguments.input)
     import numpy as np
 
-    from .transform_file import read_transform, write_transform
+    from .spatial.transform_file import read_transform, write_transform
 
     moving = load(arguments.moving, keep_type=True) if arguments.moving else None
     fixed = load(arguments.fixed, keep_type=True) if arguments.fixed else None
@@ -479,20 +477,23 @@ def _convert(arguments) -> int:
 
 
 def _models(arguments) -> int:
-    from . import model as models
+    from .modelfile import card as card_module
+    from .modelfile import catalog as catalog_module
+    from .modelfile import checkpoint_import
+    from .modelfile import model as models
 
     if arguments.action == "list":
-        catalog = models.catalog()
+        catalog = catalog_module.catalog()
         if arguments.json:
             print(json.dumps({name: {"path": str(path), "card": card} for name, (path, card) in catalog.items()}))
             return 0
         for name, (path, card) in catalog.items():
             print(f"{name}  ({', '.join(card['modalities'])})  {path}")
         if not catalog:
-            print(f"No models are installed; put model files into {models.user_folder()}.")
+            print(f"No models are installed; put model files into {catalog_module.user_folder()}.")
         return 0
     if arguments.action == "info":
-        path, card = models.choose(arguments.model, *[_any_known(models, arguments.model)] * 2)
+        path, card = catalog_module.choose(arguments.model, *[_any_known(models, arguments.model)] * 2)
         facts = models.describe(models.load_model(path, *[next(iter(card["modalities"]))] * 2))
         if arguments.json:
             print(json.dumps({"path": str(path), **facts, "card": card}, indent=2))
@@ -506,15 +507,15 @@ def _models(arguments) -> int:
                 lines = textwrap.wrap(text, 96) or [""]
                 print(f"  {key:<11} {lines[0]}" + "".join(f"\n{'':14}{line}" for line in lines[1:]))
         return 0
-    from .schedule import Schedule
+    from .method.schedule import Schedule
 
     output = arguments.output
     if output is None:
-        models.user_folder().mkdir(parents=True, exist_ok=True)
-        output = str(models.user_folder() / f"{Path(arguments.checkpoint).stem}{models.SUFFIX}")
-    from .volume import check_output
+        catalog_module.user_folder().mkdir(parents=True, exist_ok=True)
+        output = str(catalog_module.user_folder() / f"{Path(arguments.checkpoint).stem}{card_module.SUFFIX}")
+    from .spatial.volume_file import check_output
 
-    check_output(output, (models.SUFFIX,), "the model")
+    check_output(output, (card_module.SUFFIX,), "the model")
     _differs(output, arguments.checkpoint)
     try:
         schedule = Schedule(
@@ -523,7 +524,7 @@ def _models(arguments) -> int:
         )
     except ValueError as error:
         raise _Usage(str(error)) from None
-    card = models.import_checkpoint(
+    card = checkpoint_import.import_checkpoint(
         arguments.checkpoint, output, volume_size=arguments.volume_size, modality=sum(arguments.modality, []),
         schedule=schedule, groups=arguments.groups, name=arguments.name,
     )

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .errors import InputError
-
 
 @dataclass(frozen=True)
 class Modality:
@@ -64,30 +62,8 @@ MODALITIES = {
     )
 }
 
-
 #: What a caller says who leaves it to the volumes (recognition.py); no volume is, and no model is trained for it.
 AUTO = Modality(
     "auto", "Automatic", "T1 brains and head-and-neck CTs are recognized; everything else is taken as it comes.",
     aliases=("automatic",),
 )
-
-
-def get(name: str, auto: bool = False) -> Modality:
-    """The modality of that key or alias, in any case, or one that an installed model of the user's own brings.
-
-    auto: whether AUTO is an answer, too. Raises InputError that lists the known ones.
-    """
-    wanted = str(name).strip().lower().replace("_", "-").replace(" ", "-")
-    known = {**({AUTO.key: AUTO} if auto else {}), **MODALITIES}
-    for modality in known.values():
-        if wanted == modality.key or wanted in modality.aliases:
-            return modality
-    own = {}
-    from .model import catalog  # the catalog reads cards only; this module must stay light to import
-
-    for _, card in catalog().values():
-        for key in card["modalities"]:
-            own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
-    if wanted in own:
-        return own[wanted]
-    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**known, **own})}.")

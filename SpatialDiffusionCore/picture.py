@@ -5,10 +5,10 @@ import os
 
 import numpy as np
 
-from . import modality as modalities
-from .cube import on_grid
 from .files import written_whole
-from .volume import canonical_grid, prepare, scan_order
+from .modelfile import catalog
+from .spatial.cube import on_grid
+from .spatial.sampling import canonical_grid, prepare, scan_order
 
 SIZE = 200
 MARGIN = 8
@@ -42,7 +42,7 @@ def draw(registration, moving, fixed, path=None, size: int = SIZE):
     moving_key, fixed_key = registration.modality
     prepared = prepare(fixed), prepare(moving)
     reach = 2 * 2.6 * float(np.sqrt(np.linalg.eigvalsh(prepared[0].tissue_covariance).max()))
-    oriented = modalities.get(fixed_key).oriented and modalities.get(moving_key).oriented
+    oriented = catalog.get(fixed_key).oriented and catalog.get(moving_key).oriented
     extent = np.array(fixed.shape) * fixed.spacing
     spacing = reach / size if oriented else 1.1 * extent[list(scan_order(fixed))] / size
     grid = canonical_grid(prepared[0], size, spacing, oriented)

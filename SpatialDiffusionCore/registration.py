@@ -15,94 +15,24 @@ from typing import Callable, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from . import geometry
 from . import modality as modalities
-from . import quality as quality_module
 from .errors import InputError
-from .process import Options, Pair, Step, fast, reference
-from .volume import Volume, prepare, resample, validate
+from .modelfile import catalog
+from .options import Options
+from .pipeline import confidence as quality_module
+from .pipeline.pair import Pair, Step
+from .pipeline.reference import reference
+from .pipeline.stages import fast
+from .result import Registration
+from .spatial import geometry
+from .spatial.sampling import prepare
+from .spatial.volume import Volume, validate
 
 SAMPLERS = ("fast", "reference")
 
 
 class Cancelled(Exception):
     """The caller's ``on_step`` asked to stop; nothing was changed."""
-
-
-@dataclass
-class Registration:
-    """The answer.
-
-    matrix: 4×4 float64, **moving → fixed** points in RAS mm ("to parent" in Slicer). Its inverse resamples.
-    transform: "rigid", "similarity" or "affine". steps: what happened on the way. modality: what the moving and the fixed volume
-    were taken for; recognized: whether by their looks, not because somebody said so. center: the fixed tissue's center,
-    RAS mm, about which the decomposition is given.
-    """
-
-    matrix: np.ndarray
-    transform: str
-    steps: List[Step]
-    quality: quality_module.Quality
-    model: str
-    modality: tuple
-    recognized: tuple
-    sampler: str
-    seconds: float
-    polished: bool
-    center: np.ndarray
-    moving: str = ""
-    fixed: str = ""
-    details: dict = field(default_factory=dict)
-
-    @property
-    def decomposition(self) -> geometry.Decomposition:
-        """Rotation, translation of the tissue's center, scales and shears."""
-        center = geometry.transform_points(np.linalg.inv(self.matrix), self.center[None])[0]
-        return geometry.decompose(self.matrix, center)
-
-    def save(self, path, moving: Optional[Volume] = None, fixed: Optional[Volume] = None) -> None:
-        """Write the transform; the extension chooses the format (transform_file.py)."""
-        from .transform_file import write_transform
-
-        write_transform(self.matrix, path, moving=moving, fixed=fixed)
-
-    def apply(self, volume: Volume, reference, interpolation: str = "linear") -> Volume:
-        """``volume`` (anything that moves with the moving volume) on the voxels of ``reference``."""
-        return resample(volume, reference, self.matrix, interpolation)
-
-    def kinds(self) -> str:
-        """What the volumes were taken for, in words."""
-        words = [modalities.get(key).label + (" (recognized)" if seen and key != "any" else "")
-                 for key, seen in zip(self.modality, self.recognized)]
-        return words[0] if words[0] == words[1] else f"{words[0]} and {words[1]}"
-
-    def report(self) -> dict:
-        """Everything as JSON-ready numbers and words."""
-        parts = self.decomposition
-        return {
-            "moving": self.moving,
-            "fixed": self.fixed,
-            "matrix_moving_to_fixed_ras": self.matrix.tolist(),
-            "transform": self.transform,
-            "rotation_deg": parts.rotation_deg,
-            "rotations_xyz_deg": list(parts.rotations_deg),
-            "translation_mm": list(parts.translation_mm),
-            "scales_percent": list(parts.scales_percent),
-            "shears": list(parts.shears),
-            "in_words": parts.text(),
-            "quality": self.quality.to_dict(),
-            "model": self.model,
-            "modality": {"moving": self.modality[0], "fixed": self.modality[1]},
-            "recognized": {"moving": self.recognized[0], "fixed": self.recognized[1]},
-            "sampler": self.sampler,
-            "polished": self.polished,
-            "steps": [{"index": s.index, "stage": s.stage} for s in self.steps],
-            "seconds": self.seconds,
-            **self.details,
-        }
-
-
-# --- options -----------------------------------------------------------------------------------------------
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -135,8 +65,8 @@ def _options(
     modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed,
     search, init,
 ) -> Options:
-    moving_key = modalities.get(moving_modality or modality, auto=True).key
-    fixed_key = modalities.get(fixed_modality or modality, auto=True).key
+    moving_key = catalog.get(moving_modality or modality, auto=True).key
+    fixed_key = catalog.get(fixed_modality or modality, auto=True).key
     if transform not in geometry.TRANSFORM_KINDS:
         raise InputError(f"Unknown transform {transform!r}; choose one of: {', '.join(geometry.TRANSFORM_KINDS)}.")
     if sampler is not None and sampler not in SAMPLERS:
@@ -159,9 +89,6 @@ def _for_model(options: Options, model) -> Options:
         raise InputError(f"The number of steps must be 0 (no diffusion) to {last}, got {options.steps}.")
     polish = sampler == "fast" if options.polish is None else options.polish
     return replace(options, sampler=sampler, polish=polish)
-
-
-# --- the process -------------------------------------------------------------------------------------------
 
 
 def registration_steps(
@@ -196,8 +123,9 @@ def registration_steps(
     )
     validate(moving, "moving")
     validate(fixed, "fixed")
-    from .focus import both
-    from .model import Model, grid_of, load_model
+    from .modelfile.card import grid_of
+    from .modelfile.model import Model, load_model
+    from .modelfile.model_cube import both
 
     ready = _Ready(moving, moving_mask, options.device), _fixed or _Ready(fixed, fixed_mask, options.device)
     recognized = tuple(key == modalities.AUTO.key for key in (options.moving_modality, options.fixed_modality))
@@ -232,7 +160,7 @@ def registration_steps(
         fixed=fixed.name, details=outcome.details,
     )
     if options.sampler == "fast" and (sides := model.sides_of(*keys)) is not None:
-        from .sides import told
+        from .pipeline.template_check import told
 
         found = told(sides, pair.moving, pair.fixed, second_to_first)
         result.quality.sides = found[::-1] if swap and found else found
@@ -263,8 +191,8 @@ class _Ready:
     @cached_property
     def modality(self) -> str:
         """What it shows by its looks."""
-        from .model import load_model
-        from .recognition import recognized
+        from .modelfile.model import load_model
+        from .strategies.recognition import recognized
 
         def look(key):
             cube, focused = self.look(key, load_model(None, key, key, self.device), "fast")
@@ -274,8 +202,7 @@ class _Ready:
 
     def look(self, key: str, model, sampler: str) -> tuple:
         """It on a model's cube, as it is and in focus (see focus.looked); the published method has no focus."""
-        from .cube import placed
-        from .focus import looked
+        from .modelfile.model_cube import looked, placed
 
         if (key, model.name, sampler) not in self.looks:
             cube = placed(self.prepared, key, model.card, self.device)
@@ -286,7 +213,9 @@ class _Ready:
 
 def _recognized(options: Options, model, moving: _Ready, fixed: _Ready) -> Options:
     """The options with what the volumes show, where nobody said; a model that was chosen may know no more than some kinds."""
-    from .model import Model, find, nearest
+    from .modelfile.card import nearest
+    from .modelfile.catalog import find
+    from .modelfile.model import Model
 
     card = None if model is None else model.card if isinstance(model, Model) else find(model)[1]
     keys = []
@@ -315,9 +244,6 @@ def _signature(cube) -> bytes:
     digest = hashlib.blake2b(cube.values.cpu().numpy().tobytes(), digest_size=16)
     digest.update(np.round(cube.grid.voxel_to_ras, 6).tobytes())
     return digest.digest()
-
-
-# --- what callers use --------------------------------------------------------------------------------------
 
 
 def register(
@@ -377,10 +303,11 @@ def register_many(
     each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned.
     """
-    from .model import Model, find, load_model
+    from .modelfile.catalog import find
+    from .modelfile.model import Model, load_model
 
     device, model = resolve_device(options.get("device", "auto")), options.get("model")
-    keys = [modalities.get(options.get(name) or options.get("modality", "auto"), auto=True).key
+    keys = [catalog.get(options.get(name) or options.get("modality", "auto"), auto=True).key
             for name in ("moving_modality", "fixed_modality")]
     # What is wrong for all of them is said once.
     if modalities.AUTO.key not in keys and not isinstance(model, Model):

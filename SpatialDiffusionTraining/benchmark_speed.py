@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from SpatialDiffusionCore import diffusion
+from SpatialDiffusionCore.method import diffusion
 
 from . import settings as settings_module
 from . import train, trainer

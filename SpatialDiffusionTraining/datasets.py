@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from SpatialDiffusionCore import geometry
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modality import MODALITIES
+from SpatialDiffusionCore.spatial import geometry
 
 from . import loaders
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
-from SpatialDiffusionCore.model import PARTS, load_model, read_card, save_model, user_folder
-from SpatialDiffusionCore.network import build
+from SpatialDiffusionCore.modelfile.card import PARTS, read_card
+from SpatialDiffusionCore.modelfile.catalog import user_folder
+from SpatialDiffusionCore.modelfile.model import load_model
+from SpatialDiffusionCore.modelfile.safetensors_file import save_model
+from SpatialDiffusionCore.networks.build import build
 
 from . import datasets
 from .pairs import make_schedule

@@ -1,4 +1,4 @@
-"""Training the network that finds what people have in common in a volume (SpatialDiffusionCore/focus.py).
+"""Training the network that finds what people have in common in a volume (SpatialDiffusionCore/networks/focus.py).
 
 It learns from scans with masks, in any orientation and under the artifacts of the preset. A scan without a mask counts
 as stripped: all its tissue is in focus.
@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from SpatialDiffusionCore import modality as modalities
-from SpatialDiffusionCore.cube import SURE
 from SpatialDiffusionCore.errors import InputError
-from SpatialDiffusionCore.focus import FocusNetwork, half
-from SpatialDiffusionCore.model import grid_of, read_card
+from SpatialDiffusionCore.modelfile import catalog
+from SpatialDiffusionCore.modelfile.card import grid_of, read_card
+from SpatialDiffusionCore.networks.focus import FocusNetwork, half
+from SpatialDiffusionCore.spatial.cube import SURE
 
 from . import command, datasets, export
 from .augmentation import Blur, Corruption, Pose
@@ -127,7 +127,7 @@ def teach(chosen):
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     known = [name for name in card["modalities"] if name != "any"] or ["any"]
-    modality = modalities.get(chosen.dataset).key if chosen.dataset else known[0]
+    modality = catalog.get(chosen.dataset).key if chosen.dataset else known[0]
     if modality not in known:
         raise InputError(f"{chosen.model} knows {', '.join(known)}, not {modality}.")
     if len(known) > 1 and not chosen.dataset:

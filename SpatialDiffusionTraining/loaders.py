@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
-from SpatialDiffusionCore.cube import model_cube
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modality import MODALITIES
+from SpatialDiffusionCore.modelfile.model_cube import model_cube
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 LOADERS = ("canonical", "published")
 
@@ -25,7 +25,7 @@ def load(path, loader, modality, grid, mask=None):
     """
     if loader not in LOADERS:
         raise InputError(f"Unknown loader {loader!r}; choose one of: {', '.join(LOADERS)}.")
-    scan = volume.load(path)
+    scan = volume_file.load(path)
     volume.validate(scan)
     key = modality if modality in MODALITIES else "any"
     cube = model_cube(scan, None, key, {"grid": {**grid, "loading": loader}}, "cpu")
@@ -38,5 +38,5 @@ def load(path, loader, modality, grid, mask=None):
     covariance = linear @ cube.prepared.tissue_covariance @ linear.T
     inside = None
     if mask is not None:
-        inside = (volume.resample(volume.load(mask), cube.grid, interpolation="nearest").data != 0).astype(np.uint8)
+        inside = (volume.resample(volume_file.load(mask), cube.grid, interpolation="nearest").data != 0).astype(np.uint8)
     return values, mean.tolist(), covariance.tolist(), inside, cube.grid.normalized_to_ras.tolist()

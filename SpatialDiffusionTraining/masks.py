@@ -16,19 +16,20 @@ def carry(task):
     """Write the mask of one scan; returns the word of the registration's quality, or why there is none."""
     import torch
 
-    from SpatialDiffusionCore import register, volume
+    from SpatialDiffusionCore import register
+    from SpatialDiffusionCore.spatial import volume, volume_file
 
     scan, template, mask, modality, output = task
     torch.set_num_threads(1)
     try:
-        fixed = volume.load(scan)
-        found = register(volume.load(template), fixed, modality=modality, device="cpu")
+        fixed = volume_file.load(scan)
+        found = register(volume_file.load(template), fixed, modality=modality, device="cpu")
     except InputError as error:
         return str(error)
     if found.quality.confidence != "poor":
-        brain = volume.load(mask)
+        brain = volume_file.load(mask)
         inside = volume.Volume((brain.data > 0).astype(np.uint8), brain.voxel_to_ras, brain.name)
-        volume.save(volume.resample(inside, fixed, found.matrix, "nearest"), output)
+        volume_file.save(volume.resample(inside, fixed, found.matrix, "nearest"), output)
     return found.quality.confidence
 
 

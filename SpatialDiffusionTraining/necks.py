@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 from . import command, datasets
 
@@ -53,10 +53,10 @@ def write(scans, points, output, report=print) -> list:
         raise InputError(f"{points} names none of the scans of {scans}.")
     output.mkdir(parents=True, exist_ok=True)
     for path in chosen:
-        scan = volume.load(path)
+        scan = volume_file.load(path)
         places = geometry.transform_points(scan.voxel_to_ras, np.indices(scan.shape).reshape(3, -1).T)
         mask = inside(places, *known[path.name]).reshape(scan.shape).astype(np.uint8)
-        volume.save(volume.Volume(mask, scan.voxel_to_ras, scan.name), output / path.name)
+        volume_file.save(volume.Volume(mask, scan.voxel_to_ras, scan.name), output / path.name)
     datasets.write_list(chosen, output / "scans.txt")
     return chosen
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from SpatialDiffusionCore import diffusion
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.method import diffusion
+from SpatialDiffusionCore.method.schedule import Schedule
 from SpatialDiffusionCore.modality import MODALITIES
-from SpatialDiffusionCore.network import preprocess
-from SpatialDiffusionCore.schedule import Schedule
+from SpatialDiffusionCore.networks.affine_transformer import preprocess
 
 from . import losses
 from .augmentation import Corruption, Pose, compose, take

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore import geometry
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
+from SpatialDiffusionCore.spatial import geometry
 
 from . import command, datasets
 from .necks import read_points
@@ -45,12 +45,12 @@ def answer(task):
 
 def stripped(path, masks):
     """The scan, black outside its mask where the folder `masks` has one."""
-    from SpatialDiffusionCore import volume
+    from SpatialDiffusionCore.spatial import volume, volume_file
 
-    scan, mask = volume.load(path), datasets.mask_of(path, masks)
+    scan, mask = volume_file.load(path), datasets.mask_of(path, masks)
     if mask is None:
         return scan
-    inside = volume.resample(volume.load(mask), scan, interpolation="nearest").data != 0
+    inside = volume.resample(volume_file.load(mask), scan, interpolation="nearest").data != 0
     return volume.Volume(np.where(inside, scan.data, 0), scan.voxel_to_ras, scan.name)
 
 

@@ -6,7 +6,7 @@ import argparse
 import numpy as np
 import torch
 
-from SpatialDiffusionCore import diffusion
+from SpatialDiffusionCore.method import diffusion
 
 
 def slices(volume, scale=2):

@@ -26,7 +26,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from SpatialDiffusionCore.errors import InputError
-from SpatialDiffusionCore.volume import Volume, save
+from SpatialDiffusionCore.spatial.volume import Volume
+from SpatialDiffusionCore.spatial.volume_file import save
 
 from . import command, datasets
 

@@ -1,4 +1,4 @@
-"""Teaching a model which side is left (SpatialDiffusionCore/sides.py), from scans whose headers are right.
+"""Teaching a model which side is left (SpatialDiffusionCore/strategies/head_template.py), from scans whose headers are right.
 
 No labels are needed: every scan is an example, and its mirror image the opposite one.
 """
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from SpatialDiffusionCore import geometry, volume
-from SpatialDiffusionCore import modality as modalities
-from SpatialDiffusionCore.cube import model_cube
 from SpatialDiffusionCore.errors import InputError
-from SpatialDiffusionCore.focus import looked
-from SpatialDiffusionCore.model import load_model, read_card
-from SpatialDiffusionCore.polish import bounds
-from SpatialDiffusionCore.quality import MIRRORED
-from SpatialDiffusionCore.sides import Sides
+from SpatialDiffusionCore.modelfile import catalog
+from SpatialDiffusionCore.modelfile.card import read_card
+from SpatialDiffusionCore.modelfile.model import load_model
+from SpatialDiffusionCore.modelfile.model_cube import looked, model_cube
+from SpatialDiffusionCore.pipeline.confidence import MIRRORED
+from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
+from SpatialDiffusionCore.spatial.cube import bounds
+from SpatialDiffusionCore.strategies.head_template import Sides
 
 from . import command, datasets, export
 
@@ -34,9 +34,9 @@ OFF = (10.0, 10.0)
 
 def symmetric(template, spacing):
     """Sides without weights, from a template: its tissue's box, both sides averaged."""
-    prepared = volume.prepare(template)
-    grid = volume.canonical_grid(prepared, [2 * int(120 // spacing)] * 3, spacing)
-    values = volume.sample(prepared, grid)[0, 0]
+    prepared = sampling.prepare(template)
+    grid = sampling.canonical_grid(prepared, [2 * int(120 // spacing)] * 3, spacing)
+    values = sampling.sample(prepared, grid)[0, 0]
     values = (values + values.flip(0)) / 2
     values = values[tuple(slice(a, b) for a, b in zip(*bounds(values > 0.05, 1)))]
     sides = Sides(values.shape, spacing)
@@ -61,7 +61,7 @@ def differences(sides, scans, model, modality, change=lambda scan, number: scan,
     """{number of the scan: its difference, a vector}, without scans on which the template cannot be laid."""
     found = {}
     for number, path in enumerate(scans):
-        cube = model_cube(change(volume.load(path), number), None, modality, model.card, "cpu")
+        cube = model_cube(change(volume_file.load(path), number), None, modality, model.card, "cpu")
         cube, focused = looked(cube, model.focus_on(modality))
         world = sides.lay(focused or cube, [np.eye(4)])
         difference = None if world is None else sides.difference(focused or cube, world)
@@ -95,7 +95,7 @@ def judged(taught, *tests):
 def teach(chosen):
     """Do what the command line says; returns the model file written."""
     card = read_card(chosen.model)
-    modality = modalities.get(chosen.dataset).key
+    modality = catalog.get(chosen.dataset).key
     if modality not in card["modalities"] or modality == "any":
         raise InputError(f"{chosen.model} knows {', '.join(card['modalities'])}; name one of them with --dataset.")
     train, held_out = datasets.split(datasets.find_scans(chosen.train))
@@ -105,7 +105,7 @@ def teach(chosen):
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     model = load_model(chosen.model, modality, modality)
-    sides = symmetric(volume.load(chosen.template), chosen.spacing)
+    sides = symmetric(volume_file.load(chosen.template), chosen.spacing)
     taught = differences(sides, scans, model, modality, report=command.say)
     if len(taught) < 2 * FOLDS:
         raise InputError(f"The template fits {len(taught)} scans only; give one that looks like them.")

@@ -71,11 +71,11 @@ def train_command(argv):
 
 def modality_key(name):
     """A modality's key for its key or alias; any other name of small letters, digits and - is a modality of its own."""
-    from SpatialDiffusionCore import modality
     from SpatialDiffusionCore.errors import InputError
+    from SpatialDiffusionCore.modelfile import catalog
 
     try:
-        return modality.get(name).key
+        return catalog.get(name).key
     except InputError:
         if re.fullmatch(r"[a-z][a-z0-9-]*", name):
             return name
@@ -289,7 +289,7 @@ def initial_weights(source, network):
     if source.is_dir():
         weights = weights_of_run(source)["weights"]
     else:
-        from SpatialDiffusionCore.model import load_model
+        from SpatialDiffusionCore.modelfile.model import load_model
 
         weights = load_model(source).network.state_dict()
     own = network.state_dict()

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from SpatialDiffusionCore import diffusion
 from SpatialDiffusionCore.errors import InputError
-from SpatialDiffusionCore.network import NETWORKS, build
+from SpatialDiffusionCore.method import diffusion
+from SpatialDiffusionCore.networks.build import NETWORKS, build
 
 from . import losses
 from .datasets import Sampler
@@ -36,7 +36,7 @@ class TrainingStopped(RuntimeError):
 
 
 def architecture(settings, classes):
-    """What `SpatialDiffusionCore.network.build` needs for the run's network with so many modality classes."""
+    """What `SpatialDiffusionCore.networks.build.build` needs for the run's network with so many modality classes."""
     n = settings.network
     out = {"head": n.head, "volume_size": list(settings.grid()["size"]), "n_classes": classes,
            "class_dropout": n.class_dropout}

@@ -80,12 +80,12 @@ def conditional() -> SimpleNamespace:
 @pytest.fixture
 def user_models(tmp_path, monkeypatch) -> Path:
     """An empty folder of the user's models; the bundled ones are out of sight."""
-    from SpatialDiffusionCore import model
+    from SpatialDiffusionCore.modelfile import catalog, model
 
     folder = tmp_path / "models"
     folder.mkdir()
     monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(folder))
-    monkeypatch.setattr(model, "BUNDLED", tmp_path / "nothing-bundled")
+    monkeypatch.setattr(catalog, "BUNDLED", tmp_path / "nothing-bundled")
     model._loaded.clear()
     yield folder
     model._loaded.clear()

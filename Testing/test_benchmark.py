@@ -28,8 +28,8 @@ from Benchmark import (
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
-from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 DEMO = Path(volume.__file__).parent / "demo"
 TABLE = "id\tname\tgroup\n1\tUnlabeled\t\n4\tLeft\tSide\n5\tRight\tSide\n9\tMiddle\tMiddle\n"
@@ -118,12 +118,12 @@ def test_a_hard_case_is_repeatable_and_its_truth_lays_the_volumes_on_each_other(
     monkeypatch.setattr(hard, "SPACING", 4.5)
     scan = DEMO / "moving_t1_brain.nii.gz"
     case = hard.hard_case(scan, "clean", 0, tmp_path)
-    moving, fixed = volume.load(case.moving), volume.load(case.fixed)
+    moving, fixed = volume_file.load(case.moving), volume_file.load(case.fixed)
     there = volume.resample(moving.moved(case.moved), fixed, case.truth)
     inside = fixed.data > 100
     assert np.corrcoef(there.data[inside], fixed.data[inside])[0, 1] > 0.93
     hard.known_pair.cache_clear()
-    once = [hard.hard_case(scan, "together", 0, tmp_path) and volume.load(tmp_path / "moving.nii") for _ in range(2)]
+    once = [hard.hard_case(scan, "together", 0, tmp_path) and volume_file.load(tmp_path / "moving.nii") for _ in range(2)]
     np.testing.assert_array_equal(once[0].data, once[1].data)
     assert once[0].data.size < moving.data.size  # cropped
     assert np.abs(hard.hard_case(scan, "clean", 1, tmp_path).truth - case.truth).max() > 0.01
@@ -280,12 +280,12 @@ def test_an_artifact_grows_with_its_severity_and_keeps_the_transform(heads, tmp_
     made = [t for t in todos("severity", heads, tmp_path, subjects=1, conditions=(name,))]
     assert [t.name.split("/")[0] for t in made] == [f"{name}@{s:g}" for s in severity.SEVERITIES]
     clean = hard.hard_case(hard.held_out(heads)[0], "clean", 0, tmp_path)
-    references = [volume.load(p) for p in (clean.fixed, clean.moving)]
+    references = [volume_file.load(p) for p in (clean.fixed, clean.moving)]
     away = []
     for todo in made:
         case = todo.make()
         np.testing.assert_array_equal(case.truth, clean.truth)
-        changed = [volume.resample(volume.load(p), r) for p, r in zip((case.fixed, case.moving), references)]
+        changed = [volume.resample(volume_file.load(p), r) for p, r in zip((case.fixed, case.moving), references)]
         away.append(sum(float(np.abs(c.data - r.data).mean()) for c, r in zip(changed, references)))
     assert away == sorted(away) and away[0] > 0 and away[-1] > 1.5 * away[0]
 
@@ -297,7 +297,7 @@ def test_draws_of_the_diffusion_are_repeatable_and_their_truth_lays_the_volumes_
         case = todo.make()
         assert case.rotation == todo.rotation
         np.testing.assert_array_equal(case.truth, todo.make().truth)
-        moving, fixed = volume.load(case.moving), volume.load(case.fixed)
+        moving, fixed = volume_file.load(case.moving), volume_file.load(case.fixed)
         inside = fixed.data > 150
 
         def alike(matrix):
@@ -312,7 +312,7 @@ def test_the_single_shot_is_one_step_of_either_sampler_and_names_carry_their_ste
     for name in ("diffusion@1", "naive@1", "naive@3"):
         method = ours.make(name)
         method.prepare(*case.modality)
-        answers[name] = method.run(*(volume.load(p) for p in (case.moving, case.fixed)), 0)[0]
+        answers[name] = method.run(*(volume_file.load(p) for p in (case.moving, case.fixed)), 0)[0]
     np.testing.assert_allclose(answers["diffusion@1"], answers["naive@1"], atol=2e-3)
     assert np.abs(answers["naive@3"] - answers["naive@1"]).max() > 0.01
     assert tables.label("diffusion@4") == "· diffusion alone, 4 steps"
@@ -359,7 +359,7 @@ def test_contrast_pairs_alternate_their_direction_and_the_truth_undoes_the_heade
     there, back = (t.make() for t in made)
     assert (there.moving, there.fixed) == (back.fixed, back.moving) and there.modality == ("t1-brain", "t2-head-neck")
     for case in (there, back):
-        moving, fixed = volume.load(case.moving), volume.load(case.fixed)
+        moving, fixed = volume_file.load(case.moving), volume_file.load(case.fixed)
         found = volume.resample(moving.moved(case.moved), fixed, case.truth)
         np.testing.assert_allclose(found.data, moving.data, atol=0.1)  # templates share their voxels
         assert measures.known(case, case.truth)["error_mm"] == 0
@@ -395,13 +395,13 @@ def test_hopeless_cases_have_no_answer_but_half_a_head(heads, tmp_path):
                   "confidence": "poor", "similarity_after": 0.2 if group == "true" else 0.1, "seconds": 1.0, "cpu_seconds": 1.0, "peak_mb": 9}
         records.append(record)
         assert record["success"] == (group in ("half", "true")) and ("error_mm" in record) == (group == "half")
-        volume.validate(volume.load(case.moving))
+        volume.validate(volume_file.load(case.moving))
     half = made["half"].make()
-    assert volume.load(half.moving).data.size < 0.75 * volume.load(half.fixed).data.size
+    assert volume_file.load(half.moving).data.size < 0.75 * volume_file.load(half.fixed).data.size
     text = "\n".join(TASKS["hopeless"].section(records))
     assert "| half of a head on the whole | 0 | 0 | 1 | 9.0 | 0.00 |" in text
     assert "more alike than its mirror image in 1 of 1 pairs of people (by 0.100 in the median)" in text
-    scan = volume.load(DEMO / "moving_t1_brain.nii.gz")
+    scan = volume_file.load(DEMO / "moving_t1_brain.nii.gz")
     np.testing.assert_array_equal(hopeless.mirror(hopeless.mirror(scan)).data, scan.data)
     assert np.abs(hopeless.mirror(scan).data - scan.data).max() > 0
 
@@ -471,11 +471,11 @@ def test_a_dressed_brain_keeps_its_place_inside_another_head(bench, tmp_path, mo
     made = [t.make() for t in TASKS["heads"].cases(cases.Arguments(bench, tmp_path, rotations=(0,), pairs=2))]
     assert [c.name for c in made] == ["head on head/oasis_0-oasis_3", "brain on head/oasis_0-oasis_3",
                                       "head on head/oasis_1-oasis_4", "head on brain/oasis_1-oasis_4"]
-    head = volume.load(made[0].moving)
+    head = volume_file.load(made[0].moving)
     assert made[1].moving.name == "oasis_0_t1.nii.gz" and made[3].fixed.name == "oasis_4_t1.nii.gz"
     place = geometry.transform_points(head.voxel_to_ras, np.indices(head.shape).reshape(3, -1).T)
     apart = np.linalg.norm(place - [27, 30, 33], axis=1).reshape(head.shape)
-    inner = volume.resample(volume.load(bench / "bench" / "oasis_0_t1.nii.gz"), head).data
+    inner = volume.resample(volume_file.load(bench / "bench" / "oasis_0_t1.nii.gz"), head).data
     assert np.allclose(head.data[apart < 22], inner[apart < 22])
     ring = head.data[(apart > 29) & (apart < 30)]
     assert np.allclose(ring, ring[0]) and 0 < ring[0] < 0.3 * inner.max()

@@ -8,17 +8,18 @@ import pytest
 
 pytest.importorskip("torch")
 from Benchmark import hard  # noqa: E402
-from SpatialDiffusionCore import blocks, geometry, search, volume  # noqa: E402
-from SpatialDiffusionCore.cube import model_cube  # noqa: E402
-from SpatialDiffusionCore.model import load_model  # noqa: E402
-from SpatialDiffusionCore.volume import Volume  # noqa: E402
+from SpatialDiffusionCore.alignment import block_matching, candidate_settling  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.spatial.volume import Volume  # noqa: E402
 
 DEMO = Path(volume.__file__).parent / "demo"
 
 
 @pytest.fixture(scope="module")
 def brain():
-    return volume.load(DEMO / "moving_t1_brain.nii.gz")
+    return volume_file.load(DEMO / "moving_t1_brain.nii.gz")
 
 
 def cube_of(scan):
@@ -36,18 +37,18 @@ def test_the_affine_of_a_third_of_the_places_is_found_whatever_the_others_do():
     moves = geometry.transform_points(truth, places) - places
     wrong = rng.permutation(400)[:230]
     moves[wrong] = rng.uniform(-3, 3, (230, 3))
-    found = blocks.trimmed_fit(places, moves)
+    found = block_matching.trimmed_fit(places, moves)
     # The ridge pulls it a little towards no change.
     assert np.abs(geometry.transform_points(found, places) - geometry.transform_points(truth, places)).max() < 0.02
-    assert np.abs(blocks.trimmed_fit(places, np.tile([1.0, 2, 3], (400, 1))) - geometry.from_parts(np.eye(3), (1, 2, 3))
+    assert np.abs(block_matching.trimmed_fit(places, np.tile([1.0, 2, 3], (400, 1))) - geometry.from_parts(np.eye(3), (1, 2, 3))
                   ).max() < 1e-9
 
 
 def test_with_votes_brains_corrupted_in_every_way_settle_at_the_truth(brain):
     """Motion, crops, thick slices, bias, noise and contrast at once: without votes half of these end 4 mm off or more."""
-    prepared = volume.prepare(brain)
-    grid = volume.canonical_grid(prepared, 96, 2.0)
-    clean = volume.sample(prepared, grid)
+    prepared = sampling.prepare(brain)
+    grid = sampling.canonical_grid(prepared, 96, 2.0)
+    clean = sampling.sample(prepared, grid)
     errors = []
     for seed in range(3, 8):
         rng = np.random.default_rng(seed)
@@ -58,7 +59,7 @@ def test_with_votes_brains_corrupted_in_every_way_settle_at_the_truth(brain):
         moving, fixed = cube_of(scans[0].moved(truth)), cube_of(scans[1])
         answers = []
         for voted in (0, 2):
-            *_, (_, world) = search.settle(moving, fixed, [np.eye(4)], "affine", 0, voted)
+            *_, (_, world) = candidate_settling.settle(moving, fixed, [np.eye(4)], "affine", 0, voted)
             answers.append(geometry.displacement_rms(world, truth, prepared.tissue_center, prepared.tissue_covariance))
         errors.append(answers)
     without, voted = np.array(errors).T
@@ -72,7 +73,7 @@ def test_known_transforms_of_each_kind_are_found_whatever_the_contrast(brain, ki
     other = np.where(brain.data > 0, 1.1 * brain.data.max() - brain.data, 0).astype(np.float32)
     moving = cube_of(Volume(other, brain.voxel_to_ras, "inverted")) if inverted else fixed
     start = geometry.about(geometry.rotation_about([1, 1, 0], 0.05), brain.center(), (3.0, 2, -4))
-    found = blocks.refine(moving, fixed, start, kind)
+    found = block_matching.refine(moving, fixed, start, kind)
     # Voxels of 4 mm; the edge to the black background does not invert.
     assert off(start, np.eye(4), fixed) > 4 and off(found, np.eye(4), fixed) < (1.0 if inverted else 0.5)
     stretches = np.linalg.svd(found[:3, :3])[1]
@@ -83,4 +84,4 @@ def test_known_transforms_of_each_kind_are_found_whatever_the_contrast(brain, ki
 def test_where_nothing_can_vote_nothing_moves(brain):
     fixed = cube_of(brain)
     away = geometry.from_parts(np.eye(3), (500.0, 0, 0))
-    assert (blocks.refine(fixed, fixed, away, "affine") == away).all()
+    assert (block_matching.refine(fixed, fixed, away, "affine") == away).all()

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from SpatialDiffusionCore import geometry, quality, register, registration_steps, volume
+from SpatialDiffusionCore import register, registration_steps
+from SpatialDiffusionCore.alignment import similarity as similarity_module
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.registration import Cancelled
-from SpatialDiffusionCore.volume import Volume
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
+from SpatialDiffusionCore.spatial.volume import Volume
 
 DEMO = Path(volume.__file__).parent / "demo"
 
@@ -23,7 +25,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def brain(pair):
-    return volume.load(pair[0])
+    return volume_file.load(pair[0])
 
 
 def brain_corners(brain: Volume) -> np.ndarray:
@@ -48,8 +50,8 @@ def test_a_turned_header_is_found_through_the_file_that_simpleitk_reads(tmp_path
     rng = np.random.default_rng(0)
     noisy = np.clip(0.8 * brain.data + rng.normal(0, 4, brain.shape) * (brain.data > 0), 0, None).astype(np.float32)
     moving = Volume(noisy, brain.voxel_to_ras, "moving").moved(truth)
-    volume.save(moving, tmp_path / "moving.nii.gz")
-    volume.save(brain, tmp_path / "fixed.nii.gz")
+    volume_file.save(moving, tmp_path / "moving.nii.gz")
+    volume_file.save(brain, tmp_path / "fixed.nii.gz")
     status = main(["register", str(tmp_path / "moving.nii.gz"), str(tmp_path / "fixed.nii.gz"), "--modality",
                    "t1-brain", "--transform", "rigid", "-o", str(tmp_path / "m.tfm"), "--threads", "1", "--quiet"])
     assert status == 0
@@ -74,7 +76,7 @@ def test_an_affine_change_is_found_at_the_corners(brain):
 
 
 def test_the_same_input_gives_the_same_output(brain, pair):
-    fixed = volume.load(pair[1])
+    fixed = volume_file.load(pair[1])
     first, second = (register(brain, fixed, modality="t1-brain") for _ in range(2))
     np.testing.assert_array_equal(first.matrix, second.matrix)
 
@@ -83,7 +85,7 @@ def test_the_demo_lays_the_brain_on_the_template(tmp_path, pair, capsys):
     assert main(["demo", "-o", str(tmp_path / "out"), "--threads", "1"]) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["quality"]["similarity_after"] > 0.5 > 0.1 > report["quality"]["similarity_before"]
-    moved, fixed = volume.load(tmp_path / "out" / "moved.nii.gz"), volume.load(pair[1])
+    moved, fixed = volume_file.load(tmp_path / "out" / "moved.nii.gz"), volume_file.load(pair[1])
     np.testing.assert_allclose(moved.voxel_to_ras, fixed.voxel_to_ras, atol=1e-5)
     both = (moved.data > 20) & (fixed.data > 20)
     # 0.927 measured: the template's skull stripping leaves a thicker rim. Unregistered it is 0.5.
@@ -98,7 +100,7 @@ def test_the_demo_lays_the_brain_on_the_template(tmp_path, pair, capsys):
 
 
 def test_both_directions_are_inverse_to_each_other(brain, pair):
-    fixed = volume.load(pair[1])
+    fixed = volume_file.load(pair[1])
     there = register(brain, fixed, modality="t1-brain")
     back = register(fixed, brain, modality="t1-brain")
     corners = brain_corners(brain)
@@ -107,7 +109,7 @@ def test_both_directions_are_inverse_to_each_other(brain, pair):
 
 
 def test_steps_run_from_first_to_last_and_cancel_stops(brain, pair):
-    fixed = volume.load(pair[1])
+    fixed = volume_file.load(pair[1])
     process = registration_steps(brain, fixed, modality="t1-brain")
     seen = []
     while True:
@@ -159,7 +161,7 @@ def test_torch_is_not_imported_for_help():
 
 def test_volumes_in_memory_need_only_torch_numpy_and_scipy(pair, brain, tmp_path):
     """Inside Slicer there is no nibabel, safetensors, pillow or tqdm; registering arrays must not need them."""
-    fixed = volume.load(pair[1])
+    fixed = volume_file.load(pair[1])
     code = (
         "import sys\n"
         "for name in ('nibabel', 'safetensors', 'PIL', 'tqdm', 'skimage'):\n    sys.modules[name] = None\n"
@@ -185,7 +187,7 @@ def test_noise_gets_an_answer_that_calls_itself_poor(brain):
 
 def test_confidence_follows_spread_and_similarity():
     """The limits that separated right from wrong answers in the benchmark's hard task."""
-    from SpatialDiffusionCore.quality import Quality, judge
+    from SpatialDiffusionCore.pipeline.confidence import Quality, judge
 
     still = geometry.decompose(np.eye(4))
 
@@ -225,7 +227,7 @@ def test_a_neck_finds_its_place_in_an_upper_body_and_both_ways_agree(data_folder
     """CTs of two people, all from head to chest under a turned header on a neck: without a network organs miss."""
     from Benchmark import cases
 
-    ct, labels = ([volume.load(data_folder / "bench" / f"openkbp_{n}_{kind}.nii.gz") for n in (3, 6)]
+    ct, labels = ([volume_file.load(data_folder / "bench" / f"openkbp_{n}_{kind}.nii.gz") for n in (3, 6)]
                   for kind in ("ct", "labels"))
     turn = cases.pose("openkbp_3-openkbp_6", 45.0, 0, cases.field_center(data_folder / "bench" / "openkbp_3_ct.nii.gz"))
     moving, organs = ct[0].moved(turn), labels[0].moved(turn)
@@ -233,7 +235,7 @@ def test_a_neck_finds_its_place_in_an_upper_body_and_both_ways_agree(data_folder
     def overlap(found):
         moved = found.apply(organs, labels[1], "nearest").data.astype(int)
         there = [n for n in range(1, 8) if (labels[0].data == n).any() and (labels[1].data == n).any()]
-        return quality.dice(labels[1].data.astype(int), moved, 7)[np.array(there) - 1].mean()
+        return similarity_module.dice(labels[1].data.astype(int), moved, 7)[np.array(there) - 1].mean()
 
     found = register(moving, ct[1], modality="ct-head-neck")
     assert overlap(found) > 0.3

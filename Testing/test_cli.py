@@ -6,10 +6,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from SpatialDiffusionCore import geometry, volume
 from SpatialDiffusionCore.cli import main
-from SpatialDiffusionCore.model import catalog, load_model, save_model
-from SpatialDiffusionCore.transform_file import read_transform, write_transform
+from SpatialDiffusionCore.modelfile.catalog import catalog
+from SpatialDiffusionCore.modelfile.model import load_model
+from SpatialDiffusionCore.modelfile.safetensors_file import save_model
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
+from SpatialDiffusionCore.spatial.transform_file import read_transform, write_transform
 
 RNG = np.random.default_rng(1)
 HEADER = geometry.from_parts(np.diag([2.0, 2, 2]), [-20, -20, -20])
@@ -127,12 +129,12 @@ def test_a_model_without_the_modality_is_refused(folder, capsys):
 def test_every_output_is_written_and_agrees(folder, capsys):
     assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "a.tfm", "--inverse", "b.lta", "--moved", "m.nii",
                  "--report", "r.json", "--picture", "p.png", "--threads", "1"]) == 0
-    moving, fixed = volume.load("moving.nii.gz"), volume.load("fixed.nii.gz")
+    moving, fixed = volume_file.load("moving.nii.gz"), volume_file.load("fixed.nii.gz")
     matrix, report = read_transform("a.tfm"), json.loads((folder / "r.json").read_text())
     np.testing.assert_allclose(report["matrix_moving_to_fixed_ras"], matrix, atol=1e-9)
     np.testing.assert_allclose(read_transform("b.lta"), np.linalg.inv(matrix), atol=1e-6)
     expected = volume.resample(moving, fixed, matrix)
-    np.testing.assert_allclose(volume.load("m.nii").data, expected.data, atol=1e-3)
+    np.testing.assert_allclose(volume_file.load("m.nii").data, expected.data, atol=1e-3)
     assert {"similarity_before", "similarity_after", "confidence", "warnings"} <= set(report["quality"])
     assert (folder / "p.png").read_bytes()[:4] == b"\x89PNG"
     assert "confidence" in capsys.readouterr().out

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import diffusion as d  # noqa: E402
-from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.method import diffusion as d  # noqa: E402
+from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
 
 SIZE = (20, 24, 30)
 SCHEDULE = Schedule()

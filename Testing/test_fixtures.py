@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import diffusion  # noqa: E402
-from SpatialDiffusionCore.network import build, preprocess  # noqa: E402
-from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
+from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.networks.affine_transformer import preprocess  # noqa: E402
+from SpatialDiffusionCore.networks.build import build  # noqa: E402
 
 #: Tolerances of the whole process (see above).
 PREDICT = {"unconditional": 1e-5, "conditional": 5e-5}

@@ -9,11 +9,17 @@ import pytest
 torch = pytest.importorskip("torch")
 from training_fixtures import phantom  # noqa: E402
 
-from SpatialDiffusionCore import geometry, volume  # noqa: E402
-from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
-from SpatialDiffusionCore.focus import FocusNetwork, _gathered, _scattered, both, focused, half, looked  # noqa: E402
-from SpatialDiffusionCore.model import load_model, read_weights, save_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model_cube import (  # noqa: E402
+    both,
+    focused,
+    looked,
+    model_cube,  # noqa: E402
+)
+from SpatialDiffusionCore.modelfile.safetensors_file import read_weights, save_model  # noqa: E402
+from SpatialDiffusionCore.networks.focus import FocusNetwork, _gathered, _scattered, half  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file  # noqa: E402
 
 CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
 
@@ -165,7 +171,7 @@ def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
     case = TASKS[0].cases(arguments)[2].make()
     measure = TASKS[0].measure(arguments)
     assert case.name == "head on head/oasis_1002-oasis_1005"
-    moving, fixed = volume.load(case.moving).moved(case.moved), volume.load(case.fixed)
+    moving, fixed = volume_file.load(case.moving).moved(case.moved), volume_file.load(case.fixed)
     found = register(moving, fixed, modality="t1-brain")
     assert measure(case, found.matrix)["dice"] > 0.585  # 0.575 over the whole heads
     assert found.quality.confidence == "good" and found.quality.spread_mm < 1.1  # "fair" and 1.36 mm over the whole heads

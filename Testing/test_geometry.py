@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from SpatialDiffusionCore import geometry as g
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry as g
 
 
 def numbers(low, high, count):

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("torch")
-from SpatialDiffusionCore import geometry as g  # noqa: E402
-from SpatialDiffusionCore import loading  # noqa: E402
-from SpatialDiffusionCore import volume as v  # noqa: E402
+from SpatialDiffusionCore.method import published_loading  # noqa: E402
+from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry as g  # noqa: E402
+from SpatialDiffusionCore.spatial import sampling
+from SpatialDiffusionCore.spatial import volume as v  # noqa: E402
 
 HEADER = g.from_parts(g.rotation_about([1, -2, 0.5], 0.6) * [0.9, 1.2, 2.5], (-31.5, 17.25, 8))
 
@@ -21,8 +23,8 @@ def volume(shape, seed=0, header=HEADER):
 
 def loaded(scan, key, size):
     """(array fed to the network, grid, volume that was sampled)."""
-    prepared, grid = loading.published(v.prepare(scan), key, size)
-    return v.sample(prepared, grid)[0, 0].numpy(), grid, prepared.volume
+    prepared, grid = published_loading.published(sampling.prepare(scan), catalog.get(key).published_loader, size)
+    return sampling.sample(prepared, grid)[0, 0].numpy(), grid, prepared.volume
 
 
 def minmax(data):
@@ -78,8 +80,8 @@ def test_every_array_voxel_shows_what_lies_at_its_place_in_the_world(key, size):
     points = g.transform_points(header, np.argwhere(np.ones((26, 50, 28)))).reshape(26, 50, 28, 3)
     slope = np.array([0.7, -1.1, 0.4])
     scan = v.Volume((points @ slope).astype(np.float32), header)
-    prepared, grid = loading.published(v.prepare(scan), key, size)
-    values, support = (t[0, 0].numpy() for t in v.sample_with_support(prepared, grid))
+    prepared, grid = published_loading.published(sampling.prepare(scan), catalog.get(key).published_loader, size)
+    values, support = (t[0, 0].numpy() for t in sampling.sample_with_support(prepared, grid))
     places = g.transform_points(grid.voxel_to_ras, np.argwhere(np.ones(size))).reshape(*size, 3)
     low, high = prepared.window
     voxels = g.transform_points(np.linalg.inv(header), places.reshape(-1, 3)).reshape(*size, 3)

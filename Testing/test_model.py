@@ -12,10 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from SpatialDiffusionCore import model as m  # noqa: E402
 from SpatialDiffusionCore.errors import InputError, ModelError  # noqa: E402
-from SpatialDiffusionCore.network import build  # noqa: E402
-from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.modelfile import card as card_module
+from SpatialDiffusionCore.modelfile import catalog, checkpoint_import, safetensors_file  # noqa: E402
+from SpatialDiffusionCore.modelfile import model as m
+from SpatialDiffusionCore.networks.build import build  # noqa: E402
 
 ARCHITECTURE = {"head": "matrix", "volume_size": [20, 24, 18], "channels": [2, 4, 8, 8, 8, 8, 8], "groups": 4,
                 "time_width": 16, "n_classes": 2}
@@ -33,7 +35,7 @@ def network(**changes):
 
 
 def saved(path, card=None, **options):
-    m.save_model(path, network(), {**CARD, **(card or {})}, **options)
+    safetensors_file.save_model(path, network(), {**CARD, **(card or {})}, **options)
     return path
 
 
@@ -131,9 +133,9 @@ def rewrite(path, change):
 
 def with_card(path, change):
     def edit(header):
-        card = json.loads(header["__metadata__"][m.KEY])
+        card = json.loads(header["__metadata__"][card_module.KEY])
         result = change(card)
-        header["__metadata__"][m.KEY] = json.dumps(result if isinstance(result, list) else card)
+        header["__metadata__"][card_module.KEY] = json.dumps(result if isinstance(result, list) else card)
 
     return rewrite(path, edit)
 
@@ -190,13 +192,13 @@ def test_a_card_that_does_not_fit_is_refused_with_the_reason(tmp_path, change, w
 
 
 def test_a_card_that_is_no_json_is_refused(tmp_path):
-    path = rewrite(saved(tmp_path / "small.safetensors"), lambda h: h["__metadata__"].update({m.KEY: "{half"}))
+    path = rewrite(saved(tmp_path / "small.safetensors"), lambda h: h["__metadata__"].update({card_module.KEY: "{half"}))
     assert "not valid JSON" in refusal(lambda: m.load_model(path))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     path = saved(tmp_path / "small.safetensors")
-    metadata = {m.KEY: json.dumps({"format": m.FORMAT, **CARD})}
+    metadata = {card_module.KEY: json.dumps({"format": card_module.FORMAT, **CARD})}
     weights = load_file(path)
     key = "encoder.encoder.1.conv2.2.weight"
 
@@ -215,10 +217,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 def test_a_network_that_diverged_is_not_saved(tmp_path):
     broken = network()
     broken.output_head[2].bias.data[3] = float("nan")
-    assert "output_head.2.bias" in refusal(lambda: m.save_model(tmp_path / "a.safetensors", broken, CARD))
+    assert "output_head.2.bias" in refusal(lambda: safetensors_file.save_model(tmp_path / "a.safetensors", broken, CARD))
     assert "lacks the entry 'grid'" in refusal(
-        lambda: m.save_model(tmp_path / "a.safetensors", network(), {k: v for k, v in CARD.items() if k != "grid"}))
-    assert "no folder" in refusal(lambda: m.save_model(tmp_path / "none" / "a.safetensors", network(), CARD))
+        lambda: safetensors_file.save_model(tmp_path / "a.safetensors", network(), {k: v for k, v in CARD.items() if k != "grid"}))
+    assert "no folder" in refusal(lambda: safetensors_file.save_model(tmp_path / "none" / "a.safetensors", network(), CARD))
     assert not list(tmp_path.iterdir())
 
 
@@ -226,14 +228,14 @@ def test_a_network_that_diverged_is_not_saved(tmp_path):
 def test_models_are_found_in_the_users_folder_which_wins(tmp_path, monkeypatch, user_models):
     bundled = tmp_path / "bundled"
     bundled.mkdir()
-    monkeypatch.setattr(m, "BUNDLED", bundled)
-    assert m.user_folder() == user_models and m.catalog() == {}
+    monkeypatch.setattr(catalog, "BUNDLED", bundled)
+    assert catalog.user_folder() == user_models and catalog.catalog() == {}
     saved(bundled / "x.safetensors", {"name": "one"})
     saved(bundled / "y.safetensors", {"name": "two"})
     saved(user_models / "z.safetensors", {"name": "two", "license": "mine"})
     (user_models / "broken.safetensors").write_bytes(b"no model")
     (user_models / "notes.txt").write_text("no model either")
-    assert list(m.catalog()) == ["one", "two"]
+    assert list(catalog.catalog()) == ["one", "two"]
     assert m.load_model("two").card["license"] == "mine" and m.load_model("one").name == "one"
     assert "installed: one, two" in refusal(lambda: m.load_model("three"))
 
@@ -241,31 +243,31 @@ def test_models_are_found_in_the_users_folder_which_wins(tmp_path, monkeypatch, 
 def test_without_the_variable_the_folder_is_the_platforms(tmp_path, monkeypatch):
     monkeypatch.delenv("SPATIAL_DIFFUSION_MODELS", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    monkeypatch.setattr(m.sys, "platform", "linux")
-    assert m.user_folder() == tmp_path / "spatial-diffusion" / "models"
-    assert isinstance(m.catalog(), dict)  # a folder that is not there is no error
+    monkeypatch.setattr(catalog.sys, "platform", "linux")
+    assert catalog.user_folder() == tmp_path / "spatial-diffusion" / "models"
+    assert isinstance(catalog.catalog(), dict)  # a folder that is not there is no error
 
 
 def test_the_model_is_chosen_by_modality(user_models):
-    assert "installed models know: nothing" in refusal(lambda: m.choose())
+    assert "installed models know: nothing" in refusal(lambda: catalog.choose())
     saved(user_models / "a.safetensors", {"name": "retina", "modalities": {"oct": 0}})
     saved(user_models / "b.safetensors", {"name": "general", "modalities": {"any": 0, "ct-head-neck": 1}})
     saved(user_models / "c.safetensors", {"name": "brain", "modalities": {"t1-brain": 0}})
-    assert m.choose(None, "oct", "oct")[1]["name"] == "retina"
+    assert catalog.choose(None, "oct", "oct")[1]["name"] == "retina"
     saved(user_models / "d.safetensors", {"name": "both", "modalities": {"t1-brain": 1, "t2-head-neck": 2}})
-    assert m.choose(None, "t1-brain", "t1-brain")[1]["name"] == "brain"  # the one trained on the fewest others
-    assert m.choose(None, "t1-brain", "t2-head-neck")[1]["name"] == "both"
+    assert catalog.choose(None, "t1-brain", "t1-brain")[1]["name"] == "brain"  # the one trained on the fewest others
+    assert catalog.choose(None, "t1-brain", "t2-head-neck")[1]["name"] == "both"
     (user_models / "d.safetensors").unlink()
-    assert m.choose(None, "t1-brain", "oct")[1]["name"] == "general"  # trained on neither, but takes anything
-    assert m.choose()[1]["name"] == "general"
+    assert catalog.choose(None, "t1-brain", "oct")[1]["name"] == "general"  # trained on neither, but takes anything
+    assert catalog.choose()[1]["name"] == "general"
     saved(user_models / "e.safetensors", {"name": "own", "modalities": {"any": 0}})
     for keys in (("any", "any"), ("ct-head-neck", "any")):  # what may be anything is for the one that has seen the most
-        assert m.choose(None, *keys)[1]["name"] == "general"
-    words = refusal(lambda: m.choose("brain", "oct", "oct"))
+        assert catalog.choose(None, *keys)[1]["name"] == "general"
+    words = refusal(lambda: catalog.choose("brain", "oct", "oct"))
     assert "brain was not trained for oct; it knows: t1-brain" in words
     (user_models / "b.safetensors").unlink()
     (user_models / "e.safetensors").unlink()
-    assert "know: oct, t1-brain" in refusal(lambda: m.choose(None, "ct-head-neck", "ct-head-neck"))
+    assert "know: oct, t1-brain" in refusal(lambda: catalog.choose(None, "ct-head-neck", "ct-head-neck"))
 
 
 # --------------------------------------------------------------------------------------------- published checkpoints
@@ -274,7 +276,7 @@ def imported(published, folder, **changes):
     if published.config["n_classes"] > 1:
         options.setdefault("modality", ["oct", "octa", "t1", "t2"])
     path = folder / "imported.safetensors"
-    return m.import_checkpoint(published.checkpoint, path, **options), path
+    return checkpoint_import.import_checkpoint(published.checkpoint, path, **options), path
 
 
 def test_an_imported_checkpoint_is_the_checkpoint_bit_for_bit(published, tmp_path):
@@ -346,11 +348,11 @@ def test_anything_but_plain_tensors_is_refused_and_never_executed(tmp_path):
     for content in contents:
         torch.save(content, tmp_path / "a.pth")
         assert "plain dictionary of tensors" in refusal(
-            lambda: m.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
+            lambda: checkpoint_import.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
     for raw in (b"", b"no checkpoint", pickle.dumps({"a": Trap(str(mark))})):
         (tmp_path / "a.pth").write_bytes(raw)
-        refusal(lambda: m.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
-    assert "does not exist" in refusal(lambda: m.import_checkpoint(tmp_path / "b.pth", out, volume_size=size))
+        refusal(lambda: checkpoint_import.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
+    assert "does not exist" in refusal(lambda: checkpoint_import.import_checkpoint(tmp_path / "b.pth", out, volume_size=size))
     assert not mark.exists() and not out.exists()
 
 
@@ -360,7 +362,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_key(tmp_path):
 
     def message(size=size, groups=4, **changes):
         torch.save({k: v for k, v in {**plain, **changes}.items() if v is not None}, path)
-        return refusal(lambda: m.import_checkpoint(path, out, volume_size=size, groups=groups))
+        return refusal(lambda: checkpoint_import.import_checkpoint(path, out, volume_size=size, groups=groups))
 
     assert "'encoder.in_conv.weight'" in message(**{"encoder.in_conv.weight": None})
     assert "'encoder.encoder.2.conv2.0.weight'" in message(**{"encoder.encoder.2.conv2.0.weight": None})
@@ -372,7 +374,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_key(tmp_path):
     assert "divisible" in message(groups=32)
     assert not out.exists()
     torch.save(plain, path)
-    m.import_checkpoint(path, out, volume_size=size, groups=4)
+    checkpoint_import.import_checkpoint(path, out, volume_size=size, groups=4)
     assert m.load_model(out).card["architecture"]["groups"] == 4
 
 
@@ -384,25 +386,25 @@ def test_weights_are_read_as_the_safetensors_package_reads_them(tmp_path):
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)}
     tensors.update({"bool": values > 0, "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)})
     save_file(tensors, tmp_path / "w.safetensors", metadata={"a": "b"})
-    ours, theirs = m.read_weights(tmp_path / "w.safetensors"), load_file(tmp_path / "w.safetensors")
+    ours, theirs = safetensors_file.read_weights(tmp_path / "w.safetensors"), load_file(tmp_path / "w.safetensors")
     assert ours.keys() == theirs.keys()
     for key, value in theirs.items():
         assert ours[key].dtype == value.dtype and torch.equal(ours[key], value), key
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-3])
     with pytest.raises(ModelError, match="damaged"):
-        m.read_weights(tmp_path / "cut.safetensors")
+        safetensors_file.read_weights(tmp_path / "cut.safetensors")
 
 
 def test_a_modality_of_ones_own_is_known_once_its_model_is_installed(user_models):
-    from SpatialDiffusionCore import modality
+    from SpatialDiffusionCore.modelfile import catalog
 
     with pytest.raises(InputError, match="my-eye.*t1-brain"):
-        modality.get("my-eye")
+        catalog.get("my-eye")
     network = build({"head": "points", "volume_size": [16, 16, 16], "channels": [8, 8, 8, 8], "points": 8})
     card = {"name": "mine", "architecture": network.architecture, "schedule": Schedule().to_dict(),
             "grid": {"size": [16, 16, 16], "spacing": 3.5, "loading": "canonical"}, "modalities": {"my-eye": 0}}
-    m.save_model(user_models / "mine.safetensors", network, card)
-    assert modality.get("My eye").key == "my-eye"
-    assert m.choose(None, "my-eye", "my-eye")[1]["name"] == "mine"
+    safetensors_file.save_model(user_models / "mine.safetensors", network, card)
+    assert catalog.get("My eye").key == "my-eye"
+    assert catalog.choose(None, "my-eye", "my-eye")[1]["name"] == "mine"
     with pytest.raises(InputError, match="my-eye"):
-        modality.get("your-eye")
+        catalog.get("your-eye")

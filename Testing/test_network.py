@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import network as n  # noqa: E402
-from SpatialDiffusionCore.diffusion import homogeneous  # noqa: E402
+from SpatialDiffusionCore.method.diffusion import homogeneous  # noqa: E402
+from SpatialDiffusionCore.networks import affine_transformer, build, front, layers, matches  # noqa: E402
+from SpatialDiffusionCore.networks import points as points_module
+from SpatialDiffusionCore.networks import pyramid as n
 
 SMALL = {"volume_size": [20, 24, 18], "channels": [2, 4, 8, 8, 8, 8, 8], "groups": 4, "time_width": 16}
 SHARED = {"volume_size": [24, 32, 16], "channels": [4, 8, 8, 8], "groups": 4, "time_width": 16}
@@ -20,7 +22,7 @@ SIZES = {"matrix": SMALL, "points": {**SHARED, "points": 6}, "matches": {**SHARE
 
 def built(head="matrix", seed=0, **more):
     torch.manual_seed(seed)
-    return n.build({"head": head, **SIZES[head], **more}).eval()
+    return build.build({"head": head, **SIZES[head], **more}).eval()
 
 
 def pair(batch=2, size=(20, 24, 18), seed=1):
@@ -32,7 +34,7 @@ def pair(batch=2, size=(20, 24, 18), seed=1):
 @pytest.mark.parametrize("size", [(6, 5, 7), (32, 32, 32)])
 def test_a_volume_alone_is_convolved_like_any_other(kernel, stride, padding, bias, size):
     torch.manual_seed(0)
-    layer = n.Convolution(3, 4, kernel, stride, padding, bias=bias)
+    layer = layers.Convolution(3, 4, kernel, stride, padding, bias=bias)
     plain = torch.nn.Conv3d(3, 4, kernel, stride, padding, bias=bias)
     plain.load_state_dict(layer.state_dict())
     for volumes in (torch.rand(1, 3, *size), torch.rand(2, *size, 3).movedim(4, 1)[1:], torch.rand(2, 3, *size)):
@@ -44,7 +46,7 @@ def test_a_volume_alone_is_convolved_like_any_other(kernel, stride, padding, bia
 
 # ---------------------------------------------------------------------------------------------------- the codes
 def test_the_time_code_is_sines_then_cosines_of_falling_frequencies():
-    code = n.sinusoidal_code(torch.tensor([1, 65]), 256)
+    code = layers.sinusoidal_code(torch.tensor([1, 65]), 256)
     assert code.shape == (2, 256)
     for row, t in ((0, 1), (1, 65)):
         for k in (0, 1, 64, 127):
@@ -60,16 +62,16 @@ def test_the_head_covers_the_grid_that_remains_of_any_size(size):
     with torch.no_grad():
         code = torch.zeros(1, 16)
         features = network.encoder(torch.zeros(1, 2, *size), code, [None] * 5)
-    assert tuple(features.shape[2:]) == n.remaining_grid(size) == tuple(network.output_head[2].kernel_size)
+    assert tuple(features.shape[2:]) == layers.remaining_grid(size) == tuple(network.output_head[2].kernel_size)
     a, b = pair(1, size)
     assert network(a, b, torch.ones(1)).shape == (1, 3, 4)
 
 
 def test_the_network_has_the_published_defaults_and_keys():
-    defaults = {k: p.default for k, p in inspect.signature(n.AffineTransformer).parameters.items()}
+    defaults = {k: p.default for k, p in inspect.signature(affine_transformer.AffineTransformer).parameters.items()}
     assert defaults["channels"] == (2, 64, 128, 256, 256, 512, 1024) and defaults["groups"] == 32
     assert (defaults["time_width"], defaults["class_dropout"]) == (256, 0.15)
-    network = n.build({"volume_size": [256] * 3, "channels": [2, 8, 16, 32, 32, 64, 128], "groups": 8, "n_classes": 4})
+    network = build.build({"volume_size": [256] * 3, "channels": [2, 8, 16, 32, 32, 64, 128], "groups": 8, "n_classes": 4})
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert shapes["time_mlp.0.weight"] == (1024, 256) and shapes["time_mlp.2.weight"] == (256, 1024)
     assert shapes["encoder.in_conv.weight"] == (8, 2, 4, 4, 4)
@@ -155,7 +157,7 @@ def test_classes_are_dropped_in_training_only_and_independently_in_every_block()
 @pytest.mark.parametrize("omega", [0.5, 0.95])
 @pytest.mark.parametrize("angle", [0.0, math.pi / 2])
 def test_the_gabor_kernel_follows_its_formula(omega, angle):
-    kernel = n.gabor_kernel(omega, angle)
+    kernel = affine_transformer.gabor_kernel(omega, angle)
     assert kernel.shape == (5, 5, 5) and kernel.sum() == pytest.approx(1, abs=1e-6)
     assert torch.allclose(kernel, kernel.flip(0, 1, 2), atol=1e-7)
 
@@ -171,21 +173,21 @@ def test_the_gabor_kernel_follows_its_formula(omega, angle):
 
 def test_preprocessing_is_a_threshold_of_the_larger_response():
     volume = pair(1)[0]
-    assert n.preprocess(volume, "none") is volume
+    assert affine_transformer.preprocess(volume, "none") is volume
     for name, omega, threshold in (("oct", 0.5, -0.4), ("octa", 0.95, -0.5)):
         responses = [
-            torch.nn.functional.conv3d(volume, n.gabor_kernel(omega, angle)[None, None], padding=2) * 2 - 1
+            torch.nn.functional.conv3d(volume, affine_transformer.gabor_kernel(omega, angle)[None, None], padding=2) * 2 - 1
             for angle in (math.pi / 2, 0.0)
         ]
         larger = torch.maximum(*responses)
         sure = (larger - threshold).abs() > 1e-5
-        result = n.preprocess(volume, name)
+        result = affine_transformer.preprocess(volume, name)
         assert set(result.unique().tolist()) <= {0.0, 1.0} and result.dtype == volume.dtype
         assert torch.equal(result[sure], (larger >= threshold).float()[sure])
     black, white = torch.zeros(1, 1, 9, 9, 9), torch.ones(1, 1, 9, 9, 9)
-    assert (n.preprocess(black, "oct") == 0).all() and (n.preprocess(white, "oct")[..., 4, 4, 4] == 1).all()
+    assert (affine_transformer.preprocess(black, "oct") == 0).all() and (affine_transformer.preprocess(white, "oct")[..., 4, 4, 4] == 1).all()
     with pytest.raises(ValueError, match="none, oct, octa"):
-        n.preprocess(volume, "mri")
+        affine_transformer.preprocess(volume, "mri")
 
 
 
@@ -194,9 +196,9 @@ def test_each_volume_is_preprocessed_by_its_own_modality(head):
     network = built(head)
     (a, b), t = pair(1, tuple(network.volume_size)), torch.tensor([9])
     mixed = network(a, b, t, None, ("octa", "none"))
-    assert torch.allclose(mixed, network(n.preprocess(a, "octa"), b, t), atol=1e-4)
+    assert torch.allclose(mixed, network(affine_transformer.preprocess(a, "octa"), b, t), atol=1e-4)
     mixed = network(a, b, t, None, ("none", "oct"))
-    assert torch.allclose(mixed, network(a, n.preprocess(b, "oct"), t), atol=1e-4)
+    assert torch.allclose(mixed, network(a, affine_transformer.preprocess(b, "oct"), t), atol=1e-4)
 
 
 # ----------------------------------------------------------------------------------------------- feature points
@@ -224,7 +226,7 @@ def test_points_in_a_plane_leave_the_missing_direction_alone():
 def test_the_center_of_mass_of_a_sharp_heat_map_is_its_voxel_in_normalized_coordinates():
     heat = torch.full((1, 2, 6, 8, 10), -50.0)
     heat[0, 0, 1, 2, 3] = heat[0, 1, 5, 7, 0] = 50.0
-    centers = n.centers_of_mass(heat)
+    centers = points_module.centers_of_mass(heat)
     expected = [[2 * 3.5 / 10 - 1, 2 * 2.5 / 8 - 1, 2 * 1.5 / 6 - 1], [1 / 10 - 1, 2 * 7.5 / 8 - 1, 2 * 5.5 / 6 - 1]]
     assert torch.allclose(centers[0], torch.tensor(expected), atol=1e-5)
 
@@ -257,22 +259,22 @@ def test_unlearned_matches_find_a_shift_by_whole_cells():
 
 
 def test_the_entropy_of_matches_is_least_at_the_true_places():
-    centers = n.cell_centers((4, 4, 4), "cpu")[None]
+    centers = matches.cell_centers((4, 4, 4), "cpu")[None]
     sure = torch.full((1, 64, 64), -20.0)
     sure[0].fill_diagonal_(20.0)
     rows, columns = sure.log_softmax(2), sure.log_softmax(1)
     shifted = torch.eye(3, 4)[None].clone()
     shifted[0, 0, 3] = 0.5  # one cell to the right
     mixed = torch.randperm(64, generator=torch.Generator().manual_seed(3))  # the order of the cells does not matter
-    right = n.match_entropy(rows[:, :, mixed], columns[:, :, mixed], centers, centers[:, mixed], torch.eye(3, 4)[None],
+    right = matches.match_entropy(rows[:, :, mixed], columns[:, :, mixed], centers, centers[:, mixed], torch.eye(3, 4)[None],
                             (4, 4, 4))
-    wrong = n.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4))
+    wrong = matches.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4))
     assert right.item() == pytest.approx(0.0, abs=1e-4) and wrong.item() == pytest.approx(40.0, rel=1e-3)
     shifted[0, 0, 3] = 10.0  # nothing is there
-    assert n.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4)).item() == 0.0
+    assert matches.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4)).item() == 0.0
     between = torch.eye(3, 4)[None].clone()
     between[0, 0, 3] = 0.125  # a quarter of a cell: a quarter of the weight lies where no match is, but for the last of a row
-    some = n.match_entropy(rows, columns, centers, centers, between, (4, 4, 4)).item()
+    some = matches.match_entropy(rows, columns, centers, centers, between, (4, 4, 4)).item()
     assert some == pytest.approx(0.25 * 40 * 48 / (48 + 16 * 0.75), rel=1e-3)
 
 
@@ -307,15 +309,15 @@ def test_a_second_look_finds_what_lies_a_cell_from_where_the_first_one_ends():
 def test_an_architecture_that_went_through_json_builds_the_same_network():
     for head in ("matrix", "points", "matches"):
         network = built(head, n_classes=2)
-        again = n.build(json.loads(json.dumps(network.architecture))).eval()
+        again = build.build(json.loads(json.dumps(network.architecture))).eval()
         again.load_state_dict(network.state_dict())
         (a, b), t = pair(1, tuple(network.volume_size)), torch.tensor([9])
         assert torch.equal(again(a, b, t), network(a, b, t))
-    nothing = n.build({"head": "none", "volume_size": [16, 12, 16]})
+    nothing = build.build({"head": "none", "volume_size": [16, 12, 16]})
     assert not list(nothing.parameters())
     assert torch.equal(nothing(*pair(2, (16, 12, 16)), torch.tensor([9, 9])), torch.eye(3, 4).repeat(2, 1, 1))
     with pytest.raises(ValueError, match="matrix, points"):
-        n.build({"head": "flow", "volume_size": [16] * 3})
+        build.build({"head": "flow", "volume_size": [16] * 3})
 
 
 def test_one_fixed_volume_for_many_poses_is_seen_once_and_gives_the_same():
@@ -345,7 +347,7 @@ def retina(shape=(48, 16, 48), seed=5):
 def test_seen_from_the_front_a_scan_is_two_maps_and_the_depth_of_its_middle():
     scan, middle = retina()
     scan[:, :, 40:] = 0  # nothing was scanned there
-    maps, height, known = n.front_view(scan[None, None])
+    maps, height, known = front.front_view(scan[None, None])
     assert maps.shape == (1, 1, 48, 2, 48) and height.shape == known.shape == (1, 1, 48, 1, 48)
     assert bool((known[..., :38] == 1).all()) and bool((known[..., 42:] == 0).all()) and bool((height[..., 42:] == 0).all())
     assert 0 <= maps.min() and maps.max() <= 1
@@ -356,7 +358,7 @@ def test_seen_from_the_front_a_scan_is_two_maps_and_the_depth_of_its_middle():
 def test_each_scan_of_a_batch_is_seen_as_it_is_alone():
     scans = torch.stack([retina()[0], retina(seed=6)[0] * 0.5, torch.zeros(48, 16, 48)])[:, None]
     scans[1, :, :, :, 30:] = 0
-    for part, *alone in zip(n.front_view(scans), *(n.front_view(scan[None]) for scan in scans)):
+    for part, *alone in zip(front.front_view(scans), *(front.front_view(scan[None]) for scan in scans)):
         assert torch.allclose(part, torch.cat(alone), atol=1e-6) and bool(torch.isfinite(part).all())
 
 

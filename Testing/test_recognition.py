@@ -1,19 +1,23 @@
 """What volumes show is told by their looks: T1 brains and CTs from any pose, and nothing else."""
 from __future__ import annotations
 
-
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import geometry, modality, quality, register, volume  # noqa: E402
+from SpatialDiffusionCore import modality, register  # noqa: E402
 from SpatialDiffusionCore import registration as registrations  # noqa: E402
-from SpatialDiffusionCore.cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
-from SpatialDiffusionCore.model import BUNDLED, load_model, nearest  # noqa: E402
-from SpatialDiffusionCore.recognition import brightness  # noqa: E402
+from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import nearest  # noqa: E402
+from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
+from SpatialDiffusionCore.pipeline.template_check import Way, way_round  # noqa: E402
 from SpatialDiffusionCore.registration import register_many  # noqa: E402
-from SpatialDiffusionCore.sides import Way, way_round  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.strategies.recognition import brightness  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
 
@@ -21,7 +25,7 @@ DEMO = BUNDLED.parent / "demo"
 @pytest.fixture(scope="module")
 def brains():
     """(moving, fixed): a person's brain and the MNI152 template."""
-    return tuple(volume.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
+    return tuple(volume_file.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
 
 
 def shown(scan) -> str:
@@ -62,25 +66,25 @@ def test_t1_brains_are_recognized_from_any_pose_and_not_in_another_contrast(brai
 
 
 def test_a_ct_is_recognized_by_its_uniform_soft_tissue_whatever_surrounds_it(brains):
-    alike, black = brightness(volume.prepare(ct()))
+    alike, black = brightness(sampling.prepare(ct()))
     assert alike > 0.8 and black > 0.95 and shown(ct()) == "ct-head-neck"
-    assert max(brightness(volume.prepare(scan))[0] for scan in brains) < 0.4
+    assert max(brightness(sampling.prepare(scan))[0] for scan in brains) < 0.4
     # Half of its tissue alike: enough in black air, not in front of something gray.
     random = np.random.default_rng(2)
     body = with_values(ct(), lambda data: np.where((data > 0) & (random.random(data.shape) < 0.45), data * random.uniform(
         0.3, 20, data.shape) + 200, data))
     gray = with_values(body, lambda data: np.where(data < -300, random.uniform(-1000, -700, data.shape), data))
-    assert 0.46 < brightness(volume.prepare(body))[0] < 0.6 and 0.46 < brightness(volume.prepare(gray))[0] < 0.6
+    assert 0.46 < brightness(sampling.prepare(body))[0] < 0.6 and 0.46 < brightness(sampling.prepare(gray))[0] < 0.6
     assert (shown(body), shown(gray)) == ("ct-head-neck", "any")
-    low, high = volume.prepare(ct()).window
+    low, high = sampling.prepare(ct()).window
     for padding in (-1024, -2000, -3024):
-        prepared = volume.prepare(ct(padding))
+        prepared = sampling.prepare(ct(padding))
         assert prepared.window[0] == pytest.approx(low, abs=60) and prepared.window[1] == pytest.approx(high, abs=60)
         assert shown(ct(padding)) == "ct-head-neck"
     # Far below air, but not one value that stands for nothing: a map of something else keeps its range.
     field = ct(-2000).data.copy()
     field[field == -2000] = np.random.default_rng(0).uniform(-4000, -2000, int((field == -2000).sum()))
-    assert volume.prepare(volume.Volume(field, np.eye(4), "field")).window[0] < -3500
+    assert sampling.prepare(volume.Volume(field, np.eye(4), "field")).window[0] < -3500
 
 
 def test_who_says_nothing_gets_what_is_got_by_saying_it(brains):
@@ -109,7 +113,7 @@ def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
 
 
 def test_a_list_is_recognized_one_by_one_and_the_fixed_volume_once(brains, monkeypatch):
-    from SpatialDiffusionCore import recognition
+    from SpatialDiffusionCore.strategies import recognition
 
     asked, recognized = [], recognition.recognized
     monkeypatch.setattr(recognition, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
@@ -122,9 +126,9 @@ def test_a_list_is_recognized_one_by_one_and_the_fixed_volume_once(brains, monke
 
 
 def test_auto_is_for_registering_only():
-    assert modality.get("auto", auto=True) is modality.get("automatic", auto=True) is modality.AUTO
+    assert catalog.get("auto", auto=True) is catalog.get("automatic", auto=True) is modality.AUTO
     with pytest.raises(InputError, match="Unknown modality 'auto'; choose one of: any, t1-brain"):
-        modality.get("auto")
+        catalog.get("auto")
 
 
 def test_the_way_round_by_the_template_tells_a_wrong_answer(brains):
@@ -139,7 +143,7 @@ def test_the_way_round_by_the_template_tells_a_wrong_answer(brains):
     assert way.contradicts and not way.confirms
 
     def said(similarity, **more):
-        return quality.judge(quality.Quality(0.1, similarity, 1.0, 0.3, **more), geometry.decompose(np.eye(4)))
+        return confidence.judge(confidence.Quality(0.1, similarity, 1.0, 0.3, **more), geometry.decompose(np.eye(4)))
 
     contradicted = said(0.4, **registrations._told_by(way))
     assert contradicted.confidence == "poor" and f"{way.mm:.1f} mm away" in " ".join(contradicted.warnings)
@@ -156,4 +160,4 @@ def test_real_scans_of_every_kind(data_folder):
                            ("bench/openkbp_1_ct", "ct-head-neck"), ("templates/ct_head_2mm", "ct-head-neck"),
                            ("multi/openms_01_study1_t2", "any"), ("multi/openms_01_study1_flair", "any"),
                            ("templates/avg152_pd_2mm", "any"), ("templates/mni152_t2_2mm", "any")):
-        assert shown(turned(volume.load(data_folder / f"{name}.nii.gz"), 60)) == expected, name
+        assert shown(turned(volume_file.load(data_folder / f"{name}.nii.gz"), 60)) == expected, name

@@ -10,19 +10,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import (  # noqa: E402
-    InputError,
-    Registration,
-    Volume,
-    diffusion,
-    geometry,
-    model,
-    register,
-    register_many,
-)
-from SpatialDiffusionCore.network import build  # noqa: E402
+from SpatialDiffusionCore import InputError, Registration, Volume, register, register_many
+from SpatialDiffusionCore.method import diffusion
+from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.modelfile import checkpoint_import, model, safetensors_file
+from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionCore.registration import Cancelled, registration_steps, share_of_rank  # noqa: E402
-from SpatialDiffusionCore.schedule import Schedule  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry
 
 SIZE = (20, 24, 18)
 SCHEDULE = Schedule(timesteps=9)  # short, for speed; the published 65 are run once
@@ -51,7 +45,7 @@ def small(tmp_path_factory):
     with torch.no_grad():  # predictions near the identity, as a trained network's are
         for parameter in network.output_head[2].parameters():
             parameter *= 0.1
-    model.save_model(path, network, {
+    safetensors_file.save_model(path, network, {
         "name": "small", "architecture": architecture,
         "grid": {"size": list(SIZE), "spacing": 8.0, "loading": "canonical"}, "schedule": SCHEDULE.to_dict(),
         "modalities": {"any": 0, "t1-brain": 1},
@@ -70,7 +64,7 @@ def test_an_imported_checkpoint_registers_as_the_published_process_does(uncondit
     """Volumes of the checkpoint's size under oblique headers: 65 steps, θ of the tensors themselves, in the world."""
     size = unconditional.config["volume_size"]
     path = tmp_path / "published.safetensors"
-    model.import_checkpoint(unconditional.checkpoint, path, volume_size=size)
+    checkpoint_import.import_checkpoint(unconditional.checkpoint, path, volume_size=size)
     fixed_array, moving_array = (unconditional.expected["pair"][0] + 1) / 2
     turned = geometry.from_parts(geometry.rotation_about([3, 1, 1], -0.7) * [1.0, 1.5, 0.8], (12, -80, 4))
     fixed, moving = Volume(fixed_array, HEADER, "fixed"), Volume(moving_array, turned, "moving")
@@ -90,7 +84,7 @@ def test_an_imported_checkpoint_registers_as_the_published_process_does(uncondit
 def test_the_reference_sampler_is_the_reverse_process_on_the_models_cube(small):
     fixed, moving = head(1), head(2, header=HEADER @ np.diag([1, -1, 1, 1.0]))
     steps, result = steps_and_result(moving, fixed, model=small, sampler="reference", modality="t1-brain")
-    from SpatialDiffusionCore.cube import model_cube
+    from SpatialDiffusionCore.modelfile.model_cube import model_cube
 
     loaded = model.load_model(small)
     a, b = (model_cube(x, None, "t1-brain", loaded.card, "cpu") for x in (fixed, moving))
@@ -175,7 +169,7 @@ def test_the_result_writes_itself_and_resamples(small, tmp_path):
     fixed, moving = head(1), head(2)
     result = register(moving, fixed, model=small, sampler="reference")
     result.save(tmp_path / "a.tfm")
-    from SpatialDiffusionCore.transform_file import read_transform
+    from SpatialDiffusionCore.spatial.transform_file import read_transform
 
     assert np.allclose(read_transform(tmp_path / "a.tfm"), result.matrix, atol=1e-6)
     moved = result.apply(moving, fixed)
@@ -244,9 +238,9 @@ def test_a_device_that_is_not_there_is_refused(small):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_a_gpu_gives_the_answer_of_the_cpu():
-    from SpatialDiffusionCore import volume
+    from SpatialDiffusionCore.spatial import volume, volume_file
 
-    brain = volume.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+    brain = volume_file.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
     turned = brain.moved(geometry.about(geometry.rotation_about([1, 2, 0], 1.5), brain.center(), [20, 5, -10]))
     answers = [register(turned, brain, modality="t1-brain", device=device).matrix for device in ("cpu", "cuda")]
     np.testing.assert_allclose(*answers, atol=0.05)

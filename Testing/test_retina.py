@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import enface, geometry, register, search, volume  # noqa: E402
-from SpatialDiffusionCore.cube import model_cube  # noqa: E402
+from SpatialDiffusionCore import register  # noqa: E402
+from SpatialDiffusionCore.alignment import pose_search  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
-from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
+from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.strategies import retina as retina_module  # noqa: E402
 from SpatialDiffusionTraining import datasets, export, retina  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
@@ -24,7 +29,7 @@ def eye():
 
 def error(matrix, truth, fixed, moving):
     """(median lateral, median axial) error in µm over the fixed tissue, of moving → fixed matrices."""
-    points = np.argwhere(fixed.data[::4, ::4, ::4] > volume.prepare(fixed).threshold) * 4.0
+    points = np.argwhere(fixed.data[::4, ::4, ::4] > sampling.prepare(fixed).threshold) * 4.0
     points = geometry.transform_points(fixed.voxel_to_ras, points)
     there = geometry.transform_points(np.linalg.inv(truth), points)
     seen = geometry.transform_points(np.linalg.inv(moving.voxel_to_ras), there)
@@ -101,7 +106,7 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
     written = (tmp_path / "eyes" / datasets.PARTNERS).read_text()
     first, second, matrix = retina.make_pair(5, "octa")
     assert np.allclose(np.array(written.split("\t")[2:], float).reshape(3, 4), matrix[:3], atol=1e-9)
-    stored = volume.load(tmp_path / "eyes" / names[1])
+    stored = volume_file.load(tmp_path / "eyes" / names[1])
     assert np.array_equal(stored.data, second.data) and np.allclose(stored.spacing, second.spacing, rtol=1e-6)
     made = (tmp_path / "eyes" / names[0]).stat().st_mtime_ns
     assert retina.main(arguments) == 0
@@ -186,12 +191,12 @@ def test_maps_and_depth_lead_back_a_turned_and_tilted_scan(eye):
     fixed = model_cube(retina.scan(eye, FIXED), None, "oct", read_card(MODEL), "cpu")
     moving = model_cube(retina.scan(eye, MOVING), None, "oct", read_card(MODEL), "cpu")
     truth = np.linalg.inv(moving.frame) @ np.linalg.inv(retina.true_transform(MOVING, FIXED)) @ fixed.frame
-    found = enface.poses(moving, fixed, 3)
+    found = retina_module.poses(moving, fixed, 3)
     assert 1 <= len(found) <= 3
     difference = found[0] - truth
     assert np.abs(difference[[0, 2]][:, [0, 2]]).max() < 0.08 and np.abs(difference[[0, 2], 3]).max() < 0.15
     assert np.abs(difference[1, [0, 2]]).max() < 0.02 and abs(difference[1, 3]) < 0.04
-    likeness = search.rank(moving, fixed, [truth, found[0], np.eye(4)], "depth").scores
+    likeness = pose_search.rank(moving, fixed, [truth, found[0], np.eye(4)], "depth").scores
     assert likeness[0] > likeness[2] + 0.1 and likeness[1] > likeness[2] + 0.1
 
 
@@ -203,7 +208,7 @@ def test_the_real_eye_is_registered_within_a_b_scan_and_two_axial_pixels(number,
     if not (data_folder / "oct").is_dir():
         pytest.skip("needs the OCT volumes of the development data")
     case = retinas.real(data_folder, number, 0, tmp_path)
-    moving, fixed = volume.load(case.moving), volume.load(case.fixed)
+    moving, fixed = volume_file.load(case.moving), volume_file.load(case.fixed)
     answer = register(moving, fixed, modality="oct", model=MODEL)
     found = retinas.measure(case, answer.matrix)
     assert found["success"] and found["lateral_lines"] < 0.5 and found["axial_pixels"] < 0.5
@@ -214,7 +219,7 @@ def test_the_benchmark_measures_retinas_in_lines_and_pixels(tmp_path):
     from Benchmark import retinas
 
     case = retinas.phantom("octa", "crop", 1.0, 0, 0, tmp_path)
-    fixed = volume.load(case.fixed)
+    fixed = volume_file.load(case.fixed)
     exact = retinas.measure(case, case.truth)
     assert exact["success"] and exact["error_mm"] == 0
     off = retinas.measure(case, geometry.from_parts(np.eye(3), (0.03, 0.04, -0.006)) @ case.truth)

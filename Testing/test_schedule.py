@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from SpatialDiffusionCore.schedule import KINDS, Schedule
+from SpatialDiffusionCore.method.schedule import KINDS, Schedule
 
 
 def schedules():

@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from SpatialDiffusionCore import geometry, register, search, volume
-from SpatialDiffusionCore.cube import model_cube
+from SpatialDiffusionCore import register
+from SpatialDiffusionCore.alignment import correspondence_search, pose_search, similarity, wide_search
 from SpatialDiffusionCore.errors import InputError
-from SpatialDiffusionCore.model import load_model
+from SpatialDiffusionCore.modelfile.model import load_model
+from SpatialDiffusionCore.modelfile.model_cube import model_cube
+from SpatialDiffusionCore.pipeline import evidence
 from SpatialDiffusionCore.registration import registration_steps
-from SpatialDiffusionCore.volume import Volume, prepare
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
+from SpatialDiffusionCore.spatial.sampling import prepare
+from SpatialDiffusionCore.spatial.volume import Volume
 
 
 @pytest.fixture(scope="module")
 def brain():
-    return volume.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+    return volume_file.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
 
 
 def error(result, truth, of) -> float:
@@ -32,7 +36,7 @@ def test_masked_correlation_finds_the_shift_of_a_part():
     generator = torch.Generator().manual_seed(0)
     whole = torch.rand(14, 16, 18, generator=generator)
     part = whole[3:11, 2:12, 6:15]
-    score = search.masked_correlation(whole, torch.ones_like(whole), part, torch.ones_like(part))
+    score = wide_search.masked_correlation(whole, torch.ones_like(whole), part, torch.ones_like(part))
     best = np.unravel_index(int(score.argmax()), score.shape)
     assert [b - n if b > n // 2 else b for b, n in zip(best, score.shape)] == [-3, -2, -6]
     assert score.max() == pytest.approx(1.0, abs=1e-3)
@@ -43,7 +47,7 @@ def test_masked_correlation_ignores_what_is_masked():
     whole = torch.rand(12, 12, 12, generator=generator)
     spoiled, mask = whole.clone(), torch.ones_like(whole)
     spoiled[:, :, :4], mask[:, :, :4] = 50.0, 0.0
-    score = search.masked_correlation(whole, torch.ones_like(whole), spoiled, mask)
+    score = wide_search.masked_correlation(whole, torch.ones_like(whole), spoiled, mask)
     assert score[0, 0, 0] == pytest.approx(1.0, abs=1e-3)
     assert int(score.argmax()) == 0
 
@@ -55,7 +59,7 @@ def test_consensus_finds_the_similarity_that_most_points_obey():
     y = geometry.transform_points(matrix, x[0])[None]
     y[0, :10] += random.normal(0, 80, (10, 3))
     other = random.normal(0, 50, (1, 40, 3))
-    found, score = search.consensus(torch.as_tensor(x).expand(2, -1, -1), torch.as_tensor(np.concatenate([other, y])),
+    found, score = correspondence_search.consensus(torch.as_tensor(x).expand(2, -1, -1), torch.as_tensor(np.concatenate([other, y])),
                                     torch.zeros(2, 40, dtype=torch.float64))
     assert int(score.argmax()) == 1 and score[1] > 0.7 and score[0] < 0.5
     np.testing.assert_allclose(geometry.transform_points(found[1].numpy(), x[0]), geometry.transform_points(
@@ -110,12 +114,12 @@ def test_repeated_runs_agree_about_a_right_answer_in_another_contrast_too_and_no
     turned = geometry.about(geometry.rotation_about([0, 0, 1], np.radians(60)), brain.center(), [40, 0, 0])
 
     def spread(moving, world):
-        return search.spread(moving, fixed, world, "affine", 0)
+        return evidence.spread(moving, fixed, world, "affine", 0)
 
     right = [spread(moving, np.eye(4)) for moving in (same, other)]
     assert max(right) < 0.5 < 3 < min(spread(moving, turned) for moving in (same, other))
     assert spread(same, np.eye(4)) == right[0]
-    assert search.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
+    assert evidence.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
 
 
 def test_the_wider_search_reports_steps_and_can_be_stopped(brain):
@@ -147,7 +151,7 @@ def test_who_has_no_time_gets_the_doubtful_answer_and_is_told(brain):
 def test_the_networks_points_alone_find_any_pose():
     """No similarity of intensities anywhere, and yet about where the whole chain ends."""
     folder = Path(volume.__file__).parent / "demo"
-    moving, fixed = (volume.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
+    moving, fixed = (volume_file.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
     expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
     moved = geometry.about(TURN, moving.center(), [15, -20, 10])
     result = register(moving.moved(moved), fixed, modality="t1-brain", search="network", polish=False)
@@ -162,26 +166,26 @@ def test_the_networks_points_need_a_network(brain):
 def test_likeness_is_highest_where_a_brain_lies_on_itself(brain):
     card = load_model(None, "t1-brain", "t1-brain").card
     cube = model_cube(brain, None, "t1-brain", card, "cpu")
-    there = search.likeness(cube, cube, np.eye(4))
-    turned = search.likeness(cube, cube, geometry.about(TURN, brain.center(), np.zeros(3)))
-    assert there > 0.95 and turned < search.DOUBTFUL
+    there = similarity.likeness(cube, cube, np.eye(4))
+    turned = similarity.likeness(cube, cube, geometry.about(TURN, brain.center(), np.zeros(3)))
+    assert there > 0.95 and turned < pose_search.DOUBTFUL
 
 
 def test_matched_places_find_any_pose_and_agree_with_it_only():
     """The bundled model that matches all with all: what it agrees with is the pose it found, not one 40 mm off."""
-    from SpatialDiffusionCore.cube import model_cube
-    from SpatialDiffusionCore.model import load_model
+    from SpatialDiffusionCore.modelfile.model import load_model
+    from SpatialDiffusionCore.modelfile.model_cube import model_cube
 
     folder = Path(volume.__file__).parent / "demo"
-    moving, fixed = (volume.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
+    moving, fixed = (volume_file.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
     model = load_model("foundation", "t1-brain", "t1-brain")
     cubes = [model_cube(v, None, "t1-brain", model.card, "cpu") for v in (moving, fixed)]
     places = model.correspondences("t1-brain", "t1-brain")
-    poses, _ = search.network_poses(*cubes, places)
+    poses, _ = correspondence_search.network_poses(*cubes, places)
     first = cubes[0].frame @ poses[0] @ np.linalg.inv(cubes[1].frame)
     expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
     tissue = cubes[1].prepared.tissue_center, cubes[1].prepared.tissue_covariance
     assert geometry.displacement_rms(first, expected, *tissue) < 25.0
     aside = geometry.from_parts(np.eye(3), [40.0, 0, 0]) @ expected
-    right, wrong = (search.agreement(*cubes, world, places) for world in (expected, aside))
+    right, wrong = (correspondence_search.agreement(*cubes, world, places) for world in (expected, aside))
     assert right > 0.8 and wrong < 0.5

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionCore import geometry, quality, register, volume  # noqa: E402
-from SpatialDiffusionCore.cube import model_cube  # noqa: E402
+from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
-from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
-from SpatialDiffusionCore.sides import Sides, told  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
+from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
+from SpatialDiffusionCore.pipeline.template_check import told  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.strategies.head_template import Sides  # noqa: E402
 from SpatialDiffusionTraining import focus as focus_training  # noqa: E402
 from SpatialDiffusionTraining import sides as training  # noqa: E402
 
@@ -21,7 +26,7 @@ DEMO, MODEL = BUNDLED.parent / "demo", BUNDLED / "t1-brain.safetensors"
 @pytest.fixture(scope="module")
 def brains():
     """(moving, fixed): a person's brain and the MNI152 template."""
-    return tuple(volume.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
+    return tuple(volume_file.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
 
 
 def turned(scan, degrees):
@@ -87,7 +92,7 @@ def test_what_is_said_of_measures():
     parts = geometry.decompose(np.eye(4))
 
     def said(sides):
-        return quality.judge(quality.Quality(0.3, 0.6, 1.0, 0.2, sides=sides), parts)
+        return confidence.judge(confidence.Quality(0.3, 0.6, 1.0, 0.2, sides=sides), parts)
 
     assert (said(None).warnings, said((0.05, -0.05)).warnings, said((0.9, 0.8)).warnings) == ([], [], [])
     assert said((0.9, -0.05)).confidence == "good"
@@ -119,7 +124,7 @@ def test_a_model_is_taught_by_scans_alone(tmp_path, capsys, brains):
     for number in range(24):
         scan = brains[0].moved(np.diag([*random.uniform(0.93, 1.07, 3), 1.0]))
         data = scan.data + random.normal(0, 0.05 * scan.data.max(), scan.shape) * (scan.data > 0)
-        volume.save(volume.Volume(data.astype(np.float32), scan.voxel_to_ras), tmp_path / "scans" / f"s{number}.nii.gz")
+        volume_file.save(volume.Volume(data.astype(np.float32), scan.voxel_to_ras), tmp_path / "scans" / f"s{number}.nii.gz")
     output = tmp_path / "own.safetensors"
     arguments = [str(MODEL), "--template", str(next(DEMO.glob("fixed*.nii*"))), "-o", str(output), "--train"]
     assert training.main([*arguments, str(tmp_path / "scans"), "--dataset", "any"]) == 2

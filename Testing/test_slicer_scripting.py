@@ -142,7 +142,7 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
         raise SystemExit
 
     monkeypatch.setattr(slicer.util, "exit", stop)
-    monkeypatch.setattr("SpatialDiffusionCore.process.DEFAULT_STEPS", 1)  # it is the examples that are tested
+    monkeypatch.setattr("SpatialDiffusionCore.pipeline.stages.DEFAULT_STEPS", 1)  # it is the examples that are tested
     for block in blocks:
         slicer.mrmlScene.Clear()
         names = {"__name__": "__main__"}

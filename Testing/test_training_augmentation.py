@@ -234,8 +234,8 @@ def test_displacement_loss_is_the_mean_over_points():
 
 
 def test_errors_and_expected_displacements_on_an_anisotropic_grid_are_millimeters():
-    from SpatialDiffusionCore import diffusion
-    from SpatialDiffusionCore.schedule import Schedule
+    from SpatialDiffusionCore.method import diffusion
+    from SpatialDiffusionCore.method.schedule import Schedule
 
     shape, spacing = (16, 24, 20), (0.1, 0.03, 0.12)
     half = losses.half_edges(shape, spacing, torch.zeros(1))
@@ -281,8 +281,8 @@ def test_moments_follow_the_tissue():
 
 
 def test_the_expected_displacement_is_what_the_diffusion_does():
-    from SpatialDiffusionCore import diffusion
-    from SpatialDiffusionCore.schedule import Schedule
+    from SpatialDiffusionCore.method import diffusion
+    from SpatialDiffusionCore.method.schedule import Schedule
 
     schedule, count = Schedule(transform_range=(0.01, 0.05), translation_range=(0.1, 0.5)), 4000
     points = grid_points((16, 16, 16)).reshape(-1, 3) * 0.6

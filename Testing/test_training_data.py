@@ -11,8 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 from training_fixtures import phantom, real_scans, write_phantoms  # noqa: E402
 
-from SpatialDiffusionCore import diffusion, geometry, volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionTraining import datasets  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
 from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
@@ -70,8 +71,8 @@ def test_the_cache_holds_canonical_cubes_in_bytes(tmp_path):
     assert cache.rows("train") == [0, 1] and cache.rows("validation") == [2]
     batch = cache.read([1, 0])
     assert batch.shape == (2, 1, 16, 16, 16) and batch.dtype == torch.float32
-    prepared = volume.prepare(volume.load(scans[1]))
-    expected = volume.sample(prepared, volume.canonical_grid(prepared, 16, 14.0))
+    prepared = sampling.prepare(volume_file.load(scans[1]))
+    expected = sampling.sample(prepared, sampling.canonical_grid(prepared, 16, 14.0))
     assert (batch[:1] - expected).abs().max() <= 0.5 / 255 + 1e-6
     # The moments are those of the tissue: near the middle, about as wide as the phantom.
     assert cache.means.abs().max() < 0.05
@@ -204,15 +205,17 @@ def test_a_stream_of_nothing_is_refused():
 @pytest.mark.parametrize("modality", ["t1-brain", "t2-head-neck", "oct", "octa", "ct-head-neck"])
 def test_published_loading_is_that_of_registration(modality, tmp_path):
     """A published model trains on what it will see; every loading ends in 0..1 by minimum and maximum."""
-    from SpatialDiffusionCore import loading
+    from SpatialDiffusionCore.method import published_loading
+    from SpatialDiffusionCore.modelfile import catalog
 
     if modality == "t2-head-neck":
         pytest.importorskip("skimage")
     scans, size = datasets.find_scans(write_phantoms(tmp_path / "scans", 1)), [48, 56, 52]
     cache = datasets.build(tmp_path / "cache", [source(scans, modality=modality, loader="published")],
                            {"size": size, "spacing": 1.0}, report=lambda text: None)
-    prepared, grid = loading.published(volume.prepare(volume.load(scans[0])), modality, size)
-    expected = volume.sample(prepared, grid)
+    prepared, grid = published_loading.published(
+        sampling.prepare(volume_file.load(scans[0])), catalog.get(modality).published_loader, size)
+    expected = sampling.sample(prepared, grid)
     assert cache.shape == tuple(size)
     assert (cache.read([0]) - expected).abs().max() <= 0.5 / 255 + 1e-6
     assert cache.cubes[0].min() == 0 and cache.cubes[0].max() == 255
@@ -245,7 +248,7 @@ def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
     second = volume.resample(volume.Volume(np.asarray(first.dataobj), first.affine),
                              volume.Grid((44, 50, 46), header), matrix)
     nibabel.save(first, tmp_path / "head_ses1.nii.gz")
-    volume.save(second, tmp_path / "head_ses2.nii.gz")
+    volume_file.save(second, tmp_path / "head_ses2.nii.gz")
     numbers = "\t".join(str(v) for v in matrix[:3].ravel())
     (tmp_path / datasets.PARTNERS).write_text(f"head_ses1.nii.gz\thead_ses2.nii.gz\t{numbers}\n")
     cache = datasets.build(tmp_path / "cache", [source(datasets.find_scans(tmp_path))],

@@ -10,9 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 from training_fixtures import write_phantoms  # noqa: E402
 
-from SpatialDiffusionCore import geometry, volume  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
-from SpatialDiffusionCore.model import BUNDLED, load_model, read_card  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
+from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
 from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
@@ -22,7 +24,7 @@ DEMO = BUNDLED.parent / "demo"
 
 def bundled(part):
     """The bundled scan whose name begins so."""
-    return volume.load(next(DEMO.glob(f"{part}*.nii*")))
+    return volume_file.load(next(DEMO.glob(f"{part}*.nii*")))
 
 
 def turned(scan, number):
@@ -49,12 +51,12 @@ def test_people_are_paired_where_they_were_put(tmp_path):
     (tmp_path / "scans").mkdir()
     for number in range(3):
         scan, places[f"copy_{number}.nii.gz"] = turned(brain, number)
-        volume.save(scan, tmp_path / "scans" / f"copy_{number}.nii.gz")
+        volume_file.save(scan, tmp_path / "scans" / f"copy_{number}.nii.gz")
     told = []
     path = partners.write(tmp_path / "scans", "t1-brain", tmp_path / "people.tsv", held_out=0, report=told.append)
     lines = path.read_text().splitlines()
     assert len(lines) == 3 and "3 of 3 pairs are good" in told
-    prepared = volume.prepare(brain)
+    prepared = sampling.prepare(brain)
     for text in lines:
         first, second, *numbers = text.split("\t")
         first, second = (name.split("/")[-1] for name in (first, second))
@@ -82,11 +84,11 @@ def test_a_mask_is_carried_to_where_the_scan_lies(tmp_path):
     brain = bundled("moving")
     inside = volume.Volume((brain.data > np.percentile(brain.data[brain.data > 0], 30)).astype(np.uint8),
                            brain.voxel_to_ras)
-    volume.save(brain, tmp_path / "template.nii.gz")
-    volume.save(inside, tmp_path / "inside.nii.gz")
+    volume_file.save(brain, tmp_path / "template.nii.gz")
+    volume_file.save(inside, tmp_path / "inside.nii.gz")
     scan, moved = turned(brain, 7)
     (tmp_path / "scans").mkdir()
-    volume.save(scan, tmp_path / "scans" / "somebody.nii.gz")
+    volume_file.save(scan, tmp_path / "scans" / "somebody.nii.gz")
     arguments = ["--train", str(tmp_path / "scans"), "--template", str(tmp_path / "template.nii.gz"),
                  "--mask", str(tmp_path / "inside.nii.gz"), "-o", str(tmp_path / "masks")]
     assert masks.main(arguments) == 0
@@ -164,7 +166,7 @@ def test_marked_points_say_which_pairs_fit(tmp_path):
     lines, marks = [], np.array([[0.0, 0, 0], [0, 0, -60]])
     for number in range(4):
         scan, place = turned(brain, number)
-        volume.save(scan, tmp_path / "scans" / f"copy_{number}.nii.gz")
+        volume_file.save(scan, tmp_path / "scans" / f"copy_{number}.nii.gz")
         points = geometry.transform_points(place, marks + (50.0 if number == 2 else 0.0))
         if number < 3:
             lines.append("\t".join([f"copy_{number}.nii.gz", *map(str, points.ravel())]))
@@ -188,11 +190,11 @@ def test_a_neck_is_a_box_before_the_spine_that_follows_its_tilt(tmp_path):
         out = [at(65, 0, 50), at(0, 95, 50), at(0, -45, 50), at(0, 0, 125), at(0, 0, -45)]
         assert necks.inside(np.array(within + out), dens, below).tolist() == [True] * 3 + [False] * 5
     scan = bundled("moving")
-    volume.save(scan, tmp_path / "scan.nii.gz")
+    volume_file.save(scan, tmp_path / "scan.nii.gz")
     points = tmp_path / "points.tsv"
     points.write_text("scan.nii.gz\t0\t0\t0\t0\t0\t-110\nother.nii.gz\t0\t0\t0\t0\t0\t-110\n")
     assert [p.name for p in necks.write(tmp_path / "scan.nii.gz", points, tmp_path / "masks")] == ["scan.nii.gz"]
-    mask = volume.load(tmp_path / "masks" / "scan.nii.gz")
+    mask = volume_file.load(tmp_path / "masks" / "scan.nii.gz")
     size = mask.data.sum() * abs(np.linalg.det(mask.voxel_to_ras[:3, :3]))
     assert np.allclose(mask.voxel_to_ras, scan.voxel_to_ras) and 0 < size < 160 * 130 * 120 * 1.02
     points.write_text("scan.nii.gz\t0\t0\n")

@@ -20,7 +20,10 @@ pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
 from training_fixtures import ROOT, TINY, real_scans, write_phantoms  # noqa: E402
 
-from SpatialDiffusionCore import diffusion, model, transform_file  # noqa: E402
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
+from SpatialDiffusionCore.modelfile import card as card_module
+from SpatialDiffusionCore.modelfile import catalog, model  # noqa: E402
+from SpatialDiffusionCore.spatial import transform_file  # noqa: E402
 from SpatialDiffusionTraining import losses, retina, train, trainer  # noqa: E402
 from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
@@ -92,7 +95,7 @@ def test_the_published_recipe_in_small(scans, tmp_path):
              "--device", "cpu", "--threads", "1", "--validate-draws", "4", "--picture-every", "0"]
     assert train.main(["--train", str(scans), *small, "--steps", "2", "-o", str(tmp_path / "run")]) == 0
     assert all(np.isfinite(training_losses(tmp_path / "run")))
-    card = model.read_card(train.export(tmp_path / "run"))
+    card = card_module.read_card(train.export(tmp_path / "run"))
     assert card["grid"] == {"size": [48, 56, 52], "spacing": None, "loading": "published"}
     assert card["sampler"] == "reference" and card["schedule"]["translation_range"] == [0.5, 4.0]
     assert card["architecture"]["head"] == "matrix" and card["architecture"]["class_dropout"] == 0.15
@@ -102,12 +105,13 @@ def test_install_puts_the_model_where_programs_look(scans, tmp_path, monkeypatch
     monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(tmp_path / "models"))
     run(scans, tmp_path / "run", steps=2)
     assert train.main(["export", str(tmp_path / "run"), "--name", "mine", "--install", "--which", "last"]) == 0
-    assert "mine" in model.catalog()
+    assert "mine" in catalog.catalog()
 
 
 def test_the_how_to_of_the_readme_trains_a_modality_of_ones_own_and_registers_with_it(tmp_path, monkeypatch, capsys):
     """Its commands as they stand there, on real scans, with a tiny network and few steps."""
-    from SpatialDiffusionCore import cli, geometry, volume
+    from SpatialDiffusionCore import cli
+    from SpatialDiffusionCore.spatial import geometry, volume_file
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = text.partition("## Train your own")[2].partition("```sh\n")[2].partition("```")[0]
@@ -117,10 +121,10 @@ def test_the_how_to_of_the_readme_trains_a_modality_of_ones_own_and_registers_wi
     (tmp_path / "scans").mkdir()
     for scan in real_scans():
         shutil.copy(scan, tmp_path / "scans")
-    scan = volume.load(real_scans()[0])
+    scan = volume_file.load(real_scans()[0])
     truth = geometry.about(geometry.rotation_about([1, 2, 0], 0.6), scan.center(), [20, 0, -9])
-    volume.save(scan, "visit1.nii.gz")
-    volume.save(scan.moved(truth), "visit2.nii.gz")
+    volume_file.save(scan, "visit1.nii.gz")
+    volume_file.save(scan.moved(truth), "visit2.nii.gz")
     tiny = [o for o in TINY if o not in ("--dataset", "t1-brain")]
     programs = {"spatial-diffusion-train": train.main, "spatial-diffusion": cli.main}
     assert commands.pop(0) == ["pip", "install", ".[training]"]
@@ -142,15 +146,16 @@ def test_several_modalities_get_class_ids_in_order(tmp_path):
     assert train.main([*base, "-o", str(tmp_path / "run")]) == 0
     assert last_state(tmp_path / "run")["architecture"]["n_classes"] == 2
     exported = train.export(tmp_path / "run", which="last")
-    assert model.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 1, "t2-head-neck": 2}
+    assert card_module.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 1, "t2-head-neck": 2}
     assert train.main([*base, "-o", str(tmp_path / "one"), "--unconditional"]) == 0
     assert last_state(tmp_path / "one")["architecture"]["n_classes"] == 1
     exported = train.export(tmp_path / "one", which="last")
-    assert model.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 0, "t2-head-neck": 0}
+    assert card_module.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 0, "t2-head-neck": 0}
 
 
 def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
-    from SpatialDiffusionCore import InputError, register, volume
+    from SpatialDiffusionCore import InputError, register
+    from SpatialDiffusionCore.spatial import volume_file
 
     heads, eyes = write_phantoms(tmp_path / "t1", 2), tmp_path / "oct"
     assert retina.main(["--out", str(eyes), "--count", "2"]) == 0
@@ -164,9 +169,9 @@ def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "16×12×16 at 0.4×0.16×0.4 mm" in said and "cannot be written" not in said
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
-    card = model.read_card(train.export(tmp_path / "run", which="last"))
-    assert model.grid_of(card, "t1-brain") == model.grid_of(card, "any") == card["grid"]
-    assert model.grid_of(card, "oct") == {**grid, "loading": "canonical"}
+    card = card_module.read_card(train.export(tmp_path / "run", which="last"))
+    assert card_module.grid_of(card, "t1-brain") == card_module.grid_of(card, "any") == card["grid"]
+    assert card_module.grid_of(card, "oct") == {**grid, "loading": "canonical"}
     assert set(card["training"]["scans"]) == {f"{m} {p}" for m in ("t1-brain", "oct") for p in ("train", "validation")}
     loaded = model.load_model(tmp_path / "run" / "model.safetensors", "oct", "oct")
     assert loaded.schedule("oct").transform_range == (0.004, 0.03)
@@ -180,7 +185,7 @@ def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
     pairs = made.make(collections[1].held_out, seeded(1))
     assert made.pose.rotation_axis == "y" and pairs.fixed.shape[2:] == (16, 12, 16)
     # Each modality is registered on its own grid, and the two are not mixed up.
-    scans = [volume.load(p) for p in sorted(eyes.glob("*.nii.gz"))[:2]]
+    scans = [volume_file.load(p) for p in sorted(eyes.glob("*.nii.gz"))[:2]]
     file = tmp_path / "run" / "model.safetensors"
     assert np.isfinite(register(*scans, modality="oct", model=file, steps=2).matrix).all()
     with pytest.raises(InputError, match="different scales"):

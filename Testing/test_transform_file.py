@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import extension, written_whole
-from SpatialDiffusionCore.transform_file import FORMATS, read_transform, write_transform
+from SpatialDiffusionCore.spatial.transform_file import FORMATS, read_transform, write_transform
 
 sitk = pytest.importorskip("SimpleITK", reason="ITK files are read through SimpleITK")
 
@@ -709,7 +709,7 @@ def test_a_file_in_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_importing_the_module_loads_nothing_heavy():
-    code = ("import sys, SpatialDiffusionCore.transform_file; "
+    code = ("import sys, SpatialDiffusionCore.spatial.transform_file; "
             "print(sorted({'torch', 'scipy', 'SimpleITK', 'nibabel', 'h5py'} & set(sys.modules)))")
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from SpatialDiffusionCore import geometry as g
-from SpatialDiffusionCore import volume as v
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import geometry as g
+from SpatialDiffusionCore.spatial import sampling, volume_file
+from SpatialDiffusionCore.spatial import volume as v
 
 sitk = pytest.importorskip("SimpleITK", reason="reads .nrrd and .mha, and judges headers")
 
@@ -82,10 +83,10 @@ def test_every_orientation_survives_and_is_where_nibabel_says(tmp_path):
         matrix = header(linear)
         path = tmp_path / f"{number}.nii"
         write_nifti(path, data, matrix)
-        volume = v.load(path)
+        volume = volume_file.load(path)
         assert np.array_equal(volume.data, data) and volume.data.dtype == np.float32
         assert np.allclose(volume.voxel_to_ras, nibabel.load(path).affine, atol=1e-6)
-        v.save(volume, path)
+        volume_file.save(volume, path)
         again = nibabel.load(path)
         assert np.allclose(again.affine, matrix, atol=1e-5)
         assert np.allclose(again.get_qform(), matrix, atol=1e-4) and int(again.header["qform_code"]) > 0
@@ -98,13 +99,13 @@ def test_a_file_is_where_itk_and_nibabel_see_it(tmp_path, name, ending):
     """Written here, read by SimpleITK (LPS) and nibabel (RAS): a voxel has the same place and value everywhere."""
     volume = ramp_volume(HEADERS[name])
     path = tmp_path / f"ramp{ending}"
-    v.save(volume, path)
+    volume_file.save(volume, path)
     image = sitk.ReadImage(str(path))
     for index in ((0, 0, 0), (16, 0, 5), (3, 18, 22)):
         place = g.transform_points(volume.voxel_to_ras, np.array([index]))[0]
         assert np.allclose(image.TransformIndexToPhysicalPoint(index), place * [-1, -1, 1], atol=1e-3)
         assert image[index] == pytest.approx(volume.data[index])
-    back = v.load(path)
+    back = volume_file.load(path)
     assert np.allclose(back.voxel_to_ras, volume.voxel_to_ras, atol=1e-4)
     assert np.array_equal(back.data, volume.data)
     assert np.allclose(back.data, ramp(world(back.shape, back.voxel_to_ras)), atol=1e-2)
@@ -125,20 +126,20 @@ def test_what_itk_wrote_is_where_the_same_nifti_is(tmp_path, name, ending):
     image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
     sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
     write_nifti(tmp_path / "a.nii.gz", data, matrix)
-    from_itk, from_nifti = v.load(tmp_path / f"a{ending}"), v.load(tmp_path / "a.nii.gz")
+    from_itk, from_nifti = volume_file.load(tmp_path / f"a{ending}"), volume_file.load(tmp_path / "a.nii.gz")
     assert np.allclose(from_itk.voxel_to_ras, from_nifti.voxel_to_ras, atol=1e-5)
     assert np.array_equal(from_itk.data, from_nifti.data)
 
 
 def test_a_sheared_header_is_kept_by_nifti_and_refused_by_the_others(tmp_path):
     volume = ramp_volume(SHEARED)
-    v.save(volume, tmp_path / "a.nii.gz")
-    back = v.load(tmp_path / "a.nii.gz")
+    volume_file.save(volume, tmp_path / "a.nii.gz")
+    back = volume_file.load(tmp_path / "a.nii.gz")
     assert np.allclose(back.voxel_to_ras, SHEARED, atol=1e-5)
     assert np.allclose(back.data, ramp(world(back.shape, back.voxel_to_ras)), atol=1e-2)
     for name in ("a.nrrd", "a.mha"):
         with pytest.raises(InputError, match="sheared"):
-            v.save(volume, tmp_path / name)
+            volume_file.save(volume, tmp_path / name)
         assert not (tmp_path / name).exists()
 
 
@@ -147,10 +148,10 @@ def test_a_sheared_header_is_kept_by_nifti_and_refused_by_the_others(tmp_path):
 def test_label_maps_keep_type_and_values(tmp_path, dtype, ending):
     data = noise(dtype)
     path = tmp_path / f"labels{ending}"
-    v.save(v.Volume(data, HEADERS["oblique"]), path)
-    back = v.load(path, keep_type=True)
+    volume_file.save(v.Volume(data, HEADERS["oblique"]), path)
+    back = volume_file.load(path, keep_type=True)
     assert back.data.dtype == np.dtype(dtype) and np.array_equal(back.data, data)
-    assert v.load(path).data.dtype == np.float32
+    assert volume_file.load(path).data.dtype == np.float32
     moved = v.resample(back, back, interpolation="nearest")
     assert moved.data.dtype == np.dtype(dtype) and np.array_equal(moved.data, data)
 
@@ -158,8 +159,8 @@ def test_label_maps_keep_type_and_values(tmp_path, dtype, ending):
 def test_labels_beyond_what_a_float_can_count_stay_apart(tmp_path):
     data = np.zeros(SHAPE, np.int64)
     data[5:9, 5:9, 5:9], data[9:12, 5:9, 5:9], data[0, 0, 0] = 2**53 + 1, 2**53 + 2, -(2**62) - 1
-    v.save(v.Volume(data, HEADERS["axial"]), tmp_path / "labels.nii.gz")
-    back = v.load(tmp_path / "labels.nii.gz", keep_type=True)
+    volume_file.save(v.Volume(data, HEADERS["axial"]), tmp_path / "labels.nii.gz")
+    back = volume_file.load(tmp_path / "labels.nii.gz", keep_type=True)
     assert np.array_equal(back.data, data)
     shifted = v.resample(back, back, g.from_parts(np.eye(3), (3.0, 0, 0)), "nearest")  # two voxels
     assert np.array_equal(shifted.data[2:], data[:-2]) and shifted.data.dtype == np.int64
@@ -167,8 +168,8 @@ def test_labels_beyond_what_a_float_can_count_stay_apart(tmp_path):
 
 def test_booleans_are_written_as_bytes(tmp_path):
     data = noise(np.float32) > 0
-    v.save(v.Volume(data, HEADERS["axial"]), tmp_path / "mask.nii.gz")
-    back = v.load(tmp_path / "mask.nii.gz", keep_type=True)
+    volume_file.save(v.Volume(data, HEADERS["axial"]), tmp_path / "mask.nii.gz")
+    back = volume_file.load(tmp_path / "mask.nii.gz", keep_type=True)
     assert back.data.dtype == np.uint8 and np.array_equal(back.data, data)
 
 
@@ -181,9 +182,9 @@ def test_scaling_is_applied_with_and_without_keeping_the_type(tmp_path, dtype):
     raw = bytearray(path.read_bytes())
     raw[112:120] = np.array([2.5, -1024], "<f4").tobytes()  # scl_slope, scl_inter
     path.write_bytes(raw)
-    for volume in (v.load(path), v.load(path, keep_type=True)):
+    for volume in (volume_file.load(path), volume_file.load(path, keep_type=True)):
         assert np.allclose(volume.data, stored * 2.5 - 1024)
-    assert v.load(path).data.dtype == np.float32
+    assert volume_file.load(path).data.dtype == np.float32
 
 
 def test_a_header_without_orientation_is_taken_as_nibabel_does(tmp_path):
@@ -191,12 +192,12 @@ def test_a_header_without_orientation_is_taken_as_nibabel_does(tmp_path):
     image.set_sform(None, code=0)
     image.set_qform(None, code=0)
     nibabel.save(image, tmp_path / "a.nii")
-    assert np.allclose(v.load(tmp_path / "a.nii").voxel_to_ras, nibabel.load(tmp_path / "a.nii").affine)
+    assert np.allclose(volume_file.load(tmp_path / "a.nii").voxel_to_ras, nibabel.load(tmp_path / "a.nii").affine)
 
 
 def test_real_scans_read_alike_here_in_nibabel_and_in_itk(data_folder):
     for path in sorted((data_folder / "t1").glob("*.nii.gz"))[:240:60]:
-        volume, image = v.load(path), sitk.ReadImage(str(path))
+        volume, image = volume_file.load(path), sitk.ReadImage(str(path))
         reference = nibabel.load(path)
         assert np.allclose(volume.voxel_to_ras, reference.affine) and volume.data.dtype == np.float32
         index = tuple(n // 3 for n in volume.shape)
@@ -214,24 +215,24 @@ def series(tmp_path):
 
 def test_one_volume_of_a_4d_file_is_chosen_by_its_index(series):
     for index in range(3):
-        assert np.array_equal(v.load(f"{series.path}@{index}").data, series.data[..., index])
-    kept = v.load(f"{series.path}@2", keep_type=True)
+        assert np.array_equal(volume_file.load(f"{series.path}@{index}").data, series.data[..., index])
+    kept = volume_file.load(f"{series.path}@2", keep_type=True)
     assert kept.data.dtype == np.int16 and kept.shape == SHAPE
 
 
 def test_a_4d_file_without_index_says_how_to_choose(series):
     with pytest.raises(InputError, match=r"is 4D \(17×19×23×3\).*0 to 2.*@INDEX, for example .*@0\."):
-        v.load(series.path)
+        volume_file.load(series.path)
     with pytest.raises(InputError, match="has no volume 3; it holds volumes 0 to 2"):
-        v.load(f"{series.path}@3")
+        volume_file.load(f"{series.path}@3")
 
 
 def test_axes_of_length_one_are_no_fourth_dimension(tmp_path):
     data = noise(np.int16)
     path = write_nifti(tmp_path / "a.nii.gz", data[..., None], HEADERS["axial"])
-    assert v.load(path).shape == SHAPE and v.load(f"{path}@0").shape == SHAPE
+    assert volume_file.load(path).shape == SHAPE and volume_file.load(f"{path}@0").shape == SHAPE
     with pytest.raises(InputError, match="not 4D, so @1 selects nothing"):
-        v.load(f"{path}@1")
+        volume_file.load(f"{path}@1")
 
 
 # ---------------------------------------------------------------------------------------------------- bad input
@@ -245,38 +246,38 @@ def refusal(action):
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    assert "does not exist" in refusal(lambda: v.load(tmp_path / "none.nii.gz"))
-    assert "is a folder" in refusal(lambda: v.load(tmp_path))
+    assert "does not exist" in refusal(lambda: volume_file.load(tmp_path / "none.nii.gz"))
+    assert "is a folder" in refusal(lambda: volume_file.load(tmp_path))
     for name in ("a.nii", "a.nii.gz", "a.nrrd", "a.mha"):
         path = tmp_path / name
         path.write_bytes(b"this is no image, whatever its name says " * 20)
-        assert name in refusal(lambda path=path: v.load(path))
+        assert name in refusal(lambda path=path: volume_file.load(path))
         path.write_bytes(b"")
-        assert name in refusal(lambda path=path: v.load(path))
+        assert name in refusal(lambda path=path: volume_file.load(path))
     (tmp_path / "a.jpg").write_bytes(b"0")
-    assert ".nii.gz" in refusal(lambda: v.load(tmp_path / "a.jpg"))
+    assert ".nii.gz" in refusal(lambda: volume_file.load(tmp_path / "a.jpg"))
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.98])
 def test_a_truncated_file_is_refused(tmp_path, ending, share):
     path = tmp_path / f"cut{ending}"
-    v.save(v.Volume(noise(np.int16), HEADERS["axial"]), path)
+    volume_file.save(v.Volume(noise(np.int16), HEADERS["axial"]), path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
-    assert path.name in refusal(lambda: v.load(path))
+    assert path.name in refusal(lambda: volume_file.load(path))
 
 
 def test_two_dimensional_color_and_complex_images_are_refused(tmp_path):
     write_nifti(tmp_path / "2d.nii", noise(np.int16)[:, :, 0], np.eye(4))
-    assert "not a 3D volume" in refusal(lambda: v.load(tmp_path / "2d.nii"))
+    assert "not a 3D volume" in refusal(lambda: volume_file.load(tmp_path / "2d.nii"))
     sitk.WriteImage(sitk.GetImageFromArray(noise(np.int16)[0]), str(tmp_path / "2d.nrrd"))
-    assert "not a 3D volume" in refusal(lambda: v.load(tmp_path / "2d.nrrd"))
+    assert "not a 3D volume" in refusal(lambda: volume_file.load(tmp_path / "2d.nrrd"))
     color = sitk.GetImageFromArray(noise(np.uint8, (16, 17, 18, 3)), isVector=True)
     sitk.WriteImage(color, str(tmp_path / "rgb.nrrd"))
-    assert "3 numbers per voxel" in refusal(lambda: v.load(tmp_path / "rgb.nrrd"))
+    assert "3 numbers per voxel" in refusal(lambda: volume_file.load(tmp_path / "rgb.nrrd"))
     write_nifti(tmp_path / "complex.nii", noise(np.float32).astype(np.complex64), np.eye(4))
-    assert "complex64" in refusal(lambda: v.load(tmp_path / "complex.nii"))
+    assert "complex64" in refusal(lambda: volume_file.load(tmp_path / "complex.nii"))
 
 
 def test_a_header_that_spans_no_space_is_refused(tmp_path):
@@ -285,12 +286,12 @@ def test_a_header_that_spans_no_space_is_refused(tmp_path):
     image.set_sform(flat, code="scanner")
     image.set_qform(None, code=0)
     nibabel.save(image, tmp_path / "flat.nii")
-    assert "degenerate" in refusal(lambda: v.load(tmp_path / "flat.nii"))
+    assert "degenerate" in refusal(lambda: volume_file.load(tmp_path / "flat.nii"))
     zero = bytearray((tmp_path / "flat.nii").read_bytes())
     zero[80:92] = np.zeros(3, "<f4").tobytes()  # pixdim
     zero[280:328] = np.diag([0, 1, 1, 1])[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z
     (tmp_path / "zero.nii").write_bytes(zero)
-    assert "spacing of 0 mm" in refusal(lambda: v.load(tmp_path / "zero.nii"))
+    assert "spacing of 0 mm" in refusal(lambda: volume_file.load(tmp_path / "zero.nii"))
     assert "spacing of 0 mm" in refusal(lambda: v.Volume(np.zeros(SHAPE), np.diag([1, 0, 1, 1.0])))
     assert "NaN" in refusal(lambda: v.Volume(np.zeros(SHAPE), np.diag([1, np.nan, 1, 1.0])))
     assert "3D" in refusal(lambda: v.Volume(np.zeros((4, 4)), np.eye(4)))
@@ -333,7 +334,7 @@ def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path, monkeypatch, endin
 
     monkeypatch.setattr(nibabel, "save", broken)
     monkeypatch.setattr(sitk, "WriteImage", broken)
-    assert "make room" in refusal(lambda: v.save(ramp_volume(HEADERS["axial"]), path))
+    assert "make room" in refusal(lambda: volume_file.save(ramp_volume(HEADERS["axial"]), path))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == b"what was there before"
 
@@ -341,16 +342,16 @@ def test_a_failed_write_leaves_the_folder_as_it_was(tmp_path, monkeypatch, endin
 def test_outputs_that_cannot_be_are_refused_before_anything_is_written(tmp_path):
     volume = ramp_volume(HEADERS["axial"])
     (tmp_path / "folder.nii").mkdir()
-    assert "does not exist" in refusal(lambda: v.save(volume, tmp_path / "none" / "a.nii"))
-    assert "is a folder" in refusal(lambda: v.save(volume, tmp_path / "folder.nii"))
-    assert "no known extension" in refusal(lambda: v.save(volume, tmp_path / "a.tiff"))
+    assert "does not exist" in refusal(lambda: volume_file.save(volume, tmp_path / "none" / "a.nii"))
+    assert "is a folder" in refusal(lambda: volume_file.save(volume, tmp_path / "folder.nii"))
+    assert "no known extension" in refusal(lambda: volume_file.save(volume, tmp_path / "a.tiff"))
     assert [p.name for p in tmp_path.iterdir()] == ["folder.nii"]
 
 
 def test_what_was_written_over_is_the_new_file_and_nothing_else_is_left(tmp_path):
-    v.save(v.Volume(noise(np.int16), np.eye(4)), tmp_path / "a.nii.gz")
-    v.save(ramp_volume(HEADERS["oblique"]), tmp_path / "a.nii.gz")
-    assert np.allclose(v.load(tmp_path / "a.nii.gz").data, ramp_volume(HEADERS["oblique"]).data)
+    volume_file.save(v.Volume(noise(np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+    volume_file.save(ramp_volume(HEADERS["oblique"]), tmp_path / "a.nii.gz")
+    assert np.allclose(volume_file.load(tmp_path / "a.nii.gz").data, ramp_volume(HEADERS["oblique"]).data)
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
@@ -446,7 +447,7 @@ def exact(volume):
     """Prepared without clipping: intensities lowest…highest become 0…1."""
     from dataclasses import replace
 
-    prepared = v.prepare(volume)
+    prepared = sampling.prepare(volume)
     return replace(prepared, window=(float(volume.data.min()), float(volume.data.max())))
 
 
@@ -465,8 +466,8 @@ def headers(draw):
 def test_a_ramp_sampled_on_any_cube_has_the_world_values(voxel_to_ras, size, spacing, oriented):
     """Whatever the header, cube and averaging of fine voxels: the value is the world function's at the voxel."""
     prepared = exact(ramp_volume(voxel_to_ras, shape=(30, 32, 34)))
-    grid = v.canonical_grid(prepared, size, spacing, oriented)
-    values, support = (t[0, 0].numpy() for t in v.sample_with_support(prepared, grid))
+    grid = sampling.canonical_grid(prepared, size, spacing, oriented)
+    values, support = (t[0, 0].numpy() for t in sampling.sample_with_support(prepared, grid))
     places = world(grid.shape, grid.voxel_to_ras)
     low, high = prepared.window
     # At the far end fewer voxels than usual may be averaged into the last one, and zeros lie beyond.
@@ -482,15 +483,15 @@ def test_the_cube_is_anatomical_or_along_the_scan_and_holds_the_tissue_in_its_mi
     data = np.zeros((40, 44, 48), np.float32)
     data[10:20, 20:34, 12:40] = 100
     volume = v.Volume(data, HEADERS["oblique"])
-    assert v.scan_order(volume) == tuple(SCAN)
-    prepared = v.prepare(volume)
+    assert sampling.scan_order(volume) == tuple(SCAN)
+    prepared = sampling.prepare(volume)
     middle = g.transform_points(volume.voxel_to_ras, np.array([[14.5, 26.5, 25.5]]))[0]
     assert np.allclose(prepared.tissue_center, middle, atol=1e-6)
     for oriented, axes in ((True, np.eye(3)), (False, OBLIQUE[:, SCAN] * [1, 1, np.linalg.det(OBLIQUE[:, SCAN])])):
-        grid = v.canonical_grid(prepared, (16, 18, 20), 2.5, oriented)
+        grid = sampling.canonical_grid(prepared, (16, 18, 20), 2.5, oriented)
         assert np.allclose(grid.voxel_to_ras[:3, :3], axes * 2.5)
         assert np.allclose(g.transform_points(grid.normalized_to_ras, np.zeros((1, 3)))[0], middle)
-    spacing = v.canonical_grid(prepared, 16, (1, 2, 3)).voxel_to_ras[:3, :3]
+    spacing = sampling.canonical_grid(prepared, 16, (1, 2, 3)).voxel_to_ras[:3, :3]
     assert np.allclose(spacing, np.diag([1, 2, 3]))
 
 
@@ -500,9 +501,9 @@ def test_the_axis_with_the_finest_spacing_is_depth_and_no_cube_is_a_mirror_image
     data = np.random.default_rng(0).random((20, 24, 28)).astype(np.float32)
     steps = np.array([0.0224, 0.0596, 0.0039])
     volume = v.Volume(data.transpose(order), np.diag([*steps[list(order)], 1.0]))
-    lateral, depth, other = v.scan_order(volume)
+    lateral, depth, other = sampling.scan_order(volume)
     assert steps[order[depth]] == steps.min() and lateral < other
-    grid = v.canonical_grid(v.prepare(volume), (12, 14, 16), (0.02, 0.004, 0.03), oriented=False)
+    grid = sampling.canonical_grid(sampling.prepare(volume), (12, 14, 16), (0.02, 0.004, 0.03), oriented=False)
     assert np.allclose(grid.voxel_to_ras[:3, 1], np.eye(3)[depth] * 0.004)
     assert np.linalg.det(grid.voxel_to_ras[:3, :3]) > 0
     assert np.allclose(np.linalg.norm(grid.voxel_to_ras[:3, :3], axis=0), (0.02, 0.004, 0.03), atol=1e-12)
@@ -510,7 +511,7 @@ def test_the_axis_with_the_finest_spacing_is_depth_and_no_cube_is_a_mirror_image
 
 def test_among_nearly_equal_spacings_the_shortest_extent_is_depth():
     volume = v.Volume(np.arange(30 * 40 * 18).reshape(30, 40, 18), np.diag([0.0100, 0.0101, 0.0102, 1]))
-    assert v.scan_order(volume) == (0, 2, 1)
+    assert sampling.scan_order(volume) == (0, 2, 1)
 
 
 def test_affines_of_an_anisotropic_cube_convert_to_the_world_and_back():
@@ -535,7 +536,7 @@ def test_outside_the_field_of_view_the_cube_is_zero_without_support():
     volume.data[10, 10, 10] = 9
     prepared = exact(volume)
     grid = v.Grid((60, 10, 10), g.from_parts(np.eye(3), (-20, 5, 5)))
-    values, support = (t[0, 0].numpy() for t in v.sample_with_support(prepared, grid))
+    values, support = (t[0, 0].numpy() for t in sampling.sample_with_support(prepared, grid))
     inner = np.zeros(60, bool)
     inner[20:40] = True
     assert (support[~inner] == 0).all() and (support[inner] == 1).all() and (values[~inner] == 0).all()
@@ -564,9 +565,9 @@ def test_a_mask_chooses_the_tissue_in_world_space_and_an_empty_one_is_refused():
     chosen[22:38] = 1
     coarse = v.Volume(chosen[::2, ::2, ::2], volume.voxel_to_ras @ np.diag([2.0, 2, 2, 1]), "mask")
     center = g.transform_points(volume.voxel_to_ras, np.array([[29.5, 19.5, 19.5]]))[0]
-    assert np.linalg.norm(v.prepare(volume, coarse).tissue_center - center) < 0.1
+    assert np.linalg.norm(sampling.prepare(volume, coarse).tissue_center - center) < 0.1
     elsewhere = coarse.moved(g.from_parts(np.eye(3), (900.0, 0, 0)))
-    assert "selects no part of scan" in refusal(lambda: v.prepare(volume, elsewhere))
+    assert "selects no part of scan" in refusal(lambda: sampling.prepare(volume, elsewhere))
 
 
 def test_the_threshold_separates_two_classes_and_the_window_ignores_a_few_bright_voxels():
@@ -574,7 +575,7 @@ def test_the_threshold_separates_two_classes_and_the_window_ignores_a_few_bright
     data = random.normal(10, 2, (32, 32, 32)).astype(np.float32)
     data[8:24, 8:24, 8:24] += 100
     data[16, 16, 16] = 1e6
-    prepared = v.prepare(v.Volume(data, np.eye(4)))
+    prepared = sampling.prepare(v.Volume(data, np.eye(4)))
     wrong = (data > prepared.threshold) != (data > 60)
     assert wrong.sum() < 10 and prepared.window[1] < 130
     assert np.allclose(prepared.tissue_center, 15.5, atol=0.2)
@@ -584,5 +585,5 @@ def test_the_threshold_separates_two_classes_and_the_window_ignores_a_few_bright
 def test_a_volume_with_little_in_it_is_still_prepared():
     data = np.zeros((200, 200, 20), np.uint8)
     data[100, 101, 7] = 1  # between the samples that the window is taken from
-    prepared = v.prepare(v.Volume(data, np.eye(4)))
+    prepared = sampling.prepare(v.Volume(data, np.eye(4)))
     assert prepared.window == (0.0, 1.0) and np.isfinite(prepared.tissue_center).all()

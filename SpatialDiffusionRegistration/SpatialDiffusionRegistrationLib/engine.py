@@ -74,7 +74,7 @@ def models() -> list[Choice]:
 
 def _catalog():
     core()
-    from SpatialDiffusionCore.model import catalog
+    from SpatialDiffusionCore.modelfile.catalog import catalog
     return catalog()
 
 
@@ -85,21 +85,21 @@ def version() -> str:
 def volume(data, voxelToRas, name):
     """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters."""
     core()
-    from SpatialDiffusionCore.volume import Volume
+    from SpatialDiffusionCore.spatial.volume import Volume
     return Volume(data, voxelToRas, name)
 
 
 def validate(volume, role):
     """Raise the core's InputError if a volume can not be registered; `role` is "moving" or "fixed"."""
     core()
-    from SpatialDiffusionCore.volume import validate as check
+    from SpatialDiffusionCore.spatial.volume import validate as check
     check(volume, role)
 
 
 def resample(moving, reference, matrix, interpolation="linear"):
     """`moving`, moved by the 4x4 RAS `matrix`, in the grid of `reference`."""
     core()
-    from SpatialDiffusionCore.volume import resample as resampled
+    from SpatialDiffusionCore.spatial.volume import resample as resampled
     return resampled(moving, reference, matrix, interpolation)
 
 
@@ -114,7 +114,7 @@ def glide(start, end, volume) -> list:
     (a mirrored volume, or a half turn).
     """
     core()
-    from SpatialDiffusionCore import geometry
+    from SpatialDiffusionCore.spatial import geometry
     corners = volume.corners()
     distances = geometry.transform_points(end, corners) - geometry.transform_points(start, corners)
     if (distances ** 2).sum(axis=1).max() < GLIDE_MILLIMETERS ** 2:

@@ -7,7 +7,6 @@ image. The similarity of two people hardly tells: a brain is more like its own m
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional, Sequence
 
@@ -15,11 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import geometry, polish
-from .cube import Cube, on_grid
-from .quality import similarity
-from .search import coarse
-from .volume import Grid, Volume, prepare
+from ..alignment import gauss_newton, self_similarity
+from ..alignment.pose_search import coarse
+from ..alignment.similarity import similarity
+from ..networks import layers
+from ..spatial import geometry
+from ..spatial.cube import Cube, on_grid
+from ..spatial.sampling import prepare
+from ..spatial.volume import Grid, Volume
 
 #: Standard deviations, in voxels of the template, of the blur, and of the surroundings with which a voxel is compared.
 FINE, SURROUNDINGS = 0.7, 3.0
@@ -30,11 +32,6 @@ SHOWN, LIKE = 0.9, 0.25
 #: Gray and white matter are what is brighter in the template's head than this share of it. A volume is in the template's
 #: contrast if it correlates with it so much there: 127 T1 heads had 0.40 or more, 22 in T2, PD and FLAIR at most 0.06.
 MATTER, SAME = 0.35, 0.3
-
-#: Ends of the way round by the template, mm from an answer: up to the first it is the same, beyond the second another one. Right
-#: answers between corrupted heads, and T1 and FLAIR, had 1.1 to 7.6; of wrong ones most had 9 to 25, and none less than 6 where
-#: the template fitted both volumes but one, which was 9 mm off.
-SAME_ANSWER, ASTRAY = 6.0, 9.0
 
 #: Points drawn for laying the template, coarsely and finely: a header's tilt need not be found as exactly as an answer.
 POINTS = 1000, 3000
@@ -72,12 +69,12 @@ class Sides(nn.Module):
     @cached_property
     def inside(self) -> torch.Tensor:
         """1×1×D×H×W, 1 in the template's head."""
-        return (polish.blur((self.cube.values > 0.05).float(), 1.0) > 0.5).float()
+        return (layers.blur((self.cube.values > 0.05).float(), 1.0) > 0.5).float()
 
     @cached_property
     def surroundings(self) -> torch.Tensor:
         """1×1×D×H×W: how much of the template's head is around a voxel."""
-        return polish.blur(self.inside, SURROUNDINGS) + 1e-3
+        return layers.blur(self.inside, SURROUNDINGS) + 1e-3
 
     def lay(self, cube: Cube, starts: Sequence[np.ndarray], seed: int = 0) -> Optional[np.ndarray]:
         """The template → volume transform (4×4 affine, RAS mm), refined from the best of some; None where it does not fit.
@@ -91,15 +88,15 @@ class Sides(nn.Module):
         a, b = (coarse(one, 2.0, 0.7, POINTS[0], seed) for one in (self.cube, cube))
         if not len(b.points):
             return None
-        frames = polish.refine(a, b, frames, kind="similarity", iterations=8)
-        best = frames[int(polish.correlation(a, b, frames)[0].argmax())]
+        frames = gauss_newton.refine(a, b, frames, kind="similarity", iterations=8)
+        best = frames[int(gauss_newton.correlation(a, b, frames)[0].argmax())]
         world = self.settle(cube, cube.frame @ best @ np.linalg.inv(self.cube.frame), seed)
         return world if similarity(cube, self.cube, world)[0] >= LIKE else None
 
     def settle(self, cube: Cube, world: np.ndarray, seed: int = 0) -> np.ndarray:
         """A template → volume transform (4×4, RAS mm) refined."""
-        factor, sigma, iterations = polish.LEVELS[0]
-        return polish.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1])
+        factor, sigma, iterations = self_similarity.LEVELS[0]
+        return self_similarity.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1])
 
     def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
         """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by ``world`` (4×4,
@@ -142,9 +139,9 @@ class Sides(nn.Module):
         """1×1×D×H×W on the template's grid, each voxel relative to its surroundings, their mean and spread, so that bias does not
         count; 0 outside the template's head."""
         inside, weight = self.inside, self.surroundings
-        values = polish.blur(values * inside, FINE) * inside
-        mean = polish.blur(values, SURROUNDINGS) / weight
-        variance = (polish.blur(values * values, SURROUNDINGS) / weight - mean * mean).clamp_min(0) + 1e-3
+        values = layers.blur(values * inside, FINE) * inside
+        mean = layers.blur(values, SURROUNDINGS) / weight
+        variance = (layers.blur(values * values, SURROUNDINGS) / weight - mean * mean).clamp_min(0) + 1e-3
         return (values - mean) / variance.sqrt() * inside
 
     def measure(self, cube: Cube, world: np.ndarray) -> Optional[float]:
@@ -156,52 +153,3 @@ class Sides(nn.Module):
 def _middle(cube: Cube) -> np.ndarray:
     """The middle of a Cube's tissue, in focus where it has one, 1×3, RAS mm."""
     return geometry.transform_points(cube.grid.voxel_to_ras, cube.middle[None])
-
-
-def _laid(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[np.ndarray]:
-    """The template → fixed transform, as either header says; None where it does not fit."""
-    tissue = moving.prepared
-    turned = geometry.project(geometry.inverse(world), "rigid", tissue.tissue_center, tissue.tissue_covariance)
-    return sides.lay(fixed, [np.eye(4), turned])
-
-
-@dataclass(frozen=True)
-class Way:
-    """The way round from one volume to another by a template: how many mm (RMS over the template) it ends from an answer, and
-    how alike the template is to the volume to which it is less alike."""
-
-    mm: float
-    alike: float
-
-    @property
-    def confirms(self) -> bool:
-        """Whether it comes to the same answer, and the template surely fits both volumes."""
-        return self.mm <= SAME_ANSWER and self.alike >= LIKE
-
-    @property
-    def contradicts(self) -> bool:
-        """Whether it comes to another answer."""
-        return self.mm > ASTRAY
-
-
-def way_round(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[Way]:
-    """The template is laid on the fixed Cube, taken from there to the moving one by ``world`` (fixed → moving, 4×4, RAS mm), and
-    laid on that anew. None where it does not fit the fixed one."""
-    laid = _laid(sides, moving, fixed, world)
-    if laid is None:
-        return None
-    found, template = sides.settle(moving, world @ laid), sides.cube.prepared
-    mm = geometry.displacement_rms(world @ laid, found, template.tissue_center, template.tissue_covariance)
-    return Way(mm, min(similarity(fixed, sides.cube, laid)[0], similarity(moving, sides.cube, found)[0]))
-
-
-def told(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[tuple]:
-    """(measure of the moving, measure of the fixed Cube), where ``world`` (fixed → moving, 4×4, RAS mm) lays them on each other.
-
-    None where neither header is about right, or where the template is not seen in both.
-    """
-    laid = _laid(sides, moving, fixed, world)
-    if laid is None:
-        return None
-    found = sides.measure(moving, world @ laid), sides.measure(fixed, laid)
-    return None if None in found else found

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import InputError
-from .files import extension, written_whole
+from ..errors import InputError
+from ..files import extension, written_whole
 from .geometry import LPS_RAS, as_affine, spacing
 
 #: What can be written under each extension, the default first.
@@ -38,6 +38,7 @@ FORMATS = {
 
 # A linear transform takes less than 10 kB; larger files hold displacements or B-spline coefficients.
 _LARGEST = 4 * 2**20
+
 # How many parameters ITK's linear types have: where some are missing, ITK may read past the end of the list.
 _PARAMETERS = {
     "AffineTransform": 12,
@@ -59,6 +60,7 @@ _PARAMETERS = {
     "VersorRigid3DTransform": 6,
     "VersorTransform": 3,
 }
+
 _ONLY_LINEAR = "only linear transforms (rigid, similarity, affine) can be used"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -129,9 +131,6 @@ def write_transform(matrix, path, moving=None, fixed=None, format=None) -> None:
         temporary.write_bytes(content)
 
 
-# --- what a file is ----------------------------------------------------------------------------------------
-
-
 def _extensions() -> str:
     return ", ".join(sorted(FORMATS))
 
@@ -187,9 +186,6 @@ def _kind(content: bytes, path) -> str:
     return "numbers"
 
 
-# --- bare numbers ------------------------------------------------------------------------------------------
-
-
 def _rows(matrix: np.ndarray) -> str:
     # repr gives the shortest text that reads back to the same double; adding 0 turns -0.0 into 0.0.
     return "".join(" ".join(repr(float(value) + 0.0) for value in row) + "\n" for row in matrix)
@@ -214,9 +210,6 @@ def _matrix(lines, path) -> np.ndarray:
             f"'{path}' has lines of {counts or 'no'} numbers; expected four lines (or three) of four numbers."
         )
     return as_affine(rows, f"The matrix in '{path}'")
-
-
-# --- ITK ---------------------------------------------------------------------------------------------------
 
 
 def _read_itk(content: bytes, kind: str, path) -> np.ndarray:
@@ -390,9 +383,6 @@ def _itk_content(resampling: np.ndarray, ending: str) -> bytes:
         return copy.read_bytes()
 
 
-# --- FSL FLIRT ---------------------------------------------------------------------------------------------
-
-
 def _both_scaled(path, moving, fixed) -> tuple[np.ndarray, np.ndarray]:
     """RAS → FSL's scaled voxels (4×4) of moving and of fixed."""
     missing = [role for role, volume in (("moving", moving), ("fixed", fixed)) if volume is None]
@@ -412,9 +402,6 @@ def _scaled_from_ras(volume) -> np.ndarray:
     if np.linalg.det(voxel_to_ras) > 0:
         scaled[0] = [-steps[0], 0.0, 0.0, (volume.shape[0] - 1) * steps[0]]
     return scaled @ np.linalg.inv(voxel_to_ras)
-
-
-# --- FreeSurfer LTA ----------------------------------------------------------------------------------------
 
 
 def _read_lta(text: str, path, moving, fixed) -> np.ndarray:

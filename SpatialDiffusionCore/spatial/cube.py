@@ -9,9 +9,8 @@ import numpy as np
 import torch
 
 from . import geometry
-from . import modality as modalities
-from .model import grid_of
-from .volume import Grid, Prepared, Volume, canonical_grid, prepare, sample_tensor, sample_with_support
+from .sampling import Prepared, sample_tensor, sample_with_support
+from .volume import Grid
 
 #: A voxel is in focus where the network is at least this sure: a rim of skull does no harm, a lost lobe does.
 SURE = 0.2
@@ -67,18 +66,17 @@ def on_grid(prepared: Prepared, grid: Grid, device, focus=None) -> Cube:
     return Cube(prepared, grid, *sample_with_support(prepared, grid, device), focus)
 
 
-def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:
-    """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
-    return placed(prepare(volume, mask), key, card, device)
+def bounds(inside: torch.Tensor, margin: int):
+    """First voxel and last + 1 (3 each) of the box around what is true in D×H×W, ``margin`` wider, within the volume.
 
-
-def placed(prepared: Prepared, key: str, card: dict, device: str) -> Cube:
-    """The same for a volume that is already prepared."""
-    grid = grid_of(card, key)
-    if grid["loading"] == "published":
-        from . import loading
-
-        prepared, where = loading.published(prepared, key, grid["size"])
-    else:
-        where = canonical_grid(prepared, grid["size"], grid["spacing"], modalities.get(key).oriented)
-    return on_grid(prepared, where, device)
+    The whole volume where nothing is true.
+    """
+    lines = [inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0) for axis in range(3)]
+    lines = np.split(torch.cat(lines).cpu().numpy(), np.cumsum(inside.shape)[:-1])  # one wait for the device
+    first, last = [], []
+    for line in lines:
+        found = line.nonzero()[0]
+        low, high = (found[0], found[-1]) if len(found) else (0, len(line) - 1)
+        first.append(max(0, int(low) - margin))
+        last.append(min(len(line), int(high) + 1 + margin))
+    return first, last

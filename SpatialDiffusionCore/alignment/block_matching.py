@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import geometry
-from .polish import blur, laid_on
+from ..networks.layers import blur
+from ..spatial import geometry
+from .self_similarity import laid_on
 
 #: Voxel size relative to the model's, blur, edge of a block, distance between blocks and how far they look, in voxels.
 FACTOR, SIGMA, EDGE, APART, REACH = 1.2, 0.7, 5, 2, 3

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import geometry
-
 
 @dataclass
 class Side:
@@ -72,59 +70,6 @@ def side(features: torch.Tensor, support: torch.Tensor, tissue: torch.Tensor, sp
     slopes = (high - low) / ((before + after).clamp_min(1) * step)
     grid = torch.cat([features, support], dim=1)
     return Side(grid, spacing, points, flat.index_select(1, index), slopes)
-
-
-def reach(sigma: float) -> int:
-    """How many voxels away ``blur`` still sees."""
-    return max(1, int(2.5 * sigma + 0.5))
-
-
-def blur(volume: torch.Tensor, sigma: float) -> torch.Tensor:
-    """Gaussian blur of B×C×D×H×W, sigma in voxels; near an edge only what is inside counts.
-
-    One product with a small matrix per axis: faster than a convolution or shifted sums, and three kernels on a GPU.
-    """
-    if sigma <= 0:
-        return volume
-    along_d, along_h, along_w = (_blurring(size, sigma, volume.device, volume.dtype) for size in volume.shape[2:])
-    volume = along_h @ (volume @ along_w.T)
-    return (along_d @ volume.flatten(3)).view(volume.shape)
-
-
-@lru_cache(maxsize=64)
-def _blurring(size: int, sigma: float, device, dtype) -> torch.Tensor:
-    """size×size weights of a blurred voxel (row) over the voxels of its line."""
-    place = torch.arange(size, dtype=torch.float64)
-    apart = (place[:, None] - place).abs()
-    weights = torch.exp(-0.5 * (apart / sigma) ** 2) * (apart <= reach(sigma))
-    return (weights / weights.sum(1, keepdim=True)).to(device, dtype)
-
-
-def self_similarity(volume: torch.Tensor, sigma: float = 0.8) -> torch.Tensor:
-    """Six-channel self-similarity descriptor that does not depend on contrast (MIND; Heinrich et al., MedIA 16:1423,
-    2012): exp(−D_k/V), D_k the patch distance to the k-th neighbor, V its mean over the neighbors."""
-    result = volume.new_empty(volume.shape[0], 6, *volume.shape[2:])
-    for index, axis in enumerate((2, 3, 4)):
-        last = volume.shape[axis] - 1
-        squared = torch.zeros_like(volume)
-        torch.sub(volume.narrow(axis, 1, last), volume.narrow(axis, 0, last), out=squared.narrow(axis, 0, last))
-        # The patch distance of each voxel to its next neighbor along the axis is that of the neighbor to it.
-        forward = blur(squared.square_(), sigma)
-        backward = result.narrow(1, 2 * index, 1)
-        backward.narrow(axis, 0, 1).copy_(forward.narrow(axis, 0, 1))
-        backward.narrow(axis, 1, last).copy_(forward.narrow(axis, 0, last))
-        result.narrow(1, 2 * index + 1, 1).copy_(forward)
-    variance = result.mean(dim=1)
-    typical = float(variance.mean())
-    scale = variance.clamp_(min=1e-4 * typical + 1e-8, max=1e3 * typical + 1e-6).reciprocal_().neg_()
-    # The most similar neighbor gets 1, so that the descriptor does not fade in noise.
-    smallest = result.amin(dim=1)
-    for channel in result.unbind(1):  # one at a time stays in the cache
-        channel.sub_(smallest).mul_(scale).exp_()
-    return result
-
-
-# --- Gauss–Newton ------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=3)
@@ -343,96 +288,3 @@ def correlation(fixed: Side, moving: Side, matrices: np.ndarray):
         overlaps.append(w.mean(1))
     found = torch.stack([(scores[0] + scores[1]) / 2, torch.minimum(*overlaps)])
     return tuple(found.cpu().double().numpy())
-
-
-# --- the final refinement ----------------------------------------------------------------------------------
-
-#: Finer and finer cubes: voxel size relative to the model's, blur in voxels, iterations.
-LEVELS = ((1.2, 1.0, 12), (0.6, 0.6, 6))
-
-#: The largest multiple of a Gauss–Newton step.
-BOLDEST = 4.0
-
-#: What strain costs in the refinement, and the logarithmic strain that is free, see ``refine``: people differ by a tenth, and
-#: without it every fourth pair of CTs, begun at the right place, ended with a scale below 0.75 or above 1.33.
-STIFFNESS, FREE = 10.0, 0.1
-
-#: How many of the model's voxels the refinement looks beyond the fixed tissue.
-MARGIN = 2
-
-#: Points drawn in each volume's tissue per level.
-POINTS = 10000
-
-
-def polish(moving, fixed, world, *, kind: str, seed: int):
-    """Refine a fixed → moving RAS transform (4×4) between two Cubes by their self-similarity on finer and finer grids.
-
-    Better than intensities even where the contrast is the same: Dice 0.62 against 0.60 on T1 brains of two people.
-    """
-    for factor, sigma, iterations in LEVELS:
-        world = polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations)
-    return world
-
-
-def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, stiffness=STIFFNESS, count=POINTS):
-    """One level: the moving volume is resampled into the fixed cube by what is known, and the rest is found there.
-
-    That way descriptors that depend on direction stay comparable, and each level samples the original voxels once.
-    """
-    sides, frame = described(moving, fixed, world, seed, factor, sigma, count)
-    if not all(len(s.points) for s in sides):
-        return world  # no tissue of the moving volume is anywhere near
-    longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
-    change = refine_described(sides, frame, world, np.eye(4)[None], kind=kind, iterations=iterations, longest=longest,
-                              boldest=BOLDEST, stiffness=stiffness)
-    return world @ frame @ change[0] @ np.linalg.inv(frame)
-
-
-def described(moving, fixed, world, seed, factor, sigma, count=POINTS):
-    """((fixed, moving) Sides of self-similarity, the moving Cube laid on the fixed one by ``world``; 4×4 from the frame, mm
-    from the middle of the box in which both lie, to RAS). factor, sigma: voxels in those of the model, blur in voxels;
-    count: points drawn in each."""
-    *cubes, to_ras = laid_on(moving, fixed, world, factor)
-    spacing, shape = geometry.spacing(to_ras), cubes[0].grid.shape
-    sides = []
-    for cube in cubes:
-        features = self_similarity(blur(cube.values, sigma))
-        sides.append(side(features, cube.support, cube.tissue, spacing, count, seed))
-    return sides, to_ras @ geometry.from_parts(np.diag(1 / spacing), (np.array(shape) - 1) / 2)
-
-
-def laid_on(moving, fixed, world, factor: float, margin: int = MARGIN):
-    """(the fixed Cube on a grid of ``factor`` times the model's voxels around its tissue, ``margin`` of the model's voxels wider,
-    the moving Cube laid there by ``world``, the grid's 4×4 voxel → RAS matrix)."""
-    whole = fixed.grid.with_shape([int(round(n / factor)) for n in fixed.grid.shape])
-    grid = whole.around(*_box(fixed, margin))
-    return fixed.on(grid), moving.on(grid.moved(world)), grid.voxel_to_ras
-
-
-def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **options):
-    """``refine`` of B×4×4 changes in the frame of what was ``described``, where the moving volume was laid by ``world``."""
-    return refine(*sides, changes, linear_fit=False, stiffness=stiffness, free=FREE, already=(world @ frame)[:3, :3],
-                  **options)
-
-
-def _box(cube, margin: int):
-    """Two corners (normalized x, y, z) of the box around a cube's tissue, ``margin`` voxels wider on each side."""
-    inside = cube.tissue[0, 0] > 0.5
-    corners = 2 * np.array(bounds(inside, margin)) / np.array(inside.shape) - 1
-    return corners[:, ::-1]
-
-
-def bounds(inside: torch.Tensor, margin: int):
-    """First voxel and last + 1 (3 each) of the box around what is true in D×H×W, ``margin`` wider, within the volume.
-
-    The whole volume where nothing is true.
-    """
-    lines = [inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0) for axis in range(3)]
-    lines = np.split(torch.cat(lines).cpu().numpy(), np.cumsum(inside.shape)[:-1])  # one wait for the device
-    first, last = [], []
-    for line in lines:
-        found = line.nonzero()[0]
-        low, high = (found[0], found[-1]) if len(found) else (0, len(line) - 1)
-        first.append(max(0, int(low) - margin))
-        last.append(min(len(line), int(high) + 1 + margin))
-    return first, last

@@ -49,9 +49,6 @@ def warp(volume: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     return F.grid_sample(volume, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-# --- forward -----------------------------------------------------------------------------------------------
-
-
 def draw(
     schedule: Schedule,
     t: torch.Tensor,
@@ -109,8 +106,6 @@ def euler(angles: torch.Tensor) -> torch.Tensor:
         result = rotation if result is None else result @ rotation
     return result
 
-
-# --- reverse -----------------------------------------------------------------------------------------------
 
 #: A denoiser: (fixed, moved, t) → θ that undoes the misalignment left; volumes B×1×D×H×W in 0…1, t B integers.
 Denoiser = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]

@@ -9,12 +9,12 @@ from typing import Callable
 
 import numpy as np
 
-from . import search
-from .cube import Cube
-from .modality import MODALITIES
-from .model import templates
-from .sides import Sides
-from .volume import Prepared, otsu, subsample
+from ..alignment import pose_search
+from ..modality import MODALITIES
+from ..modelfile.model import templates
+from ..spatial.cube import Cube
+from ..spatial.sampling import Prepared, otsu, subsample
+from .head_template import Sides
 
 #: mm: a volume that is shorter along an axis shows no head (retinas, small animals).
 SHORTEST = 60.0
@@ -67,7 +67,7 @@ def brightness(prepared: Prepared) -> tuple:
 def _resemblance(cube: Cube, template: Sides) -> float:
     """How alike a volume is to the template of a modality, wherever it lies; 0 where it is not, or in another contrast."""
     alike = template.resemblance(cube, template.lay(cube, [np.eye(4)]))
-    poses = [] if alike else search.poses(cube, template.cube, 0, keep=POSES)[:TRIED]
+    poses = [] if alike else pose_search.poses(cube, template.cube, 0, keep=POSES)[:TRIED]
     for matrix in poses:
         world = cube.frame @ matrix @ np.linalg.inv(template.cube.frame)
         alike = alike or template.resemblance(cube, template.settle(cube, world))

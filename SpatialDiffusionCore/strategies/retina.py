@@ -17,21 +17,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import geometry
-from . import polish as gauss_newton
-from .polish import blur
+from ..alignment import gauss_newton, self_similarity
+from ..networks.front import maps_of
+from ..spatial import geometry
 
 #: Degrees between the turns that are compared: a step moves the rim of a 6 mm map by 0.2 mm, about a vessel.
 STEP = 4.0
 
 #: Least share of the smaller map that two maps must have in common.
 OVERLAP = 0.25
-
-#: Blurs in pixels: of the map against noise, and of what is subtracted from it (shading, the fovea's dip).
-FINE, BROAD = 1.0, 7.0
-
-#: A column whose brightest tissue is below this share of what is usual is not known.
-DARK = 0.2
 
 #: Pixels of a map per lateral voxel of the cube.
 FINER = 1.5
@@ -53,29 +47,6 @@ class Face:
     height: torch.Tensor
     known: torch.Tensor
     step: float
-
-
-def maps_of(values, support, step: float):
-    """(B×2×D×W maps, B×D×W mask, B×D×W height, B×D×W known) of B×D×H×W values in 0…1 and their support, as Face has them,
-    on the same voxels; step: mm per voxel along depth, H."""
-    # Each column by its own brightest tissue: half of the light may be missing in a shadow.
-    brightest = blur((values * support)[:, None], 0.6)[:, 0].amax(2)
-    usual = brightest.where(brightest > 0, torch.nan).flatten(1).nanquantile(0.9, dim=1).nan_to_num(1.0)
-    known = (brightest > DARK * usual[:, None, None]).float()
-    inside = support.sum(2) * (_smooth(known, 1.5) > 0.5)
-    mask = (inside > 0.25 * inside.amax((1, 2), keepdim=True)).float()
-    known = known * mask
-    image = ((values * support).sum(2) / inside.clamp_min(1)).clamp_min(1e-3).log()  # shading becomes a sum
-    depth = (torch.arange(values.shape[2], device=values.device) - (values.shape[2] - 1) / 2) * step
-    weight = (values / brightest.clamp_min(1e-3)[:, :, None] - 0.35).clamp_min(0) * support
-    height = (weight * depth[:, None]).sum(2) / weight.sum(2).clamp_min(1e-6)
-    maps = []
-    for plane, where in ((image, mask), (height, known)):
-        # What belongs to a whole scan line (brightness, axial motion), along whichever axis the lines run.
-        for axis in (1, 2):
-            plane = plane - (plane * where).sum(axis, keepdim=True) / where.sum(axis, keepdim=True).clamp_min(1)
-        maps.append(_normalized(plane, where))
-    return torch.stack(maps, 1), mask, height, known
 
 
 def _maps(cube):
@@ -101,23 +72,6 @@ def face(cube) -> Face:
     planes = F.grid_sample(torch.stack([*maps, mask, height, known])[None], grid, align_corners=False)[0]
     mask, known = (planes[2] > 0.5).float(), (planes[4] > 0.99).float()
     return Face(planes[:2] * mask, mask, planes[3], known, step)
-
-
-def _smooth(planes, sigma):
-    """B×D×W planes, blurred."""
-    return blur(planes[:, None, None], sigma)[:, 0, 0]
-
-
-def _normalized(planes, mask):
-    """B×D×W planes with local mean 0 and deviation 1 inside their masks, outliers cut, 0 outside."""
-    def local(planes):
-        return _smooth(planes * mask, BROAD) / _smooth(mask, BROAD).clamp_min(1e-3)
-
-    planes = _smooth(planes * mask, FINE) / _smooth(mask, FINE).clamp_min(1e-3)
-    planes = (planes - local(planes)) * mask
-    deviation = local(planes**2).clamp_min(1e-12).sqrt()
-    typical = (deviation * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
-    return (planes / (deviation + 0.3 * typical[:, None, None])).clamp(-2.5, 2.5) * mask
 
 
 def poses(moving, fixed, keep: int) -> list:
@@ -203,8 +157,6 @@ def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
     return matrix
 
 
-# --- refinement --------------------------------------------------------------------------------------------
-
 #: Pixels of the refinement's maps per lateral voxel of the cube, and points drawn on them.
 FINEST, POINTS = 2.0, 8000
 
@@ -217,8 +169,8 @@ def refine(moving, fixed, world, *, seed: int):
     """
     sides = [_side(cube, seed) for cube in (fixed, moving)]
     world = _laterally(moving, fixed, world, sides)
-    factor, sigma, iterations = gauss_newton.LEVELS[-1]
-    refined = gauss_newton.polish_level(moving, fixed, world, "affine", seed, factor, sigma, iterations, stiffness=0.0)
+    factor, sigma, iterations = self_similarity.LEVELS[-1]
+    refined = self_similarity.polish_level(moving, fixed, world, "affine", seed, factor, sigma, iterations, stiffness=0.0)
     change = np.linalg.inv(fixed.frame) @ np.linalg.inv(world) @ refined @ fixed.frame
     change[[0, 2]] = np.eye(4)[[0, 2]]
     return _laterally(moving, fixed, world @ fixed.frame @ change @ np.linalg.inv(fixed.frame), sides)

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 #: Changes RAS coordinates to LPS and back.
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -104,9 +104,6 @@ def world_to_theta(fixed_to_moving, fixed_normalized_to_world, moving_normalized
     return (np.linalg.inv(moving_normalized_to_world) @ fixed_to_moving @ fixed_normalized_to_world)[:3]
 
 
-# --- kinds of transform ------------------------------------------------------------------------------------
-
-
 def _linear_fit(cross: np.ndarray, covariance: np.ndarray, kind: str) -> np.ndarray:
     """Best 3×3 map in the least-squares sense, from Σ y xᵀ (``cross``) and Σ x xᵀ (``covariance``).
 
@@ -161,9 +158,6 @@ def displacement_rms(a, b, mean, covariance) -> float:
     return float(np.sqrt(max(0.0, offset @ offset + spread)))
 
 
-# --- log, exp, mean ----------------------------------------------------------------------------------------
-
-
 def log(matrix) -> np.ndarray:
     """Principal matrix logarithm of a 4×4 affine.
 
@@ -204,9 +198,6 @@ def mean(matrices, iterations: int = 30) -> np.ndarray:
         if np.abs(step).max() < 1e-12 * max(1.0, np.abs(center).max()):  # shifts are in mm, so relative
             break
     return center
-
-
-# --- words -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

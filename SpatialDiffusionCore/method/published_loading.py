@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import geometry
-from . import modality as modalities
-from .errors import InputError
-from .volume import Grid, Prepared, Volume, resample
+from ..errors import InputError
+from ..spatial import geometry
+from ..spatial.sampling import Prepared
+from ..spatial.volume import Grid, Volume, resample
 
 #: Share of the intensity range above which the first voxel along axis 1 counts as tissue.
 BAND = {"oct": 0.8, "octa": 0.7}
@@ -21,13 +21,12 @@ BAND = {"oct": 0.8, "octa": 0.7}
 EQUALIZATION = (32, 0.05)
 
 
-def published(prepared: Prepared, key: str, size):
-    """(Prepared, Grid): what to sample, and where, to feed a published model of that modality.
+def published(prepared: Prepared, loader: str, size):
+    """(Prepared, Grid): what to sample, and where, to feed a published model; loader: see Modality.published_loader.
 
     Intensities go from 0 to 1 by the volume's own minimum and maximum (inside ``window``).
     """
     volume = prepared.volume
-    loader = modalities.get(key).published_loader
     if loader in BAND:
         volume, grid = _retina(volume, BAND[loader], size)
     elif loader == "t2":

@@ -1,0 +1,105 @@
+"""Which models are installed, and which of them serves two volumes."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from ..errors import InputError, ModelError
+from ..modality import AUTO, MODALITIES, Modality
+from .card import SUFFIX, read_card, serves
+
+
+def get(name: str, auto: bool = False) -> Modality:
+    """The modality of that key or alias, in any case, or one that an installed model of the user's own brings.
+
+    auto: whether AUTO is an answer, too. Raises InputError that lists the known ones.
+    """
+    wanted = str(name).strip().lower().replace("_", "-").replace(" ", "-")
+    known = {**({AUTO.key: AUTO} if auto else {}), **MODALITIES}
+    for modality in known.values():
+        if wanted == modality.key or wanted in modality.aliases:
+            return modality
+    own = {}
+    pass  # the catalog reads cards only; this module must stay light to import
+
+    for _, card in catalog().values():
+        for key in card["modalities"]:
+            own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
+    if wanted in own:
+        return own[wanted]
+    raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**known, **own})}.")
+
+
+BUNDLED = Path(__file__).parent / "models"
+
+
+def user_folder() -> Path:
+    """Where a user's own models live: $SPATIAL_DIFFUSION_MODELS, or the platform's data directory."""
+    override = os.environ.get("SPATIAL_DIFFUSION_MODELS")
+    if override:
+        return Path(override).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+    return base / "spatial-diffusion" / "models"
+
+
+def catalog() -> dict:
+    """{name: (path, card)} of the installed models: bundled ones, then the user's own (which win on equal names).
+
+    Files that are not models of this program are left out.
+    """
+    found = {}
+    for folder in (BUNDLED, user_folder()):
+        for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
+            try:
+                card = read_card(path)
+            except ModelError:
+                continue
+            found[card["name"]] = (path, card)
+    return found
+
+
+def find(name):
+    """(path, card) of a model file or an installed model's name. Raises ModelError that lists what there is."""
+    if os.fspath(name).endswith(SUFFIX) or os.path.sep in os.fspath(name):
+        return Path(name), read_card(name)
+    installed = catalog()
+    if name not in installed:
+        listed = ", ".join(installed) or "none"
+        raise ModelError(f"There is no model {name!r}; installed: {listed}. Give one of them or a {SUFFIX} file.")
+    return installed[name]
+
+
+def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any"):
+    """(path, card) of the model to use.
+
+    ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
+    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError that
+    lists what there is.
+    """
+    wanted = (moving_modality, fixed_modality)
+    if name is not None:
+        path, card = find(name)
+        if not serves(card, *wanted):
+            raise ModelError(
+                f"The model {card['name']} was not trained for {' and '.join(dict.fromkeys(wanted))}; "
+                f"it knows: {', '.join(card['modalities'])}."
+            )
+        return path, card
+    installed = catalog()
+    # For what may be anything, the model that has seen the most; else the one that has seen the least beside it.
+    sign = -1 if "any" in wanted else 1
+    for exact in (True, False):
+        for path, card in sorted(installed.values(), key=lambda entry: sign * len(entry[1]["modalities"])):
+            if all(w in card["modalities"] for w in wanted) if exact else serves(card, *wanted):
+                return path, card
+    known = sorted({m for _, card in installed.values() for m in card["modalities"]})
+    raise ModelError(
+        f"No installed model was trained for {' and '.join(dict.fromkeys(wanted))}; "
+        f"installed models know: {', '.join(known) or 'nothing'}."
+    )

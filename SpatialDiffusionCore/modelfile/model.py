@@ -1,0 +1,195 @@
+"""A trained model: one .safetensors file with the weights and everything needed to use them."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ModelError
+from ..method.schedule import Schedule
+from . import catalog as catalog_module
+from .card import PARTS, grid_of
+from .catalog import catalog, choose
+from .safetensors_file import _fill, read_weights
+
+
+def exact():
+    """A context in which convolutions on a GPU keep single precision, as on the CPU: of 24 registrations of brains 14 then
+    gave the CPU's answer, with 10 bits of mantissa, the default there, 6 (the others up to 1.3 mm from it, both ways)."""
+    from torch.backends import cudnn
+
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
+                       allow_tf32=False)
+
+
+@dataclass
+class Model:
+    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a Sides."""
+
+    network: object
+    card: dict
+    device: str = "cpu"
+    focus: object = None
+    sides: object = None
+
+    @property
+    def name(self) -> str:
+        """Name in the catalog."""
+        return self.card["name"]
+
+    @property
+    def timesteps(self) -> int:
+        """Number of timesteps of its diffusion."""
+        return Schedule(**self.card["schedule"]).timesteps
+
+    def schedule(self, key: str = "any") -> Schedule:
+        """The diffusion it was trained on with scans of a modality: its own, or the model's common one."""
+        return Schedule(**self.card.get("schedules", {}).get(key, self.card["schedule"]))
+
+    @property
+    def size(self) -> tuple:
+        """(D, H, W) of the cube it sees."""
+        return tuple(self.card["grid"]["size"])
+
+    def preprocessing(self, key: str) -> str:
+        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING, or "front",
+        see network.front_view)."""
+        modality = catalog_module.get(key)
+        # Enhancement to black and white is part of the published recipe; other models see intensities.
+        if grid_of(self.card, key)["loading"] == "published":
+            return modality.preprocessing
+        return "front" if self.card["architecture"].get("front") and modality.rotations == "depth" else "none"
+
+    def focus_on(self, key: str):
+        """The network that says where to look in volumes of a modality; None where there is none for it."""
+        return self._part("focus", key)
+
+    def sides_of(self, *keys: str):
+        """What tells left from right in volumes of all these modalities; None where there is nothing for one of them."""
+        return self.sides if all(self._part("sides", key) is not None for key in keys) else None
+
+    def _part(self, name: str, key: str):
+        known = self.card.get(name, {}).get("modalities", self.card["modalities"])
+        return getattr(self, name) if key != "any" and key in known else None
+
+    def agreement_from(self, moving_modality: str, fixed_modality: str):
+        """From where on, 0…1, an answer is right with which the network agrees (search.agreement), as measured for two
+        volumes of a modality; None where it cannot tell."""
+        return self.card.get("agreement", {}).get(moving_modality) if moving_modality == fixed_modality else None
+
+    def class_id(self, moving_modality: str, fixed_modality: str) -> int:
+        """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""
+        if moving_modality != fixed_modality:
+            return 0
+        return int(self.card["modalities"].get(moving_modality) or 0)
+
+    def denoiser(self, moving_modality: str, fixed_modality: str):
+        """The function (fixed, moving, t) → θ that diffusion.reverse takes, for these modalities."""
+        import torch
+
+        class_id = self.class_id(moving_modality, fixed_modality)
+        preprocessing = tuple(self.preprocessing(m) for m in (fixed_modality, moving_modality))
+
+        def denoise(fixed, moving, t):
+            classes = torch.full((moving.shape[0],), class_id, device=moving.device, dtype=torch.long)
+            with exact():
+                return self.network(fixed, moving, t, classes, preprocessing)
+
+        return denoise
+
+    def correspondences(self, moving_modality: str, fixed_modality: str):
+        """(describe, correspond) of the last timestep: what the network sees in volumes, and which places of two of them
+        belong together (network.PointTransformer, MatchTransformer).
+
+        None for a network that finds no places, or that sees the two modalities differently enhanced.
+        """
+        import torch
+
+        first, second = (self.preprocessing(m) for m in (fixed_modality, moving_modality))
+        if not hasattr(self.network, "describe") or first != second:
+            return None
+        class_id, last = self.class_id(moving_modality, fixed_modality), self.timesteps
+
+        @torch.no_grad()
+        def describe(volumes):
+            ones = torch.ones(len(volumes), device=volumes.device, dtype=torch.long)
+            with exact():
+                return self.network.describe(volumes, last * ones, class_id * ones, first)
+
+        def correspond(fixed_described, moving_described):
+            with torch.no_grad():
+                return self.network.correspond(fixed_described, moving_described)
+
+        return describe, correspond
+
+
+_loaded = {}
+
+#: How many models stay loaded: a list of volumes may need one for some and another one for others.
+KEPT = 2
+
+
+def templates(device: str = "cpu") -> list:
+    """[(modality, its Sides)] of the installed models that have them."""
+    return [(key, load_model(name, key, key, device).sides)
+            for name, (_, card) in catalog().items() for key in card.get("sides", {}).get("modalities", ())]
+
+
+def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "any", device: str = "cpu") -> Model:
+    """Load a model (see ``choose``) onto a device. The KEPT loaded last are kept, so that a second call is free.
+
+    Raises ModelError where the weights do not fit the architecture in the card, naming the key.
+    """
+    path, card = choose(name, moving_modality, fixed_modality)
+    status = path.stat()
+    key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
+    if key not in _loaded:
+        weights = read_weights(path)
+        parts = {}
+        for name in PARTS:
+            if name in card:
+                parts[name] = _build_part(name, card[name], path)
+                mine = [key for key in weights if key.startswith(f"{name}.")]
+                _fill(parts[name], {key[len(name) + 1:]: weights.pop(key) for key in mine}, path)
+                parts[name] = parts[name].to(device).eval()
+        network = _build(card["architecture"], path)
+        _fill(network, weights, path)
+        while len(_loaded) >= KEPT:
+            _loaded.pop(next(iter(_loaded)))
+        _loaded[key] = Model(network.to(device).eval(), card, str(device), **parts)
+    return _loaded[key]
+
+
+def _build(architecture: dict, where):
+    from ..networks.build import build
+
+    try:
+        return build(architecture)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{where} describes a network that cannot be built ({error}).") from error
+
+
+def _build_part(name: str, settings: dict, where):
+    from ..networks.focus import FocusNetwork
+    from ..strategies.head_template import Sides
+
+    kinds = {"focus": FocusNetwork, "sides": Sides}
+    try:
+        return kinds[name](**{key: value for key, value in settings.items() if key != "modalities"})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{where} has an entry {name!r} that cannot be built ({error}).") from error
+
+
+def describe(model: Model) -> dict:
+    """Layers, parameters and floating-point operations (one pass, one pair; a multiply-add counts as 2)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = model.network
+    layers = sum(1 for m in network.modules() if not list(m.children()))
+    volume = torch.zeros(1, 1, *model.size, device=model.device)
+    with FlopCounterMode(display=False) as counter:  # with gradients, for PyTorch does not count oneDNN's operations
+        network(volume, volume, torch.ones(1, dtype=torch.long, device=model.device))
+    return {
+        "layers": layers,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "flops": counter.get_total_flops(),
+    }

@@ -1,0 +1,222 @@
+"""What is computed once per volume, and sampling it on grids: window, tissue, and the cube that a network sees."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from ..errors import InputError
+from . import geometry
+from .volume import Grid, Volume, resample
+
+#: The least Hounsfield unit of 12-bit scanners, air.
+AIR = -1024.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is computed once per volume: intensities brought to 0…1 at low resolution, and where the tissue is.
+
+    tissue_center (RAS mm) and tissue_covariance (3×3, mm²) describe the foreground as a cloud of points;
+    window: (low, high) original intensities that become 0 and 1. levels: the volume at lower resolutions, made when
+    they are first sampled.
+    """
+
+    volume: Volume
+    window: tuple
+    tissue_center: np.ndarray
+    tissue_covariance: np.ndarray
+    threshold: float
+    mask: Optional[Volume] = field(default=None)
+    levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
+    """Find a volume's intensity window and tissue.
+
+    The window is taken from a subsample (air included at the low end, in CT what scanners put where they saw nothing cut off
+    there, and the brightest half per cent); tissue
+    is what Otsu's threshold separates from the background, or the mask where one is given (any shape, in world
+    space). Raises InputError where the mask is empty.
+    """
+    coarse, voxel = subsample(volume)
+    if coarse.min() == coarse.max():  # the subsample missed what little there is
+        coarse, voxel = np.asarray(volume.data, np.float32), np.eye(4)
+    to_ras = volume.voxel_to_ras @ voxel
+    low, high = (float(v) for v in np.percentile(coarse, percentiles))
+    if high <= low:
+        low, high = float(coarse.min()), float(coarse.max())
+    if _padded(coarse):
+        low = AIR
+    threshold = otsu(np.clip(coarse, low, high))
+    foreground = coarse > threshold
+    if mask is not None:
+        inside = resample(mask, Grid(coarse.shape, to_ras), interpolation="nearest").data != 0
+        if not inside.any():
+            raise InputError(f"The mask {mask.name} selects no part of {volume.name}; check that they overlap.")
+        foreground = foreground & inside if (foreground & inside).any() else inside
+    if not foreground.any():
+        foreground = coarse > coarse.min()
+    points = geometry.transform_points(to_ras, np.argwhere(foreground))
+    center = points.mean(axis=0)
+    covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3)
+    covariance = covariance + np.eye(3) * 1e-6 * max(1.0, np.trace(covariance))
+    return Prepared(volume, (low, high), center, covariance, threshold, mask)
+
+
+def subsample(volume: Volume) -> tuple:
+    """(at most 64³ of a volume's voxels, evenly spaced, float32; their 4×4 voxel → voxel matrix)."""
+    stride = tuple(-(-n // 64) for n in volume.shape)
+    start = tuple(s // 2 for s in stride)
+    part = volume.data[tuple(slice(b, None, s) for b, s in zip(start, stride))]
+    return np.asarray(part, np.float32), geometry.from_parts(np.diag(stride), start)
+
+
+def _padded(values: np.ndarray) -> bool:
+    """Whether values are Hounsfield units with one for what the scanner did not see, far below that of air."""
+    padding = values < AIR - 100
+    if not padding.any() or not (np.abs(values - AIR) < 100).mean() > 0.01:
+        return False
+    return bool((values[padding] == values.min()).mean() > 0.9)
+
+
+def otsu(values: np.ndarray, bins: int = 256) -> float:
+    """Threshold that maximizes the variance between two classes (Otsu, IEEE SMC 9(1):62, 1979)."""
+    counts, edges = np.histogram(values, bins=bins)
+    centers = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts).astype(float)
+    above = below[-1] - below
+    moments = np.cumsum(counts * centers)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = below * above * (moments / below - (moments[-1] - moments) / above) ** 2
+    return float(edges[int(np.nanargmax(between[:-1])) + 1])
+
+
+def scan_order(volume: Volume) -> tuple:
+    """The array axes of a scan without anatomical orientation, as (lateral, depth, lateral).
+
+    Depth is the axis with the finest spacing, of nearly equal ones (5 %) the one with the shortest extent, and in the
+    middle, where the published method has it. The other two keep the array's order.
+    """
+    near = volume.spacing <= 1.05 * volume.spacing.min()
+    depth = int(np.argmin(np.where(near, volume.spacing * volume.shape, np.inf)))
+    first, last = (axis for axis in range(3) if axis != depth)
+    return first, depth, last
+
+
+def scan_axes(volume: Volume) -> np.ndarray:
+    """3×3: unit vectors in RAS along (lateral, depth, lateral), in columns.
+
+    Depth runs as in the array; the last axis is turned round where the three would be a mirror image of the world.
+    """
+    axes = (volume.voxel_to_ras[:3, :3] / volume.spacing)[:, scan_order(volume)]
+    if np.linalg.det(axes) < 0:
+        axes[:, 2] *= -1
+    return axes
+
+
+def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:
+    """The model's cube around a volume's tissue.
+
+    size: voxels (D, H, W); spacing: mm, one number or three, also along (D, H, W). Oriented volumes get these axes
+    along R, A, S; others (OCT) along their own array axes, see ``scan_axes``.
+    """
+    size = tuple(int(n) for n in np.broadcast_to(size, 3))
+    spacing = np.broadcast_to(np.asarray(spacing, float), 3)
+    axes = np.eye(3) if oriented else scan_axes(prepared.volume)
+    linear = axes * spacing
+    return Grid(size, geometry.from_parts(linear, prepared.tissue_center - linear @ ((np.array(size) - 1) / 2)))
+
+
+def sample(prepared: Prepared, grid: Grid, device="cpu"):
+    """The volume on a grid, as a 1×1×D×H×W float32 tensor in 0…1, 0 outside the field of view."""
+    return sample_with_support(prepared, grid, device)[0]
+
+
+def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
+    """(values, support) on a grid, each 1×1×D×H×W float32; support is 1 inside the field of view (and the mask).
+
+    Voxels much finer than the grid are averaged first, so that fine detail does not alias.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    volume = prepared.volume
+    to_voxel = np.linalg.inv(volume.voxel_to_ras) @ grid.voxel_to_ras
+    # A row's length is how many voxels one step of the grid spans, whichever way it is turned; 1.95 may count as 2.
+    steps = np.linalg.norm(to_voxel[:3, :3], axis=1)
+    factors = tuple(max(1, min(int(1.05 * step), size)) for step, size in zip(steps, volume.shape))
+    data = _averaged(prepared, factors, torch.device(device))
+    pooled = geometry.from_parts(np.diag(factors), (np.array(factors) - 1) / 2)
+    to_normalized = (
+        np.linalg.inv(geometry.normalized_to_voxel(data.shape[2:])) @ np.linalg.inv(pooled) @ to_voxel
+    )
+    coordinates = _coordinates(to_normalized, grid.shape, data.device)
+    values = F.grid_sample(data, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # The volume's far faces: pooling may have reached beyond them.
+    last = (2 * np.array(volume.shape) / (np.array(data.shape[2:]) * factors) - 1)[::-1]
+    corners = geometry.transform_points(to_normalized, np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.shape) - 1))
+    if (np.abs(corners) < 1 - 1e-5).all() and (corners < last - 1e-5).all():
+        support = torch.ones_like(values)
+    else:
+        support = True
+        for axis in range(3):
+            place = coordinates[..., axis]
+            support = (place >= -1) & (place <= float(last[axis])) & support
+        support = support[None].to(values.dtype)
+        values *= support
+    if prepared.mask is not None:
+        inside = resample(prepared.mask, grid, interpolation="nearest").data != 0
+        support = support * torch.as_tensor(inside, dtype=values.dtype, device=values.device)
+    return values, support
+
+
+def sample_tensor(values, source: Grid, grid: Grid):
+    """1×C×D×H×W values that lie on the grid ``source``, trilinear on another grid; 0 outside."""
+    import torch.nn.functional as F
+
+    to_normalized = np.linalg.inv(source.normalized_to_ras) @ grid.voxel_to_ras
+    coordinates = _coordinates(to_normalized, grid.shape, values.device)
+    return F.grid_sample(values, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _averaged(prepared: Prepared, factors: tuple, device):
+    """The volume in 0…1 (1×1×I×J×K float32), blocks of ``factors`` voxels averaged; kept once made."""
+    import torch
+    import torch.nn.functional as F
+
+    key = factors, str(device)
+    if key in prepared.levels:
+        return prepared.levels[key]
+    half = tuple(factor // 2 if factor % 2 == 0 else factor for factor in factors)
+    low, high = prepared.window
+    if math.prod(half) >= 8 and half != factors:  # of larger levels little would be saved
+        data = F.avg_pool3d(_averaged(prepared, half, device), tuple(f // h for f, h in zip(factors, half)),
+                            ceil_mode=True)  # the last voxels count, however many are left over
+    else:
+        # Read in the order in which the voxels lie in memory (files of NIfTI come with the first axis fastest).
+        array = prepared.volume.data
+        order = sorted(range(3), key=lambda axis: -abs(array.strides[axis]))
+        data = torch.from_numpy(np.require(array.transpose(order), np.float32, ["C", "W"]))[None, None].to(device)
+        if max(factors) > 1:
+            data = F.avg_pool3d(data, [factors[axis] for axis in order], ceil_mode=True)
+        data = data.permute(0, 1, *(2 + order.index(axis) for axis in range(3)))
+        data = data.sub(low).div_(high - low).clamp_(0, 1)
+    prepared.levels[key] = data
+    return data
+
+
+def _coordinates(to_normalized: np.ndarray, shape, device):
+    """1×D×H×W×3 float32: where the voxels of a grid lie under a 4×4 matrix, voxel (i, j, k) → normalized (x, y, z)."""
+    import torch
+
+    i, j, k = (np.arange(n, dtype=float)[:, None] * to_normalized[:3, axis] for axis, n in enumerate(shape))
+    planes = (i[:, None] + j + to_normalized[:3, 3]).reshape(-1, 3)
+    # A row of the grid is a place in its plane plus the same steps along k: one product instead of three broadcasts.
+    repeated = np.tile(np.eye(3), (1, shape[2]))
+    planes, repeated, steps = (
+        torch.as_tensor(a, dtype=torch.float32, device=device) for a in (planes, repeated, k.reshape(1, -1))
+    )
+    return torch.addmm(steps, planes, repeated).view(1, *shape, 3)
