@@ -2,6 +2,7 @@
 
 Importing this package is instant: torch and scipy are loaded when a volume is registered, not before.
 """
+
 from __future__ import annotations
 
 __version__ = "0.1.0"

@@ -2,6 +2,7 @@
 
 Nothing heavier than argparse is imported before the arguments are known, so ``--help`` is instant.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -111,16 +112,18 @@ def _parser() -> argparse.ArgumentParser:
         width = min(110, max(50, shutil.get_terminal_size((100, 24)).columns))
         return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=width)
 
-    parser = _Parser(
-        prog=PROGRAM, description=_wrapped(OVERVIEW), epilog=_wrapped(EPILOG), formatter_class=formatter
-    )
+    parser = _Parser(prog=PROGRAM, description=_wrapped(OVERVIEW), epilog=_wrapped(EPILOG), formatter_class=formatter)
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands",
-                                     parser_class=_Parser)
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=_Parser
+    )
 
     def command(name, summary, description, epilog=""):
         return commands.add_parser(
-            name, help=summary, description=_wrapped(description), formatter_class=formatter,
+            name,
+            help=summary,
+            description=_wrapped(description),
+            formatter_class=formatter,
             epilog=epilog + ("\n" if epilog else "") + _wrapped(EPILOG) if name == "register" else epilog,
         )
 
@@ -135,29 +138,54 @@ def _parser() -> argparse.ArgumentParser:
     outputs.add_argument("--report", metavar="FILE.json", help="transform, quality, confidence and settings")
     outputs.add_argument("--picture", metavar="FILE.png", help="overlay before and after, in three planes")
     what = register.add_argument_group("what is registered")
-    what.add_argument("--modality", metavar="M", help=f"modality of both volumes: {known}, or auto, which "
-                      "recognizes T1 brains and head-and-neck CTs (default: auto)")
+    what.add_argument(
+        "--modality",
+        metavar="M",
+        help=f"modality of both volumes: {known}, or auto, which "
+        "recognizes T1 brains and head-and-neck CTs (default: auto)",
+    )
     what.add_argument("--moving-modality", metavar="M", help="modality of the moving volume, where they differ")
     what.add_argument("--fixed-modality", metavar="M", help="modality of the fixed volume, where they differ")
-    what.add_argument("--transform", metavar="KIND", default="affine", choices=("rigid", "similarity", "affine"),
-                      help="rigid, similarity or affine (default: affine)")
+    what.add_argument(
+        "--transform",
+        metavar="KIND",
+        default="affine",
+        choices=("rigid", "similarity", "affine"),
+        help="rigid, similarity or affine (default: affine)",
+    )
     what.add_argument("--init", metavar="FILE", help="transform, moving to fixed, to start from; no pose search then")
     what.add_argument("--moving-mask", metavar="FILE", help="only the part of the moving volume that is not 0 here")
     what.add_argument("--fixed-mask", metavar="FILE", help="only the part of the fixed volume that is not 0 here")
     how = register.add_argument_group("how (rarely needed)")
     how.add_argument("--model", metavar="NAME|FILE", help="trained model (default: the one for the modality)")
-    how.add_argument("--sampler", metavar="NAME", choices=("fast", "reference"),
-                     help="fast, or reference: the published 65 steps and nothing else (default: fast; reference "
-                          "for an imported checkpoint)")
+    how.add_argument(
+        "--sampler",
+        metavar="NAME",
+        choices=("fast", "reference"),
+        help="fast, or reference: the published 65 steps and nothing else (default: fast; reference "
+        "for an imported checkpoint)",
+    )
     how.add_argument("--steps", metavar="N", type=int, help="diffusion steps of the fast sampler (0: no diffusion)")
-    how.add_argument("--search", action=argparse.BooleanOptionalAction, default=True,
-                     help="look for the pose among all rotations (default)")
-    how.add_argument("--search-by", choices=("similarity", "screen", "network"), default="similarity",
-                     help="compare the volumes (default), the same but never go on where the answer is doubtful (about "
-                          "a second at most), or compare only the feature points that the network finds in them")
+    how.add_argument(
+        "--search",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="look for the pose among all rotations (default)",
+    )
+    how.add_argument(
+        "--search-by",
+        choices=("similarity", "screen", "network"),
+        default="similarity",
+        help="compare the volumes (default), the same but never go on where the answer is doubtful (about "
+        "a second at most), or compare only the feature points that the network finds in them",
+    )
     how.add_argument("--bidirectional", action="store_true", help="with reference: both directions, combined")
-    how.add_argument("--polish", action=argparse.BooleanOptionalAction, default=None,
-                     help="refine by intensities at the end (default: with fast only)")
+    how.add_argument(
+        "--polish",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="refine by intensities at the end (default: with fast only)",
+    )
     how.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps")
     how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the points drawn (default: 0)")
@@ -168,54 +196,108 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("input", metavar="INPUT", help="volume to move")
     apply.add_argument("--reference", required=True, metavar="FIXED", help="volume whose voxels the output gets")
     apply.add_argument("-o", "--output", required=True, metavar="OUT", help="moved volume")
-    apply.add_argument("--interpolation", default="linear", choices=("linear", "nearest", "cubic"), metavar="KIND",
-                       help="linear, nearest (label maps) or cubic (default: linear)")
+    apply.add_argument(
+        "--interpolation",
+        default="linear",
+        choices=("linear", "nearest", "cubic"),
+        metavar="KIND",
+        help="linear, nearest (label maps) or cubic (default: linear)",
+    )
     apply.add_argument("--invert", action="store_true", help="apply the inverse")
 
     convert = command("convert", "rewrite a transform in another format", CONVERT, CONVERT_EXAMPLES)
     convert.add_argument("input", metavar="IN", help="transform to read")
     convert.add_argument("output", metavar="OUT", help="transform to write")
     convert.add_argument("--invert", action="store_true", help="write the inverse")
-    convert.add_argument("--from", dest="source_format", choices=("itk", "ras", "flirt", "lta"), metavar="FORMAT",
-                         help="format of IN where extension and content leave doubt: itk, ras, flirt or lta")
-    convert.add_argument("--to", dest="target_format", choices=("itk", "ras", "flirt", "lta"), metavar="FORMAT",
-                         help="format of OUT where the extension fits several")
+    convert.add_argument(
+        "--from",
+        dest="source_format",
+        choices=("itk", "ras", "flirt", "lta"),
+        metavar="FORMAT",
+        help="format of IN where extension and content leave doubt: itk, ras, flirt or lta",
+    )
+    convert.add_argument(
+        "--to",
+        dest="target_format",
+        choices=("itk", "ras", "flirt", "lta"),
+        metavar="FORMAT",
+        help="format of OUT where the extension fits several",
+    )
     convert.add_argument("--moving", metavar="FILE", help="moving volume (FLIRT, .lta)")
     convert.add_argument("--fixed", metavar="FILE", help="fixed volume (FLIRT, .lta)")
 
     models = command("models", "list, describe and import trained models", "Lists, describes and imports models.")
-    actions = models.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions",
-                                    parser_class=_Parser)
+    actions = models.add_subparsers(
+        dest="action", metavar="ACTION", required=True, title="actions", parser_class=_Parser
+    )
     listed = actions.add_parser("list", help="installed models", description="Lists the installed models.")
     listed.add_argument("--json", action="store_true", help="as JSON")
     info = actions.add_parser("info", help="everything about one model", description="Describes a model.")
     info.add_argument("model", metavar="NAME|FILE", help="installed model or model file")
     info.add_argument("--json", action="store_true", help="as JSON")
     imported = actions.add_parser(
-        "import", help="make a model of a published checkpoint", formatter_class=formatter,
-        description=_wrapped("Makes a model file of a checkpoint of the published implementation. Channels, classes "
-                             "and head are read from its tensors; the volume size and the order of the modalities "
-                             "cannot be."),
+        "import",
+        help="make a model of a published checkpoint",
+        formatter_class=formatter,
+        description=_wrapped(
+            "Makes a model file of a checkpoint of the published implementation. Channels, classes "
+            "and head are read from its tensors; the volume size and the order of the modalities "
+            "cannot be."
+        ),
     )
     imported.add_argument("checkpoint", metavar="CKPT.pth", help="checkpoint: a plain dictionary of tensors")
-    imported.add_argument("--volume-size", nargs=3, type=int, required=True, metavar=("D", "H", "W"),
-                          help="size of the volumes it was trained on")
-    imported.add_argument("--modality", action="append", nargs="+", default=[], metavar="M",
-                          help=f"modalities in the order of training: {known}")
-    imported.add_argument("--schedule", default="cosine", choices=("cosine", "linear"), metavar="KIND",
-                          help="cosine or linear (default: cosine)")
+    imported.add_argument(
+        "--volume-size",
+        nargs=3,
+        type=int,
+        required=True,
+        metavar=("D", "H", "W"),
+        help="size of the volumes it was trained on",
+    )
+    imported.add_argument(
+        "--modality",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help=f"modalities in the order of training: {known}",
+    )
+    imported.add_argument(
+        "--schedule",
+        default="cosine",
+        choices=("cosine", "linear"),
+        metavar="KIND",
+        help="cosine or linear (default: cosine)",
+    )
     imported.add_argument("--timesteps", type=int, default=65, metavar="T", help="timesteps (default: 65)")
-    imported.add_argument("--transform-range", nargs=2, type=float, default=(0.01, 0.07), metavar=("MIN", "MAX"),
-                          help="step deviations of the 3×3 part (default: 0.01 0.07)")
-    imported.add_argument("--translation-range", nargs=2, type=float, default=(0.5, 4.0), metavar=("MIN", "MAX"),
-                          help="step deviations of the translation in voxels (default: 0.5 4.0)")
+    imported.add_argument(
+        "--transform-range",
+        nargs=2,
+        type=float,
+        default=(0.01, 0.07),
+        metavar=("MIN", "MAX"),
+        help="step deviations of the 3×3 part (default: 0.01 0.07)",
+    )
+    imported.add_argument(
+        "--translation-range",
+        nargs=2,
+        type=float,
+        default=(0.5, 4.0),
+        metavar=("MIN", "MAX"),
+        help="step deviations of the translation in voxels (default: 0.5 4.0)",
+    )
     imported.add_argument("--groups", type=int, metavar="N", help="groups of its GroupNorm (default: 32)")
     imported.add_argument("--name", help="name in the list of models (default: the file's)")
-    imported.add_argument("-o", "--output", metavar="MODEL.safetensors",
-                          help="model file (default: your own models' folder)")
+    imported.add_argument(
+        "-o", "--output", metavar="MODEL.safetensors", help="model file (default: your own models' folder)"
+    )
 
-    demo = command("demo", "register the bundled pair", "Registers a real brain, turned by 60° and shifted by 40 mm, "
-                   "to the MNI152 template and writes transform, moved volume, report and picture.")
+    demo = command(
+        "demo",
+        "register the bundled pair",
+        "Registers a real brain, turned by 60° and shifted by 40 mm, "
+        "to the MNI152 template and writes transform, moved volume, report and picture.",
+    )
     demo.add_argument("-o", "--output", default="demo-output", metavar="FOLDER", help="default: demo-output")
     demo.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     return parser
@@ -278,8 +360,10 @@ def _register(arguments) -> int:
         raise _Usage(f"--threads must be at least 1, got {arguments.threads}.")
     if arguments.bidirectional and arguments.sampler == "fast":
         raise _Usage("--bidirectional belongs to --sampler reference; the fast sampler is symmetric already.")
-    moving_key, fixed_key = (catalog_module.get(own or arguments.modality or "auto", auto=True).key
-                             for own in (arguments.moving_modality, arguments.fixed_modality))
+    moving_key, fixed_key = (
+        catalog_module.get(own or arguments.modality or "auto", auto=True).key
+        for own in (arguments.moving_modality, arguments.fixed_modality)
+    )
     plans = _plan_outputs(arguments)
     from .modelfile.catalog import choose, find
 
@@ -300,7 +384,8 @@ def _register(arguments) -> int:
     init = read_transform(arguments.init, moving=first, fixed=fixed) if arguments.init else None
     masks = {
         f"{role}_mask": volume_file.load(path)
-        for role, path in (("moving", arguments.moving_mask), ("fixed", arguments.fixed_mask)) if path
+        for role, path in (("moving", arguments.moving_mask), ("fixed", arguments.fixed_mask))
+        if path
     }
     import torch
 
@@ -327,10 +412,23 @@ def _register(arguments) -> int:
             _summarize(result, plans[index])
 
     register_many(
-        loaders, fixed, on_step=progress, on_result=done, moving_modality=moving_key, fixed_modality=fixed_key,
-        transform=arguments.transform, model=arguments.model, sampler=arguments.sampler, steps=arguments.steps,
-        bidirectional=arguments.bidirectional, polish=arguments.polish, device=arguments.device, seed=arguments.seed,
-        search=arguments.search and (arguments.search_by == "similarity" or arguments.search_by), init=init, **masks,
+        loaders,
+        fixed,
+        on_step=progress,
+        on_result=done,
+        moving_modality=moving_key,
+        fixed_modality=fixed_key,
+        transform=arguments.transform,
+        model=arguments.model,
+        sampler=arguments.sampler,
+        steps=arguments.steps,
+        bidirectional=arguments.bidirectional,
+        polish=arguments.polish,
+        device=arguments.device,
+        seed=arguments.seed,
+        search=arguments.search and (arguments.search_by == "similarity" or arguments.search_by),
+        init=init,
+        **masks,
     )
     return 1 if failed else 0
 
@@ -499,8 +597,10 @@ def _models(arguments) -> int:
             print(json.dumps({"path": str(path), **facts, "card": card}, indent=2))
             return 0
         print(f"{card['name']}\n  file        {path}")
-        print(f"  network     {facts['layers']} layers, {facts['parameters']:,} parameters, "
-              f"{facts['flops'] / 1e9:.1f} GFLOP per pass")
+        print(
+            f"  network     {facts['layers']} layers, {facts['parameters']:,} parameters, "
+            f"{facts['flops'] / 1e9:.1f} GFLOP per pass"
+        )
         for key, value in card.items():
             if key not in ("name", "format"):
                 text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -519,14 +619,21 @@ def _models(arguments) -> int:
     _differs(output, arguments.checkpoint)
     try:
         schedule = Schedule(
-            arguments.timesteps, tuple(arguments.transform_range), tuple(arguments.translation_range),
+            arguments.timesteps,
+            tuple(arguments.transform_range),
+            tuple(arguments.translation_range),
             arguments.schedule,
         )
     except ValueError as error:
         raise _Usage(str(error)) from None
     card = checkpoint_import.import_checkpoint(
-        arguments.checkpoint, output, volume_size=arguments.volume_size, modality=sum(arguments.modality, []),
-        schedule=schedule, groups=arguments.groups, name=arguments.name,
+        arguments.checkpoint,
+        output,
+        volume_size=arguments.volume_size,
+        modality=sum(arguments.modality, []),
+        schedule=schedule,
+        groups=arguments.groups,
+        name=arguments.name,
     )
     print(f"wrote {output}: {card['name']}, for {', '.join(card['modalities'])}")
     return 0
@@ -550,9 +657,17 @@ def _demo(arguments) -> int:
     moving, fixed = pair / "moving_t1_brain.nii.gz", pair / "fixed_mni152_brain.nii.gz"
     print(f"{PROGRAM} register {moving} {fixed} -o {folder}/moving_to_fixed.tfm …")
     command = [
-        "register", str(moving), str(fixed),
-        "-o", str(folder / "moving_to_fixed.tfm"), "--moved", str(folder / "moved.nii.gz"),
-        "--report", str(folder / "report.json"), "--picture", str(folder / "picture.png"),
+        "register",
+        str(moving),
+        str(fixed),
+        "-o",
+        str(folder / "moving_to_fixed.tfm"),
+        "--moved",
+        str(folder / "moved.nii.gz"),
+        "--report",
+        str(folder / "report.json"),
+        "--picture",
+        str(folder / "picture.png"),
     ]
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]

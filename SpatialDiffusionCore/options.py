@@ -1,4 +1,5 @@
 """The checked settings of a registration."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ class Options:
     def swapped(self) -> "Options":
         """The same with the two volumes' roles exchanged."""
         return replace(
-            self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality,
+            self,
+            moving_modality=self.fixed_modality,
+            fixed_modality=self.moving_modality,
             init=None if self.init is None else np.linalg.inv(self.init),
         )

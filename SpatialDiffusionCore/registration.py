@@ -4,6 +4,7 @@
 else. ``sampler="fast"`` looks for the pose among all rotations, lets the diffusion pull the best candidates in with
 a few steps, and refines the best of them by intensities.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -36,7 +37,7 @@ class Cancelled(Exception):
 
 
 def resolve_device(device: str = "auto") -> str:
-    """"auto" → "cuda" where there is one (this process's own under torchrun), else "cpu".
+    """ "auto" → "cuda" where there is one (this process's own under torchrun), else "cpu".
 
     Raises InputError for a device that is not there.
     """
@@ -62,8 +63,18 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def _options(
-    modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed,
-    search, init,
+    modality,
+    moving_modality,
+    fixed_modality,
+    transform,
+    sampler,
+    steps,
+    bidirectional,
+    polish,
+    device,
+    seed,
+    search,
+    init,
 ) -> Options:
     moving_key = catalog.get(moving_modality or modality, auto=True).key
     fixed_key = catalog.get(fixed_modality or modality, auto=True).key
@@ -72,8 +83,15 @@ def _options(
     if sampler is not None and sampler not in SAMPLERS:
         raise InputError(f"Unknown sampler {sampler!r}; choose one of: {', '.join(SAMPLERS)}.")
     return Options(
-        moving_key, fixed_key, transform, sampler, steps, bool(bidirectional),
-        None if polish is None else bool(polish), resolve_device(device), int(seed),
+        moving_key,
+        fixed_key,
+        transform,
+        sampler,
+        steps,
+        bool(bidirectional),
+        None if polish is None else bool(polish),
+        resolve_device(device),
+        int(seed),
         search if search in ("network", "screen") else bool(search),
         None if init is None else geometry.as_affine(init, "the initial transform"),
     )
@@ -118,8 +136,18 @@ def registration_steps(
     """
     started = time.perf_counter()
     options = _options(
-        modality, moving_modality, fixed_modality, transform, sampler, steps, bidirectional, polish, device, seed,
-        search, init,
+        modality,
+        moving_modality,
+        fixed_modality,
+        transform,
+        sampler,
+        steps,
+        bidirectional,
+        polish,
+        device,
+        seed,
+        search,
+        init,
     )
     validate(moving, "moving")
     validate(fixed, "fixed")
@@ -135,8 +163,10 @@ def registration_steps(
         model = load_model(model, *keys, options.device)
     options = _for_model(options, model)
     if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
-        raise InputError(f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
-                         "cannot be registered to each other; give both volumes their true modality.")
+        raise InputError(
+            f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
+            "cannot be registered to each other; give both volumes their true modality."
+        )
     moving_cube, fixed_cube = both(*(one.look(key, model, options.sampler) for one, key in zip(ready, keys)))
     process, swap = reference, False
     if options.sampler == "fast":
@@ -152,12 +182,27 @@ def registration_steps(
     matrix = second_to_first if swap else geometry.inverse(second_to_first)
     before = np.eye(4) if ordered.init is None else np.linalg.inv(ordered.init)
     result = Registration(
-        matrix=matrix, transform=options.transform, steps=history, quality=quality_module.Quality(
-            pair.alike(before), pair.alike(second_to_first), pair.over(second_to_first, moving=swap)[1],
-            outcome.spread, agreement=outcome.agreement, **_told_by(outcome.way)), model=model.name,
-        modality=keys, recognized=recognized, sampler=options.sampler,
-        seconds=0.0, polished=outcome.polished, center=fixed_cube.prepared.tissue_center, moving=moving.name,
-        fixed=fixed.name, details=outcome.details,
+        matrix=matrix,
+        transform=options.transform,
+        steps=history,
+        quality=quality_module.Quality(
+            pair.alike(before),
+            pair.alike(second_to_first),
+            pair.over(second_to_first, moving=swap)[1],
+            outcome.spread,
+            agreement=outcome.agreement,
+            **_told_by(outcome.way),
+        ),
+        model=model.name,
+        modality=keys,
+        recognized=recognized,
+        sampler=options.sampler,
+        seconds=0.0,
+        polished=outcome.polished,
+        center=fixed_cube.prepared.tissue_center,
+        moving=moving.name,
+        fixed=fixed.name,
+        details=outcome.details,
     )
     if options.sampler == "fast" and (sides := model.sides_of(*keys)) is not None:
         from .pipeline.template_check import told
@@ -172,7 +217,11 @@ def registration_steps(
 
 def _told_by(way) -> dict:
     """What the way round by a template says, as entries of a Quality."""
-    return {} if way is None else {"detour_mm": way.mm, "confirmed": True if way.confirms else False if way.contradicts else None}
+    return (
+        {}
+        if way is None
+        else {"detour_mm": way.mm, "confirmed": True if way.confirms else False if way.contradicts else None}
+    )
 
 
 @dataclass
@@ -294,9 +343,7 @@ def share_of_rank(items: Sequence) -> list:
     return list(items)[rank::world]
 
 
-def register_many(
-    movings: Sequence, fixed: Volume, *, on_step=None, on_result=None, **options
-) -> List[Registration]:
+def register_many(movings: Sequence, fixed: Volume, *, on_step=None, on_result=None, **options) -> List[Registration]:
     """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
 
     movings: Volumes, or functions that return one (so that a long list need not be in memory). Under ``torchrun``
@@ -307,8 +354,10 @@ def register_many(
     from .modelfile.model import Model, load_model
 
     device, model = resolve_device(options.get("device", "auto")), options.get("model")
-    keys = [catalog.get(options.get(name) or options.get("modality", "auto"), auto=True).key
-            for name in ("moving_modality", "fixed_modality")]
+    keys = [
+        catalog.get(options.get(name) or options.get("modality", "auto"), auto=True).key
+        for name in ("moving_modality", "fixed_modality")
+    ]
     # What is wrong for all of them is said once.
     if modalities.AUTO.key not in keys and not isinstance(model, Model):
         load_model(model, *keys, device)

@@ -1,4 +1,5 @@
 """The answer of a registration."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -56,8 +57,10 @@ class Registration:
 
     def kinds(self) -> str:
         """What the volumes were taken for, in words."""
-        words = [catalog.get(key).label + (" (recognized)" if seen and key != "any" else "")
-                 for key, seen in zip(self.modality, self.recognized)]
+        words = [
+            catalog.get(key).label + (" (recognized)" if seen and key != "any" else "")
+            for key, seen in zip(self.modality, self.recognized)
+        ]
         return words[0] if words[0] == words[1] else f"{words[0]} and {words[1]}"
 
     def report(self) -> dict:

@@ -31,7 +31,7 @@ from Benchmark.tasks import TASKS
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
-DEMO = Path(volume.__file__).parent / "demo"
+DEMO = Path(volume.__file__).parents[1] / "demo"
 TABLE = "id\tname\tgroup\n1\tUnlabeled\t\n4\tLeft\tSide\n5\tRight\tSide\n9\tMiddle\tMiddle\n"
 
 

@@ -14,7 +14,7 @@ from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.spatial.volume import Volume  # noqa: E402
 
-DEMO = Path(volume.__file__).parent / "demo"
+DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")

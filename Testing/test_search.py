@@ -21,7 +21,7 @@ from SpatialDiffusionCore.spatial.volume import Volume
 
 @pytest.fixture(scope="module")
 def brain():
-    return volume_file.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+    return volume_file.load(Path(volume.__file__).parents[1] / "demo" / "moving_t1_brain.nii.gz")
 
 
 def error(result, truth, of) -> float:
@@ -150,7 +150,7 @@ def test_who_has_no_time_gets_the_doubtful_answer_and_is_told(brain):
 
 def test_the_networks_points_alone_find_any_pose():
     """No similarity of intensities anywhere, and yet about where the whole chain ends."""
-    folder = Path(volume.__file__).parent / "demo"
+    folder = Path(volume.__file__).parents[1] / "demo"
     moving, fixed = (volume_file.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
     expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
     moved = geometry.about(TURN, moving.center(), [15, -20, 10])
@@ -176,7 +176,7 @@ def test_matched_places_find_any_pose_and_agree_with_it_only():
     from SpatialDiffusionCore.modelfile.model import load_model
     from SpatialDiffusionCore.modelfile.model_cube import model_cube
 
-    folder = Path(volume.__file__).parent / "demo"
+    folder = Path(volume.__file__).parents[1] / "demo"
     moving, fixed = (volume_file.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
     model = load_model("foundation", "t1-brain", "t1-brain")
     cubes = [model_cube(v, None, "t1-brain", model.card, "cpu") for v in (moving, fixed)]

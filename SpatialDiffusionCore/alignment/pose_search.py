@@ -2,6 +2,7 @@
 
 Transforms here map the fixed to the moving cube frame (gauss_newton.py), 4×4 float64.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """A trained model: one .safetensors file with the weights and everything needed to use them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ def exact():
     gave the CPU's answer, with 10 bits of mantissa, the default there, 6 (the others up to 1.3 mm from it, both ways)."""
     from torch.backends import cudnn
 
-    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
-                       allow_tf32=False)
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
 
 
 @dataclass
@@ -129,8 +131,11 @@ KEPT = 2
 
 def templates(device: str = "cpu") -> list:
     """[(modality, its Sides)] of the installed models that have them."""
-    return [(key, load_model(name, key, key, device).sides)
-            for name, (_, card) in catalog().items() for key in card.get("sides", {}).get("modalities", ())]
+    return [
+        (key, load_model(name, key, key, device).sides)
+        for name, (_, card) in catalog().items()
+        for key in card.get("sides", {}).get("modalities", ())
+    ]
 
 
 def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "any", device: str = "cpu") -> Model:
@@ -148,7 +153,7 @@ def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "a
             if name in card:
                 parts[name] = _build_part(name, card[name], path)
                 mine = [key for key in weights if key.startswith(f"{name}.")]
-                _fill(parts[name], {key[len(name) + 1:]: weights.pop(key) for key in mine}, path)
+                _fill(parts[name], {key[len(name) + 1 :]: weights.pop(key) for key in mine}, path)
                 parts[name] = parts[name].to(device).eval()
         network = _build(card["architecture"], path)
         _fill(network, weights, path)

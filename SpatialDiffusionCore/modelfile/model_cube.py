@@ -1,4 +1,5 @@
 """A volume on the cube of a model, and the part of it on which search and refinement look."""
+
 from __future__ import annotations
 
 from dataclasses import replace

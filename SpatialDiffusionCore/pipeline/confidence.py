@@ -1,4 +1,5 @@
 """How good a registration is and how far it can be trusted."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
@@ -82,7 +83,10 @@ def _length(mm: float) -> str:
 
 
 def judge(
-    quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD_LIMITS, agreed: Optional[float] = None,
+    quality: Quality,
+    decomposition: geometry.Decomposition,
+    limits=SPREAD_LIMITS,
+    agreed: Optional[float] = None,
 ) -> Quality:
     """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on
     volumes need not be so similar."""
@@ -90,9 +94,7 @@ def judge(
     if quality.similarity_after < quality.similarity_before - 0.005:
         warnings.append("The volumes were more alike before the registration than after it.")
     if quality.overlap < 0.5:
-        warnings.append(
-            f"Only {100 * quality.overlap:.0f} % of the fixed tissue lies inside the moving field of view."
-        )
+        warnings.append(f"Only {100 * quality.overlap:.0f} % of the fixed tissue lies inside the moving field of view.")
     scales = np.array(decomposition.scales_percent)
     if scales.min() < 60 or scales.max() > 165:
         warnings.append("The scaling is larger than between two heads; the answer is probably wrong.")
@@ -109,8 +111,10 @@ def judge(
         warnings.append("The volumes are hardly alike where they now lie; look at the result before using it.")
         confidence = "poor"
     if quality.confirmed is False:
-        warnings.append(f"By way of a template the answer is another one, {_length(quality.detour_mm)} away; look at the result "
-                        "before using it.")
+        warnings.append(
+            f"By way of a template the answer is another one, {_length(quality.detour_mm)} away; look at the result "
+            "before using it."
+        )
         confidence = "poor"
     doubtful = limits is SPREAD_LIMITS and quality.similarity_after < CONVINCING
     if confidence == "good" and (warnings or doubtful):

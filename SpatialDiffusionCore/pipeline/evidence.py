@@ -1,4 +1,5 @@
 """What tells whether an answer is right, beside how alike the volumes are: the check by repetition."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -37,6 +38,8 @@ def spread(moving, fixed, world, kind: str, seed: int, rotations: str = "all"):
     chosen = [(torch.rand(len(starts), len(s.points), generator=random) < SHARE_SEEN).to(s.points) for s in sides]
     for which in chosen:
         which[0] = 1
-    refined = self_similarity.refine_described(sides, frame, world, starts, kind=kind, iterations=iterations, chosen=chosen)
+    refined = self_similarity.refine_described(
+        sides, frame, world, starts, kind=kind, iterations=iterations, chosen=chosen
+    )
     distances = [geometry.displacement_rms(r, refined[0], mean, covariance) for r in refined[1:]]
     return float(np.sqrt(np.mean(np.square(distances))))

@@ -1,4 +1,5 @@
 """Two volumes under registration, the steps that a caller sees, and what a process found."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -38,8 +39,11 @@ class Pair:
         """(similarity, share of the tissue inside the other's field of view) over the fixed, or over the moving tissue."""
         key = np.asarray(world, float).tobytes(), moving
         if key not in self.known:
-            self.known[key] = (similarity.similarity(self.fixed, self.moving, geometry.inverse(world)) if moving
-                               else similarity.similarity(self.moving, self.fixed, world))
+            self.known[key] = (
+                similarity.similarity(self.fixed, self.moving, geometry.inverse(world))
+                if moving
+                else similarity.similarity(self.moving, self.fixed, world)
+            )
         return self.known[key]
 
     def alike(self, world: np.ndarray) -> float:

@@ -1,4 +1,5 @@
 """The published reverse process, whole."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Local refinement of an answer, undone where it makes the volumes less alike."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +21,9 @@ def refined(pair: Pair, world: np.ndarray, options: Options, enough: float = 5.0
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
     start = found = geometry.project(world, options.transform, *pair.tissue)
     if options.rotations == "depth":
-        found = geometry.project(retina.refine(moving, fixed, start, seed=options.seed), options.transform, *pair.tissue)
+        found = geometry.project(
+            retina.refine(moving, fixed, start, seed=options.seed), options.transform, *pair.tissue
+        )
         before, after = retina.agreement(moving, fixed, [start, found], seed=options.seed)
         return (found, True) if after >= before else (start, False)
     for _ in range(4):

@@ -1,4 +1,5 @@
 """The fast process: search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ class _Fast:
         self.least = model.agreement_from(*keys) if self.places is not None else None
         #: Whether blocks may vote, and whether the search may go on.
         self.voting = options.votes and self.least is None and options.search != "screen"
-        self.may_go_on = options.polish and options.init is None and options.search is True and options.rotations == "all"
+        self.may_go_on = (
+            options.polish and options.init is None and options.search is True and options.rotations == "all"
+        )
         self.details = {}
 
     def steps(self):
@@ -84,8 +87,12 @@ class _Fast:
                 if other.agreed > answer.agreed:
                     answer, self.details["best"] = other, "network"
             way = self.way_to(answer.world)
-            convincing = (not self.may_go_on or pair.alike(answer.world) >= quality_module.CONVINCING
-                          or way is not None and way.confirms)
+            convincing = (
+                not self.may_go_on
+                or pair.alike(answer.world) >= quality_module.CONVINCING
+                or way is not None
+                and way.confirms
+            )
             # Blocks find something alike near a wrong answer, too, so they are not asked before that is known to be near.
             if convincing:
                 before, answer = answer, self.voted(answer)
@@ -94,8 +101,13 @@ class _Fast:
         spread = self.spread(answer.world)
         if self.may_go_on:
             # Where volumes are hardly alike, the network's agreement counts for nothing.
-            word = (None if self.least is None else answer.agreed
-                    if pair.alike(answer.world) >= quality_module.SIMILARITY_LIMITS[0] else 0.0)
+            word = (
+                None
+                if self.least is None
+                else answer.agreed
+                if pair.alike(answer.world) >= quality_module.SIMILARITY_LIMITS[0]
+                else 0.0
+            )
             trusted = self.least is not None and word >= self.least
             disagree = spread is not None and spread > quality_module.DISAGREEING
             astray = way is not None and way.contradicts
@@ -123,8 +135,10 @@ class _Fast:
             return [np.linalg.inv(options.init)], fixed, None
         if options.search == "network":
             if self.places is None:
-                raise InputError(f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
-                                 "leave the search to the similarity.")
+                raise InputError(
+                    f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
+                    "leave the search to the similarity."
+                )
             return (*self.network_poses(keep=NETWORK_CANDIDATES), None)
         if not options.search:
             centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
@@ -155,8 +169,9 @@ class _Fast:
         start = torch.stack([pair.to_theta(c) for c in candidates])
         batch = (len(candidates), -1, -1, -1, -1)
         schedule = self.model.schedule(self.options.fixed_modality)
-        for step in diffusion.reverse(denoise, upright.values.expand(batch), pair.moving.values.expand(batch), schedule,
-                                      steps=count, start=start):
+        for step in diffusion.reverse(
+            denoise, upright.values.expand(batch), pair.moving.values.expand(batch), schedule, steps=count, start=start
+        ):
             yield step.index, [pair.from_theta(theta) for theta in step.theta]
 
     def best(self, worlds, candidates, upright, count: int) -> np.ndarray:
@@ -205,7 +220,11 @@ class _Fast:
         """How far the network agrees with it, 0…1; None where it cannot tell."""
         from ..alignment import correspondence_search
 
-        return None if self.least is None else correspondence_search.agreement(self.pair.moving, self.pair.fixed, world, self.places)
+        return (
+            None
+            if self.least is None
+            else correspondence_search.agreement(self.pair.moving, self.pair.fixed, world, self.places)
+        )
 
     def likeness(self, world: np.ndarray) -> float:
         from ..alignment import similarity
@@ -217,7 +236,9 @@ class _Fast:
         from . import evidence
 
         options = self.options
-        return evidence.spread(self.pair.moving, self.pair.fixed, world, options.transform, options.seed, options.rotations)
+        return evidence.spread(
+            self.pair.moving, self.pair.fixed, world, options.transform, options.seed, options.rotations
+        )
 
     def way_to(self, world: np.ndarray):
         """The way round by the template that fits best, where volumes are not very alike; None where none fits. Whatever the
@@ -227,7 +248,9 @@ class _Fast:
 
         if self.options.rotations != "all" or self.least is not None or self.pair.alike(world) >= UNLIKE:
             return None
-        ways = [way_round(sides, self.pair.moving, self.pair.fixed, world) for _, sides in templates(self.options.device)]
+        ways = [
+            way_round(sides, self.pair.moving, self.pair.fixed, world) for _, sides in templates(self.options.device)
+        ]
         return max((way for way in ways if way is not None), key=lambda way: way.alike, default=None)
 
     # The further search
@@ -279,7 +302,9 @@ class _Fast:
             candidates = source()
             index += 1
             yield Step(index, total, stage, geometry.inverse(candidates[0]))
-            for found in candidate_settling.settle(pair.moving, pair.fixed, candidates, options.transform, options.seed, voted, enough):
+            for found in candidate_settling.settle(
+                pair.moving, pair.fixed, candidates, options.transform, options.seed, voted, enough
+            ):
                 index += 1
                 yield Step(index, total, stage, geometry.inverse(found[1]))
             if least is not None:

@@ -1,4 +1,5 @@
 """The way round from one volume to another by a template, and what the template says of left and right."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ In nearly all people the same parts are larger on one side. A volume is laid on 
 and a linear measure of the difference between its sides says whether left is left: about 1 for a head, -1 for its mirror
 image. The similarity of two people hardly tells: a brain is more like its own mirror image than like another one.
 """
+
 from __future__ import annotations
 
 from functools import cached_property
@@ -83,8 +84,10 @@ class Sides(nn.Module):
         """
         there, here = _middle(cube), _middle(self.cube)
         shifts = [(there - geometry.transform_points(start, here))[0] for start in starts]
-        frames = [np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), shift) @ start @ self.cube.frame
-                  for shift, start in zip(shifts, starts)]
+        frames = [
+            np.linalg.inv(cube.frame) @ geometry.from_parts(np.eye(3), shift) @ start @ self.cube.frame
+            for shift, start in zip(shifts, starts)
+        ]
         a, b = (coarse(one, 2.0, 0.7, POINTS[0], seed) for one in (self.cube, cube))
         if not len(b.points):
             return None
@@ -96,7 +99,9 @@ class Sides(nn.Module):
     def settle(self, cube: Cube, world: np.ndarray, seed: int = 0) -> np.ndarray:
         """A template → volume transform (4×4, RAS mm) refined."""
         factor, sigma, iterations = self_similarity.LEVELS[0]
-        return self_similarity.polish_level(cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1])
+        return self_similarity.polish_level(
+            cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1]
+        )
 
     def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
         """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by ``world`` (4×4,

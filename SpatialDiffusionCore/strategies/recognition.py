@@ -3,6 +3,7 @@
 Only modalities that are then registered in another way than volumes of any kind are recognized; a volume that is not
 surely one of them counts as any kind.
 """
+
 from __future__ import annotations
 
 from typing import Callable

@@ -9,6 +9,7 @@ difference of the two surfaces gives tilt and offset.
 
 The cubes' axes are (lateral, depth, lateral); see volume.scan_axes.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -66,8 +67,11 @@ def face(cube) -> Face:
     a, _, b = fine.spacing
     step = float(min(a, b))
     count = int(np.ceil(max(n * s for n, s in zip(mask.shape, (a, b))) / step))
-    theta = torch.tensor([[count * step / (b * mask.shape[1]), 0, 0], [0, count * step / (a * mask.shape[0]), 0]],
-                         dtype=torch.float32, device=mask.device)[None]
+    theta = torch.tensor(
+        [[count * step / (b * mask.shape[1]), 0, 0], [0, count * step / (a * mask.shape[0]), 0]],
+        dtype=torch.float32,
+        device=mask.device,
+    )[None]
     grid = F.affine_grid(theta, [1, 1, count, count], align_corners=False)
     planes = F.grid_sample(torch.stack([*maps, mask, height, known])[None], grid, align_corners=False)[0]
     mask, known = (planes[2] > 0.5).float(), (planes[4] > 0.99).float()
@@ -118,12 +122,14 @@ def _turns_and_shifts(a: Face, b: Face):
             grid = F.affine_grid(theta[None], [1, 1, count, count], align_corners=False)
             turned = F.grid_sample(torch.cat([b.maps, b.mask[None]])[None], grid, align_corners=False)[0]
             back = torch.fft.rfft2(torch.cat([turned[:2], turned[:2] ** 2, turned[2:]]), s=(size, size))
-            pairs = torch.cat([front[:2] * back[:2], front[2:4] * back[4:], front[4:] * back[2:4],
-                               front[4:] * back[4:]])
+            pairs = torch.cat(
+                [front[:2] * back[:2], front[2:4] * back[4:], front[4:] * back[2:4], front[4:] * back[4:]]
+            )
             p0, p1, e0, e1, f0, f1, overlap = torch.fft.irfft2(pairs, s=(size, size))
             share = overlap / min(float(a.mask.sum()), float(turned[2].sum()))
-            score = sum(p / (e.clamp_min(0) * f.clamp_min(0)).clamp_min(1e-6).sqrt()
-                        for p, e, f in ((p0, e0, f0), (p1, e1, f1)))
+            score = sum(
+                p / (e.clamp_min(0) * f.clamp_min(0)).clamp_min(1e-6).sqrt() for p, e, f in ((p0, e0, f0), (p1, e1, f1))
+            )
             score = torch.where(share >= OVERLAP, score * share.clamp(0, 1).sqrt(), torch.full_like(score, -1.0))
             value, place = score.flatten().max(0)
             shift = np.array([(n + size // 2) % size - size // 2 for n in divmod(int(place), size)]) * a.step
@@ -170,7 +176,9 @@ def refine(moving, fixed, world, *, seed: int):
     sides = [_side(cube, seed) for cube in (fixed, moving)]
     world = _laterally(moving, fixed, world, sides)
     factor, sigma, iterations = self_similarity.LEVELS[-1]
-    refined = self_similarity.polish_level(moving, fixed, world, "affine", seed, factor, sigma, iterations, stiffness=0.0)
+    refined = self_similarity.polish_level(
+        moving, fixed, world, "affine", seed, factor, sigma, iterations, stiffness=0.0
+    )
     change = np.linalg.inv(fixed.frame) @ np.linalg.inv(world) @ refined @ fixed.frame
     change[[0, 2]] = np.eye(4)[[0, 2]]
     return _laterally(moving, fixed, world @ fixed.frame @ change @ np.linalg.inv(fixed.frame), sides)
@@ -211,8 +219,9 @@ def _side(cube, seed: int):
 def _laterally(moving, fixed, world, sides):
     """Robust Gauss–Newton fit of two maps to each other; what ``world`` does in depth stays."""
     matrix = np.linalg.inv(moving.frame) @ world @ fixed.frame
-    found = gauss_newton.refine(*sides, _flat(matrix)[None], iterations=12, linear_fit=False,
-                                longest=float(fixed.spacing.max()))[0]
+    found = gauss_newton.refine(
+        *sides, _flat(matrix)[None], iterations=12, linear_fit=False, longest=float(fixed.spacing.max())
+    )[0]
     matrix[np.ix_([0, 2], [0, 2, 3])] = found[np.ix_([0, 2], [0, 2, 3])]
     return moving.frame @ matrix @ np.linalg.inv(fixed.frame)
 
@@ -229,8 +238,11 @@ def spread(moving, fixed, world, *, seed: int, degrees: float = 3.0, voxels: flo
     starts, millimeters = [flat], voxels * float(max(fixed.spacing))
     for sign in (-1, 1):
         turn = geometry.rotation_about([0, 1, 0], np.radians(sign * degrees))
-        starts += [flat @ geometry.about(turn, mean), flat @ geometry.from_parts(np.eye(3), [sign * millimeters, 0, 0]),
-                   flat @ geometry.from_parts(np.eye(3), [0, 0, sign * millimeters])]
+        starts += [
+            flat @ geometry.about(turn, mean),
+            flat @ geometry.from_parts(np.eye(3), [sign * millimeters, 0, 0]),
+            flat @ geometry.from_parts(np.eye(3), [0, 0, sign * millimeters]),
+        ]
     found = gauss_newton.refine(*sides, starts, iterations=12, linear_fit=False, longest=millimeters)
     distances = [geometry.displacement_rms(m, found[0], mean, covariance) for m in found[1:]]
     return float(np.sqrt(np.mean(np.square(distances))))
