@@ -21,6 +21,18 @@ def segments(node) -> list:
     return [(key, segmentation.GetSegment(key).GetName()) for key in keys]
 
 
+def segmentID(node, nameOrID) -> str:
+    """The ID of a segment that is named by its ID or its name; "" for ""."""
+    if not nameOrID:
+        return ""
+    known = segments(node)
+    found = [key for key, name in known if nameOrID == key] or [key for key, name in known if nameOrID == name]
+    if not found:
+        raise Problem(_("There is no segment “{segment}”: choose one of {names}.").format(
+            segment=nameOrID, names=", ".join(f"“{name}”" for _key, name in known) or _("none")))
+    return found[0]
+
+
 def problem(node, segmentID="") -> str:
     """One sentence on why a node can not be a mask, or ""; quick, so it can not know whether voxels are inside."""
     if node is None:

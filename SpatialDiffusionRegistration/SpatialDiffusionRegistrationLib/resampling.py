@@ -43,9 +43,12 @@ def outside(image) -> float:
     return min(0.0, image.GetScalarRange()[0])
 
 
-def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None):
-    """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen."""
-    place = scene.voxelToWorld(volumeNode)
+def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, parent=None):
+    """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen.
+
+    `parent`: 4x4, taken in place of the transforms that the volume is under.
+    """
+    place = scene.voxelToWorld(volumeNode, parent)
     if matrix is not None:
         place = np.asarray(matrix) @ place
     image = volumeNode.GetImageData()
@@ -116,6 +119,6 @@ def toArray(image) -> np.ndarray:
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1]).transpose(2, 1, 0)
 
 
-def newVolume(name):
-    """A new scalar volume node, in the scene."""
-    return slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", slicer.mrmlScene.GenerateUniqueName(name))
+def newVolume(className, name):
+    """A new volume node, in the scene."""
+    return slicer.mrmlScene.AddNewNodeByClass(className, slicer.mrmlScene.GenerateUniqueName(name))

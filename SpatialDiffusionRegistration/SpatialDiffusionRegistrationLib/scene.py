@@ -72,11 +72,18 @@ def matrixToWorld(transformNode) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def voxelToWorld(volumeNode) -> np.ndarray:
-    """From voxel i, j, k to where the views show the voxel."""
+def voxelToOwn(volumeNode) -> np.ndarray:
+    """From voxel i, j, k to the volume's own coordinates, as its header says; 4x4."""
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
-    return matrixToWorld(volumeNode.GetParentTransformNode()) @ slicer.util.arrayFromVTKMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def voxelToWorld(volumeNode, parent=None) -> np.ndarray:
+    """From voxel i, j, k to where the views show the voxel; `parent`: 4x4, in place of the transforms it is under."""
+    if parent is None:
+        parent = matrixToWorld(volumeNode.GetParentTransformNode())
+    return parent @ voxelToOwn(volumeNode)
 
 
 def coreVolume(volumeNode, role):

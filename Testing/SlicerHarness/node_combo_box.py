@@ -1,4 +1,4 @@
-"""qMRMLNodeComboBox on Qt's real QComboBox, item model and filter, so that what Qt does to the current row happens here.
+"""qMRMLNodeComboBox on Qt's real QComboBox, item model and filter: what Qt does to the current row happens here.
 
 Where the behaviour comes from (read, not copied), in Slicer's Libs/MRML/Widgets:
 
