@@ -12,7 +12,7 @@ _HOMES = {
     "register_many": "registration",
     "registration_steps": "registration",
     "Registration": "result",
-    "Step": "pipeline.pair",
+    "Step": "pipeline.step",
     "Cancelled": "registration",
     "Volume": "spatial.volume",
     "load": "spatial.volume_file",
