@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..heartbeat import beat
 from ..spatial import geometry
 from ..spatial.volume import Grid
 from . import gauss_newton
@@ -97,6 +98,7 @@ def _at_every_shift(fixed: Overview, moving: Overview, within: str, peaks: int =
     center = geometry.transform_points(moving.voxel_to_ras, (np.array([moving.values.shape]) - 1) / 2)[0]
     found = []
     for rotation in geometry.rotation_group():
+        beat()
         turned = rotation @ axes
         to_ras = geometry.from_parts(turned, center - turned @ np.full(3, (count - 1) / 2))
         theta = (
