@@ -13,6 +13,9 @@ Where the behaviour comes from (read, not copied), in Slicer's Libs/MRML/Widgets
   another row current, and that node is emitted); removing the current node makes its neighbour current; a current row
   that is neither a node nor None selects the last node; `setNodeTypes` and the post rows keep the current row.
 * qMRMLNodeFactory.cxx: names of new nodes.
+
+Slicer 5.8 and 5.10 are built with Qt 5.15, whose combo box goes to the row above when the current one is removed (Qt 6
+goes to the row below): that is done as in Qt 5.15 here.
 """
 from __future__ import annotations
 
@@ -179,6 +182,9 @@ class qMRMLNodeComboBox(qt.QWidget):
         row = qt.QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self._combo)
+        self._before = None
+        self._filter.rowsAboutToBeRemoved.connect(self._rememberRow)
+        self._filter.rowsRemoved.connect(self._moveAsQt5)  # before the combo box itself, which is Qt 6's
         self._combo.setModel(self._filter)
         self._filter.rowsRemoved.connect(self._refreshIfHidden)
         self._filter.modelReset.connect(self._refreshIfHidden)
@@ -312,6 +318,21 @@ class qMRMLNodeComboBox(qt.QWidget):
     def _refreshIfHidden(self, *_ignored):
         if self.currentNode() is None:
             self.setCurrentNode(None)
+
+    def _rememberRow(self, parent, first, last):
+        row = self._combo.currentIndex
+        same = parent == self._combo.rootModelIndex()
+        self._before = row if same and first <= row <= last else None
+
+    def _moveAsQt5(self, *_ignored):
+        """What QComboBoxPrivate::_q_rowsRemoved of Qt 5.15 does where the current row has gone: the row above becomes
+        current; where there is none, no row is, and that is told."""
+        before, self._before = self._before, None
+        if before is not None and self._combo.currentIndex == -1:
+            if before:
+                self._combo.setCurrentIndex(before - 1)
+            else:
+                self._emitCurrent()
 
     def setCurrentNode(self, node):
         self.setCurrentNodeID(node.GetID() if node is not None else "")

@@ -14,6 +14,8 @@ def _register(cls):
 
 @_register
 class qMRMLWidget(qt.QWidget):
+    """As Libs/MRML/Widgets/qMRMLWidget.cxx: keeps the scene and tells of another one."""
+
     mrmlSceneChanged = Signal(object)
 
     def __init__(self, parent=None):
@@ -30,7 +32,7 @@ class qMRMLWidget(qt.QWidget):
 
 @_register
 class qSlicerWidget(qMRMLWidget):
-    pass
+    """As Base/QTGUI/qSlicerWidget.cxx."""
 
 
 _register(node_combo_box.qMRMLNodeComboBox)
