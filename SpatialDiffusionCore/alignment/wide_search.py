@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..heartbeat import beat
 from ..spatial import geometry
 from ..spatial.cube import Cube
 from ..spatial.volume import Grid
@@ -107,6 +108,7 @@ def _at_every_shift(fixed: Overview, moving: Overview, within: str, rotations: n
     center = geometry.transform_points(moving.voxel_to_ras, (np.array([moving.values.shape]) - 1) / 2)[0]
     found = []
     for rotation in rotations:
+        beat()
         turned = rotation @ axes
         to_ras = geometry.from_parts(turned, center - turned @ np.full(3, (count - 1) / 2))
         theta = (
