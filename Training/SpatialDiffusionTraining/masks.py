@@ -2,23 +2,24 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from SpatialDiffusionCore import register
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial import volume, volume_file
 
-from . import command, datasets
+from . import command
+from .datasets import Report
+from .scans import find_scans
 
 
-def carry(task):
+def carry(task: tuple[str, str, str, str, str]) -> str:
     """Write the mask of one scan; returns the word of the registration's quality, or why there is none."""
-    import torch
-
-    from SpatialDiffusionCore import register
-    from SpatialDiffusionCore.spatial import volume, volume_file
-
     scan, template, mask, modality, output = task
     torch.set_num_threads(1)
     try:
@@ -33,7 +34,15 @@ def carry(task):
     return found.quality.confidence
 
 
-def write(scans, template, mask, output, modality="t1-brain", workers=1, report=print):
+def write(
+    scans: str | Path,
+    template: str | Path,
+    mask: str | Path,
+    output: str | Path,
+    modality: str = "t1-brain",
+    workers: int = 1,
+    report: Report = print,
+) -> int:
     """Masks of all scans (folder or list), named like them, in the folder `output`; existing ones are kept.
 
     template: a head of the same kind; mask: a volume in its space, above 0 inside. Scans whose registration is poor get
@@ -41,7 +50,7 @@ def write(scans, template, mask, output, modality="t1-brain", workers=1, report=
     """
     output = Path(output)
     tasks = [(str(scan), str(template), str(mask), modality, str(output / scan.name))
-             for scan in datasets.find_scans(scans) if not (output / scan.name).exists()]
+             for scan in find_scans(scans) if not (output / scan.name).exists()]
     output.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
         for number, (task, word) in enumerate(zip(tasks, pool.map(carry, tasks)), start=1):
@@ -52,7 +61,7 @@ def write(scans, template, mask, output, modality="t1-brain", workers=1, report=
     return len(list(output.glob("*.nii*")))
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.masks", description=(
         "Carry one head's brain mask to all scans, for --masks of training. Look at some of them."))
@@ -64,7 +73,7 @@ def main(argv=None) -> int:
     parser.add_argument("--workers", type=int, default=1, metavar="N")
     chosen = parser.parse_args(argv)
 
-    def work():
+    def work() -> str:
         for path in (chosen.template, chosen.mask):
             if not Path(path).is_file():
                 raise InputError(f"{path} does not exist.")

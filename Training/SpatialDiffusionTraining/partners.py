@@ -8,60 +8,72 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from SpatialDiffusionCore import register
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
-from SpatialDiffusionCore.spatial import geometry
+from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
-from . import command, datasets
+from . import command
+from .datasets import Report, mask_of
 from .necks import read_points
+from .pair_lists import partners_line
+from .people import split
+from .scans import find_scans
 
 
-def choose(paths, each, seed=0):
+def choose(paths: Sequence[Path], each: int, seed: int = 0) -> list[tuple[Path, Path]]:
     """Pairs of `paths`: every one is the first of `each` pairs and the second of as many, no pair comes twice."""
     order = [paths[i] for i in np.random.default_rng(seed).permutation(len(paths))]
     each = min(each, (len(paths) - 1) // 2)
     return [(first, order[(i + step) % len(order)]) for step in range(1, each + 1) for i, first in enumerate(order)]
 
 
-def answer(task):
+def answer(task: tuple[Path, Path, str, str]) -> tuple[str, np.ndarray | None]:
     """(word of the quality, first → second 4×4 RAS mm) of two scans, or (the reason, None); runs in a worker."""
-    import torch
-
-    from SpatialDiffusionCore import register
-
     first, second, modality, masks = task
     torch.set_num_threads(1)
     try:
         found = register(stripped(second, masks), stripped(first, masks), modality=modality, device="cpu")
     except InputError as error:
         return str(error), None
-    return found.quality.confidence, np.linalg.inv(found.matrix)
+    return found.quality.confidence, geometry.inverse(found.matrix)
 
 
-def stripped(path, masks):
+def stripped(path: str | Path, masks: str | Path) -> volume.Volume:
     """The scan, black outside its mask where the folder `masks` has one."""
-    from SpatialDiffusionCore.spatial import volume, volume_file
-
-    scan, mask = volume_file.load(path), datasets.mask_of(path, masks)
+    scan, mask = volume_file.load(path), mask_of(path, masks)
     if mask is None:
         return scan
     inside = volume.resample(volume_file.load(mask), scan, interpolation="nearest").data != 0
     return volume.Volume(np.where(inside, scan.data, 0), scan.voxel_to_ras, scan.name)
 
 
-def apart(first, second, matrix):
+def apart(first: np.ndarray, second: np.ndarray, matrix: np.ndarray) -> float:
     """Largest distance in mm between the points of the second scan (N×3) and those of the first where `matrix` (4×4)
     takes them."""
     return float(np.linalg.norm(geometry.transform_points(matrix, first) - second, axis=1).max())
 
 
-def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, seed=0, report=print, points="",
-          within=15.0):
+def write(
+    scans: str | Path,
+    modality: str,
+    output: str | Path,
+    each: int = 3,
+    masks: str = "",
+    held_out: float = 0.1,
+    workers: int = 1,
+    seed: int = 0,
+    report: Report = print,
+    points: str = "",
+    within: float = 15.0,
+) -> Path:
     """Write the list of the pairs of `scans` (folder, list file) that are registered well; returns its path.
 
     points: file of points marked in the scans (see necks.read_points); then a pair is registered well where they come to
@@ -72,11 +84,12 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
     surely than scalps and necks. Raises InputError where there are fewer than three scans.
     """
     output = Path(output)
-    paths = datasets.find_scans(scans)
+    paths = find_scans(scans)
     marked = read_points(points) if points else None
     if marked is not None:
         paths = [path for path in paths if path.name in marked]
-    sides = datasets.split(paths, held_out)
+    parts = split(paths, held_out)
+    sides = parts.train, parts.held_out
     tasks = [(*pair, modality, masks) for side in sides for pair in choose(side, each, seed)]
     if not tasks:
         raise InputError(f"{scans} holds {len(paths)} scans, too few to pair people.")
@@ -94,7 +107,7 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
             fits = word == "good"
             if marked is not None and matrix is not None:
                 fits = apart(*(marked[Path(path).name] for path in task[:2]), matrix) <= within
-            file.write(datasets.partners_line(*names, matrix) if fits else "\t".join(names) + "\t\n")
+            file.write(partners_line(*names, matrix) if fits else "\t".join(names) + "\t\n")
             file.flush()
             if number % 20 == 0 or number == len(left):
                 report(f"registered {number} of {len(left)} pairs")
@@ -110,7 +123,7 @@ def write(scans, modality, output, each=3, masks="", held_out=0.1, workers=1, se
     return output
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.partners", description=(
         "Register scans of different people to one another and list those that fit, for --partners of training."))

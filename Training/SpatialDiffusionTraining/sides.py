@@ -5,6 +5,7 @@ No labels are needed: every scan is an example, and its mirror image the opposit
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,18 @@ import torch
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile import catalog
 from SpatialDiffusionCore.modelfile.card import read_card
-from SpatialDiffusionCore.modelfile.model import load_model
+from SpatialDiffusionCore.modelfile.model import Model, load_model
 from SpatialDiffusionCore.modelfile.model_cube import looked, model_cube
 from SpatialDiffusionCore.pipeline.confidence import MIRRORED
 from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 from SpatialDiffusionCore.spatial.cube import bounds
+from SpatialDiffusionCore.spatial.volume import Volume
 from SpatialDiffusionCore.strategies.head_template import Sides
 
-from . import command, datasets, export
+from . import command, export
+from .datasets import Report
+from .people import split
+from .scans import find_scans
 
 #: Ridge of the fit, in units of the mean squared length of a difference.
 RIDGE = 0.1
@@ -32,7 +37,7 @@ FOLDS = 10
 OFF = (10.0, 10.0)
 
 
-def symmetric(template, spacing):
+def symmetric(template: Volume, spacing: float) -> Sides:
     """Sides without weights, from a template: its tissue's box, both sides averaged."""
     prepared = sampling.prepare(template)
     grid = sampling.canonical_grid(prepared, [2 * int(120 // spacing)] * 3, spacing)
@@ -44,12 +49,12 @@ def symmetric(template, spacing):
     return sides
 
 
-def reflected(scan):
+def reflected(scan: Volume) -> Volume:
     """A volume as in a mirror: its header reflected."""
     return scan.moved(np.diag([-1.0, 1.0, 1.0, 1.0]))
 
 
-def off(number):
+def off(number: int) -> np.ndarray:
     """The 4×4 matrix by which header `number` is off, RAS mm."""
     random = np.random.default_rng(number)
     axis, shift = random.normal(size=(2, 3))
@@ -57,7 +62,14 @@ def off(number):
     return geometry.from_parts(turn, OFF[1] * random.uniform() * shift / np.linalg.norm(shift))
 
 
-def differences(sides, scans, model, modality, change=lambda scan, number: scan, report=print):
+def differences(
+    sides: Sides,
+    scans: Sequence[str | Path],
+    model: Model,
+    modality: str,
+    change: Callable[[Volume, int], Volume] = lambda scan, number: scan,
+    report: Report = print,
+) -> dict[int, np.ndarray]:
     """{number of the scan: its difference, a vector}, without scans on which the template cannot be laid."""
     found = {}
     for number, path in enumerate(scans):
@@ -74,16 +86,16 @@ def differences(sides, scans, model, modality, change=lambda scan, number: scan,
     return found
 
 
-def fit(examples):
+def fit(examples: np.ndarray) -> np.ndarray:
     """The weights (a vector) whose products with N examples (N×D) are about 1: ridge regression."""
     products = examples @ examples.T
     products += RIDGE * np.trace(products) / len(products) * np.eye(len(products))
     return examples.T @ np.linalg.solve(products, np.ones(len(products)))
 
 
-def judged(taught, *tests):
+def judged(taught: dict[int, np.ndarray], *tests: dict[int, np.ndarray]) -> list[np.ndarray]:
     """For each of some {number: difference} all measures of scans by what others teach, which `taught` holds."""
-    measures = [[] for _ in tests]
+    measures: list[list[float]] = [[] for _ in tests]
     for fold in range(FOLDS):
         others = np.array([difference for number, difference in taught.items() if number % FOLDS != fold])
         weights = fit(others)
@@ -92,14 +104,15 @@ def judged(taught, *tests):
     return [np.array(found) for found in measures]
 
 
-def teach(chosen):
+def teach(chosen: argparse.Namespace) -> Path:
     """Do what the command line says; returns the model file written."""
     card = read_card(chosen.model)
     modality = catalog.get(chosen.dataset).key
     if modality not in card["modalities"] or modality == "any":
         raise InputError(f"{chosen.model} knows {', '.join(card['modalities'])}; name one of them with --dataset.")
-    train, held_out = datasets.split(datasets.find_scans(chosen.train))
-    scans = [*train, *held_out]
+    parts = split(find_scans(chosen.train))
+    train = parts.train
+    scans = [*train, *parts.held_out]
     if len(train) < 2 * FOLDS:
         raise InputError(f"{len(train)} scans cannot teach which side is left; give {2 * FOLDS} or more.")
     if chosen.threads:
@@ -126,7 +139,7 @@ def teach(chosen):
     return export.attach(chosen.model, "sides", sides, settings, chosen.output, {"sides": figures}, modality)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.sides", description=(
         "Teach a model which side is left, so that it warns of mirrored volumes, and write that into the model file."))
@@ -141,7 +154,7 @@ def main(argv=None) -> int:
     parser.add_argument("--threads", type=int, default=0, metavar="N")
     chosen = parser.parse_args(argv)
 
-    def work():
+    def work() -> Path:
         if not Path(chosen.template).is_file():
             raise InputError(f"{chosen.template} does not exist.")
         return teach(chosen)
