@@ -2,6 +2,7 @@
 
 Importing this package is instant: torch and scipy are loaded when a volume is registered, not before.
 """
+
 from __future__ import annotations
 
 __version__ = "0.1.0"
@@ -11,7 +12,7 @@ _HOMES = {
     "register_many": "registration",
     "registration_steps": "registration",
     "Registration": "result",
-    "Step": "pipeline.pair",
+    "Step": "pipeline.step",
     "Cancelled": "registration",
     "Volume": "spatial.volume",
     "load": "spatial.volume_file",

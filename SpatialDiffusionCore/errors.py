@@ -1,4 +1,5 @@
 """Errors whose message is written for the person in front of the screen."""
+
 from __future__ import annotations
 
 

@@ -1,4 +1,5 @@
 """Output files appear whole or not at all."""
+
 from __future__ import annotations
 
 import errno
@@ -35,10 +36,8 @@ def written_whole(path):
     if not Path(path).name or target.is_dir():
         raise InputError(f"Cannot write '{path}': it is a folder; give the name of a file.")
     if not target.parent.is_dir():
-        raise InputError(
-            f"Cannot write '{path}': there is no folder '{target.parent}'; create it or choose another."
-        )
-    ending = target.name[len(target.name) - len(extension(target)):]
+        raise InputError(f"Cannot write '{path}': there is no folder '{target.parent}'; create it or choose another.")
+    ending = target.name[len(target.name) - len(extension(target)) :]
     temporary = target.parent / f".{secrets.token_hex(6)}.part{ending}"
     try:
         # Created here to see whether one can, with the permissions of any new file (mkstemp's are private).

@@ -1,4 +1,5 @@
 """A before/after picture to judge at a glance: fixed in green, moving in magenta, gray where they agree."""
+
 from __future__ import annotations
 
 import os

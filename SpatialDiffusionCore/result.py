@@ -1,4 +1,5 @@
 """The answer of a registration."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ import numpy as np
 
 from .modelfile import catalog
 from .pipeline import confidence as quality_module
-from .pipeline.pair import Step
+from .pipeline.step import Step
 from .spatial import geometry
 from .spatial.volume import Volume, resample
 
@@ -56,8 +57,10 @@ class Registration:
 
     def kinds(self) -> str:
         """What the volumes were taken for, in words."""
-        words = [catalog.get(key).label + (" (recognized)" if seen and key != "any" else "")
-                 for key, seen in zip(self.modality, self.recognized)]
+        words = [
+            catalog.get(key).label + (" (recognized)" if seen and key != "any" else "")
+            for key, seen in zip(self.modality, self.recognized)
+        ]
         return words[0] if words[0] == words[1] else f"{words[0]} and {words[1]}"
 
     def report(self) -> dict:

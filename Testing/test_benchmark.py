@@ -6,7 +6,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-
 from Benchmark import (
     cases,
     confidence,
@@ -28,10 +27,11 @@ from Benchmark import (
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
+
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
-DEMO = Path(volume.__file__).parent / "demo"
+DEMO = Path(volume.__file__).parents[1] / "demo"
 TABLE = "id\tname\tgroup\n1\tUnlabeled\t\n4\tLeft\tSide\n5\tRight\tSide\n9\tMiddle\tMiddle\n"
 
 

@@ -8,13 +8,14 @@ import pytest
 
 pytest.importorskip("torch")
 from Benchmark import hard  # noqa: E402
+
 from SpatialDiffusionCore.alignment import block_matching, candidate_settling  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.spatial.volume import Volume  # noqa: E402
 
-DEMO = Path(volume.__file__).parent / "demo"
+DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")

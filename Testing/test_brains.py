@@ -15,7 +15,7 @@ from SpatialDiffusionCore.registration import Cancelled
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.volume import Volume
 
-DEMO = Path(volume.__file__).parent / "demo"
+DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")

@@ -240,7 +240,7 @@ def test_a_device_that_is_not_there_is_refused(small):
 def test_a_gpu_gives_the_answer_of_the_cpu():
     from SpatialDiffusionCore.spatial import volume, volume_file
 
-    brain = volume_file.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+    brain = volume_file.load(Path(volume.__file__).parents[1] / "demo" / "moving_t1_brain.nii.gz")
     turned = brain.moved(geometry.about(geometry.rotation_about([1, 2, 0], 1.5), brain.center(), [20, 5, -10]))
     answers = [register(turned, brain, modality="t1-brain", device=device).matrix for device in ("cpu", "cuda")]
     np.testing.assert_allclose(*answers, atol=0.05)

@@ -7,6 +7,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from SpatialDiffusionTraining import retina  # noqa: E402
+from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
+from SpatialDiffusionTraining.retina import rendering  # noqa: E402
+
 from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.alignment import pose_search  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
@@ -19,8 +24,6 @@ from SpatialDiffusionCore.modelfile.safetensors_file import save_model  # noqa: 
 from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies import retina as retina_module  # noqa: E402
-from SpatialDiffusionTraining import retina  # noqa: E402
-from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"
@@ -51,7 +54,7 @@ REAL = [(-240, -210, 137, 149, 15), (-190, -160, 112, 124, 12), (-130, -100, 74,
 def test_layers_speckle_and_noise_are_those_of_real_scans():
     """The figures measured on real volumes: means of the layers, variation and neighbor correlations of the speckle."""
     q = retina.Acquisition(extent=(5.7, 4.35), shape=(120, 40, 248), axial=0.00774, motion=0.0, banding=0.0, seed=3)
-    x, y, down = retina._positions(q, np.random.default_rng(0))
+    x, y, down = rendering._positions(q, np.random.default_rng(0))
     a, b = np.nonzero(np.hypot(x, y) > 1.2)
     means = []
     for number in range(4):
@@ -74,7 +77,7 @@ def test_layers_speckle_and_noise_are_those_of_real_scans():
 
 def test_vessels_darken_oct_below_them_and_light_octa(eye):
     q = retina.Acquisition(shape=(180, 120, 160), axial=0.012, motion=0.0, banding=0.0, speckle=0.5, seed=1)
-    x, y, down = retina._positions(q, np.random.default_rng(0))
+    x, y, down = rendering._positions(q, np.random.default_rng(0))
     radius = eye.at(eye.vessels, x, y)
     row = np.round((eye.at(eye.bruch, x, y) + down - 0.04) / q.axial).astype(int)  # the ellipsoid zone, below vessels
     structure, flow = (retina.scan(eye, q, kind).data.astype(float) for kind in ("oct", "octa"))

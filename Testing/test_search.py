@@ -12,7 +12,7 @@ from SpatialDiffusionCore.alignment import correspondence_search, pose_search, s
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.model_cube import model_cube
-from SpatialDiffusionCore.pipeline import evidence
+from SpatialDiffusionCore.alignment import repetition
 from SpatialDiffusionCore.registration import registration_steps
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
@@ -21,7 +21,7 @@ from SpatialDiffusionCore.spatial.volume import Volume
 
 @pytest.fixture(scope="module")
 def brain():
-    return volume_file.load(Path(volume.__file__).parent / "demo" / "moving_t1_brain.nii.gz")
+    return volume_file.load(Path(volume.__file__).parents[1] / "demo" / "moving_t1_brain.nii.gz")
 
 
 def error(result, truth, of) -> float:
@@ -114,12 +114,12 @@ def test_repeated_runs_agree_about_a_right_answer_in_another_contrast_too_and_no
     turned = geometry.about(geometry.rotation_about([0, 0, 1], np.radians(60)), brain.center(), [40, 0, 0])
 
     def spread(moving, world):
-        return evidence.spread(moving, fixed, world, "affine", 0)
+        return repetition.spread(moving, fixed, world, "affine", 0)
 
     right = [spread(moving, np.eye(4)) for moving in (same, other)]
     assert max(right) < 0.5 < 3 < min(spread(moving, turned) for moving in (same, other))
     assert spread(same, np.eye(4)) == right[0]
-    assert evidence.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
+    assert repetition.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
 
 
 def test_the_wider_search_reports_steps_and_can_be_stopped(brain):
@@ -150,7 +150,7 @@ def test_who_has_no_time_gets_the_doubtful_answer_and_is_told(brain):
 
 def test_the_networks_points_alone_find_any_pose():
     """No similarity of intensities anywhere, and yet about where the whole chain ends."""
-    folder = Path(volume.__file__).parent / "demo"
+    folder = Path(volume.__file__).parents[1] / "demo"
     moving, fixed = (volume_file.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
     expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
     moved = geometry.about(TURN, moving.center(), [15, -20, 10])
@@ -176,7 +176,7 @@ def test_matched_places_find_any_pose_and_agree_with_it_only():
     from SpatialDiffusionCore.modelfile.model import load_model
     from SpatialDiffusionCore.modelfile.model_cube import model_cube
 
-    folder = Path(volume.__file__).parent / "demo"
+    folder = Path(volume.__file__).parents[1] / "demo"
     moving, fixed = (volume_file.load(folder / f) for f in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
     model = load_model("foundation", "t1-brain", "t1-brain")
     cubes = [model_cube(v, None, "t1-brain", model.card, "cpu") for v in (moving, fixed)]

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import resource
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -12,17 +14,17 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionTraining import datasets, loaders, people  # noqa: E402
+from SpatialDiffusionTraining import scans as scans_  # noqa: E402
+from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
+from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
+from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
+from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 from training_fixtures import phantom, real_scans, write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.method import diffusion  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
-from SpatialDiffusionTraining import datasets, people  # noqa: E402
-from SpatialDiffusionTraining import scans as scans_  # noqa: E402
-from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
-from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
-from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
-from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 
 GRID = {"size": [16, 16, 16], "spacing": 14.0}
 
@@ -49,7 +51,7 @@ def test_scans_are_found_recursively_and_lists_are_relative_to_themselves(tmp_pa
 def test_what_holds_no_scans_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.txt").write_text("# nothing\n")
-    for place, words in (("empty", "no NIfTI"), ("empty.txt", "names no files"), ("absent", "does not exist")):
+    for place, words in (("empty", "no volumes"), ("empty.txt", "names no files"), ("absent", "does not exist")):
         with pytest.raises(InputError, match=words):
             scans_.find_scans(tmp_path / place)
 
@@ -164,7 +166,7 @@ def test_the_cache_holds_canonical_cubes_in_bytes(tmp_path):
     folder = write_phantoms(tmp_path / "scans", 3)
     scans = scans_.find_scans(folder)
     cache = datasets.build(tmp_path / "cache", [source(scans[:2], scans[2:])], GRID, report=lambda text: None)
-    assert cache.shape == (16, 16, 16) and cache.cubes.dtype == np.uint8 and isinstance(cache.cubes, np.memmap)
+    assert cache.shape == (16, 16, 16) and cache.cubes[0].dtype == np.uint8
     assert cache.rows("train") == [0, 1] and cache.rows("validation") == [2]
     batch = cache.read([1, 0])
     assert batch.shape == (2, 1, 16, 16, 16) and batch.dtype == torch.float32
@@ -177,18 +179,81 @@ def test_the_cache_holds_canonical_cubes_in_bytes(tmp_path):
     assert cache.files([2]) == [str(scans[2])]
 
 
-def test_an_unchanged_cache_is_reused_and_a_changed_one_rebuilt(tmp_path):
-    folder = write_phantoms(tmp_path / "scans", 2)
-    scans, said = scans_.find_scans(folder), []
-    datasets.build(tmp_path / "cache", [source(scans)], GRID, report=said.append)
-    built = (tmp_path / "cache" / "cubes.npy").stat().st_mtime_ns
+def cubes_of(folder):
+    """{file: when it was written} of all cubes of a cache."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+
+
+def test_only_what_changed_is_prepared_anew(tmp_path):
+    folder = write_phantoms(tmp_path / "scans", 3)
+    scans, said, place = scans_.find_scans(folder), [], tmp_path / "cache"
+    datasets.build(place, [source(scans)], GRID, report=said.append)
+    built = cubes_of(place)
     said.clear()
-    datasets.build(tmp_path / "cache", [source(scans)], GRID, report=said.append)
-    assert not said and (tmp_path / "cache" / "cubes.npy").stat().st_mtime_ns == built
-    datasets.build(tmp_path / "cache", [source(scans)], {"size": [20] * 3, "spacing": 12.0}, report=said.append)
-    assert said and datasets.open_cache(tmp_path / "cache").shape == (20, 20, 20)
-    two = datasets.build(tmp_path / "cache", [source(scans)], GRID, workers=2, report=said.append)
-    assert len(two.entries) == 2
+    datasets.build(place, [source(scans)], GRID, report=said.append)
+    assert not said and cubes_of(place) == built and len(built) == 3
+    nibabel.save(phantom(7), scans[1])
+    os.utime(scans[1], (1, 1))
+    changed = datasets.build(place, [source(scans)], GRID, report=said.append)
+    assert said == ["prepared 1 of 1 scans, 0 skipped"] and built.items() <= cubes_of(place).items()
+    expected = datasets.build(tmp_path / "new", [source(scans)], GRID, report=said.append)
+    assert torch.equal(changed.read([0, 1, 2]), expected.read([0, 1, 2]))
+    # Another split of the same scans needs no cube anew; another grid all of them.
+    said.clear()
+    assert datasets.build(place, [source(scans[:2], scans[2:])], GRID, report=said.append).rows("validation") == [2]
+    assert not said
+    datasets.build(place, [source(scans)], {"size": [20] * 3, "spacing": 12.0}, report=said.append)
+    assert said and datasets.open_cache(place).shape == (20, 20, 20)
+    assert len(datasets.build(tmp_path / "two", [source(scans)], GRID, workers=2, report=said.append).entries) == 3
+
+
+def test_preparing_goes_on_where_it_was_interrupted_and_leaves_nothing_half_written(tmp_path, monkeypatch):
+    scans, place, real = scans_.find_scans(write_phantoms(tmp_path / "scans", 4)), tmp_path / "cache", loaders.load
+
+    def interrupted(path, *rest):
+        if Path(path) == scans[2]:
+            raise KeyboardInterrupt
+        return real(path, *rest)
+
+    monkeypatch.setattr(loaders, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.build(place, [source(scans)], GRID, report=lambda text: None)
+    before = cubes_of(place)
+    assert len(before) == 2 and not [p for p in place.rglob("*") if ".part" in p.name]
+    monkeypatch.setattr(loaders, "load", real)
+    cache = datasets.build(place, [source(scans)], GRID, report=lambda text: None)
+    assert len(cache.entries) == 4 and before.items() <= cubes_of(place).items()
+
+
+def test_a_full_disk_ends_in_a_sentence_and_costs_nothing_that_was_prepared(tmp_path):
+    """A real limit on the size of files, as a disk that fills in the middle of one."""
+    scans = scans_.find_scans(write_phantoms(tmp_path / "scans", 2))
+    place = tmp_path / "cache"
+    datasets.build(place, [source(scans[:1])], GRID, report=lambda text: None)
+    before = cubes_of(place)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))
+    try:
+        with pytest.raises(InputError, match="kept"):
+            datasets.build(place, [source(scans)], GRID, report=lambda text: None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert cubes_of(place) == before and not [p for p in place.rglob("*") if ".part" in p.name]
+    assert len(datasets.open_cache(place).entries) == 1
+    assert len(datasets.build(place, [source(scans)], GRID, report=lambda text: None).entries) == 2
+
+
+def test_scans_that_are_gone_are_taken_from_the_cache(tmp_path):
+    folder, said = write_phantoms(tmp_path / "scans", 3), []
+    scans, place = scans_.find_scans(folder), tmp_path / "cache"
+    whole = datasets.build(place, [source(scans)], GRID, report=said.append)
+    shutil.move(folder, tmp_path / "elsewhere")
+    kept = datasets.build(place, [source(scans)], GRID, report=said.append)
+    assert torch.equal(kept.read([0, 1, 2]), whole.read([0, 1, 2]))
+    assert any("3 scans are no longer where they were" in text for text in said)
+    with pytest.raises(InputError, match="None of the 3 files"):  # not on this grid: but the other is still there
+        datasets.build(place, [source(scans)], {"size": [20] * 3, "spacing": 12.0}, report=said.append)
+    assert datasets.open_cache(place).shape == (16, 16, 16)
 
 
 def broken_files(folder):

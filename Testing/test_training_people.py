@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
+from SpatialDiffusionTraining import scans as scans_  # noqa: E402
+from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
+from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 from training_fixtures import write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
@@ -15,10 +19,6 @@ from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
-from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
-from SpatialDiffusionTraining import scans as scans_  # noqa: E402
-from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
-from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
 
@@ -156,7 +156,7 @@ def test_a_missing_folder_of_masks_is_named(tmp_path):
 
 
 def test_what_cannot_be_read_is_no_mask(tmp_path):
-    with pytest.raises(InputError, match="no NIfTI"):
+    with pytest.raises(InputError, match="no volumes"):
         masks.write(tmp_path, tmp_path / "t.nii", tmp_path / "m.nii", tmp_path / "out")
 
 

@@ -5,6 +5,7 @@ the parts, even when begun at the truth. Here small blocks of the fixed volume l
 one, and the affine is that of the third of them which agrees best (block matching and least trimmed squares; Ourselin et
 al., Image and Vision Computing 19:25, 2001).
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -36,8 +37,12 @@ def refine(moving, fixed, world: np.ndarray, kind: str) -> np.ndarray:
             break
         voters = alike >= np.quantile(alike, 1 - VOTERS)
         change = trimmed_fit(places[voters], moves[voters])
-        world = geometry.project(world @ frame @ change @ np.linalg.inv(frame), kind, fixed.prepared.tissue_center,
-                                 fixed.prepared.tissue_covariance)
+        world = geometry.project(
+            world @ frame @ change @ np.linalg.inv(frame),
+            kind,
+            fixed.prepared.tissue_center,
+            fixed.prepared.tissue_covariance,
+        )
     return world
 
 
@@ -51,15 +56,19 @@ def matches(moving, fixed, world: np.ndarray):
     def mean(volume):
         return F.avg_pool3d(volume, EDGE, 1, half)
 
-    one, other, known, seen, tissue = (F.pad(v, around) for v in (
-        blur(a.values, SIGMA) * a.support, blur(b.values, SIGMA) * b.support, a.support, b.support, a.tissue))
+    one, other, known, seen, tissue = (
+        F.pad(v, around)
+        for v in (blur(a.values, SIGMA) * a.support, blur(b.values, SIGMA) * b.support, a.support, b.support, a.tissue)
+    )
     spread_one = mean(one * one) - mean(one) ** 2
     spread_other = (mean(other * other) - mean(other) ** 2).clamp_min(0).flatten() + FLAT / 2
     whole = (mean(seen) > 0.99).flatten()
     inside = ((mean(tissue) > 0.5) & (mean(known) > 0.99) & (spread_one > FLAT))[0, 0]
     inside = inside[tuple(slice(around[0], None, APART) for _ in range(3))].nonzero() * APART + around[0]
     if len(inside) > MOST:
-        inside = inside[torch.randperm(len(inside), generator=torch.Generator().manual_seed(0))[:MOST].to(inside.device)]
+        inside = inside[
+            torch.randperm(len(inside), generator=torch.Generator().manual_seed(0))[:MOST].to(inside.device)
+        ]
     strides = torch.tensor(one.stride()[2:], device=one.device)
     center = (inside * strides).sum(1)
     steps = torch.arange(-half, half + 1, device=one.device)

@@ -1,4 +1,5 @@
 """Many candidate transforms refined coarsely, the best of them finer, and the likest kept."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,6 +21,7 @@ def settle(moving, fixed, worlds, kind: str, seed: int, voted: int = VOTED, enou
     round is refined finer at once, and is the answer if it is ``enough`` alike. The last pair yielded is the answer. In tests on
     corrupted heads a right candidate, where there was one, nearly always came out on top, which correlation does not achieve.
     """
+
     def refined(world, largest, level):
         world = self_similarity.polish_level(moving, fixed, world, largest if kind == "affine" else kind, seed, *level)
         return likeness(moving, fixed, world), world

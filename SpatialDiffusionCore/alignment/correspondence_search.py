@@ -1,4 +1,5 @@
 """Poses, and agreement with an answer, by what a network finds to correspond in two volumes."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -49,9 +50,13 @@ def agreements(moving, fixed, worlds, places, scale: float = 6.0) -> np.ndarray:
     from ..method.diffusion import warp
 
     describe, correspond = places
-    theta = torch.as_tensor(np.array([
-        geometry.world_to_theta(w, fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras) for w in worlds
-    ]), dtype=torch.float32, device=fixed.values.device)
+    theta = torch.as_tensor(
+        np.array(
+            [geometry.world_to_theta(w, fixed.grid.normalized_to_ras, moving.grid.normalized_to_ras) for w in worlds]
+        ),
+        dtype=torch.float32,
+        device=fixed.values.device,
+    )
     moved = describe(warp(moving.values.expand(len(worlds), -1, -1, -1, -1), theta))
     still = tuple(part.expand(len(worlds), *part.shape[1:]) for part in describe(fixed.values))
     x, y, trust, _ = correspond(still, moved)
@@ -68,8 +73,12 @@ def agreement(moving, fixed, world, places) -> float:
     """How far the network agrees with one answer: the larger of both ways, for it knows upright volumes only and one of
     the headers may be turned."""
     back = geometry.inverse(world)
-    return float(max(agreements(moving, fixed, [world], places, COARSE_AGREEMENT)[0],
-                     agreements(fixed, moving, [back], places, COARSE_AGREEMENT)[0]))
+    return float(
+        max(
+            agreements(moving, fixed, [world], places, COARSE_AGREEMENT)[0],
+            agreements(fixed, moving, [back], places, COARSE_AGREEMENT)[0],
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -93,17 +102,20 @@ def _views(cube, describe, turned: bool, batch: int = 10) -> _Views:
     from ..method.diffusion import warp
 
     to_ras, center = cube.grid.normalized_to_ras, cube.prepared.tissue_center
-    turns = np.array([
-        geometry.world_to_theta(geometry.about(r, center, np.zeros(3)), to_ras, to_ras)
-        for r in (geometry.rotation_group() if turned else [np.eye(3)])
-    ])
+    turns = np.array(
+        [
+            geometry.world_to_theta(geometry.about(r, center, np.zeros(3)), to_ras, to_ras)
+            for r in (geometry.rotation_group() if turned else [np.eye(3)])
+        ]
+    )
     theta = torch.as_tensor(turns, dtype=torch.float32, device=cube.values.device)
     described = [describe(warp(cube.values.expand(len(part), -1, -1, -1, -1), part)) for part in theta.split(batch)]
     to_frame = np.linalg.inv(cube.frame) @ to_ras
     turns = to_frame[:3, :3] @ turns
     turns[:, :, 3] += to_frame[:3, 3]
-    return _Views(tuple(torch.cat(parts) for parts in zip(*described)),
-                  torch.as_tensor(turns, device=cube.values.device))
+    return _Views(
+        tuple(torch.cat(parts) for parts in zip(*described)), torch.as_tensor(turns, device=cube.values.device)
+    )
 
 
 def _places(fixed: _Views, moving: _Views, pairs, correspond, batch: int = 6):
@@ -131,8 +143,11 @@ def consensus(x, y, trust, scale: float = 12.0, iterations: int = 5):
         mean_x, mean_y = (share * x).sum(1, keepdim=True), (share * y).sum(1, keepdim=True)
         u, s, vt = torch.linalg.svd((share * (x - mean_x)).transpose(1, 2) @ (y - mean_y))
         s = torch.cat([s[:, :2], s[:, 2:] * torch.det(u @ vt)[:, None].sign()], dim=1)
-        rotation = vt.transpose(1, 2) @ torch.diag_embed(torch.cat([
-            torch.ones_like(s[:, :2]), torch.det(u @ vt)[:, None].sign()], dim=1)) @ u.transpose(1, 2)
+        rotation = (
+            vt.transpose(1, 2)
+            @ torch.diag_embed(torch.cat([torch.ones_like(s[:, :2]), torch.det(u @ vt)[:, None].sign()], dim=1))
+            @ u.transpose(1, 2)
+        )
         size = (share * (x - mean_x).square()).sum((1, 2)).clamp_min(1e-6)
         linear = (s.sum(1) / size).clamp(0.75, 1.35)[:, None, None] * rotation
         shift = mean_y - mean_x @ linear.transpose(1, 2)

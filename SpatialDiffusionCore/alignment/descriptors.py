@@ -1,4 +1,5 @@
 """What voxels are compared by where intensities cannot be: self-similarity, blind to contrast."""
+
 from __future__ import annotations
 
 import torch

@@ -6,6 +6,7 @@ from their centers. A transform is a 4×4 matrix with v = A·u + d; batches are 
 Volumes and points are on the device. The algebra of a dozen numbers is NumPy's: on a GPU each of its hundred small
 steps would cost as much as a look at all points.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -215,9 +216,22 @@ def _factor(hessian, previous, newton, factor, most: float):
 
 
 def refine(
-    fixed: Side, moving: Side, matrices, *, kind: str = "affine", iterations: int = 10,
-    linear_fit: bool = True, tuning: float = 2.0, damping: float = 1e-3, longest: float = 15.0, enough: float = 0.02,
-    boldest: float = 1.0, stiffness: float = 0.0, free: float = 0.0, already=None, chosen=(None, None),
+    fixed: Side,
+    moving: Side,
+    matrices,
+    *,
+    kind: str = "affine",
+    iterations: int = 10,
+    linear_fit: bool = True,
+    tuning: float = 2.0,
+    damping: float = 1e-3,
+    longest: float = 15.0,
+    enough: float = 0.02,
+    boldest: float = 1.0,
+    stiffness: float = 0.0,
+    free: float = 0.0,
+    already=None,
+    chosen=(None, None),
 ) -> np.ndarray:
     """Improve B transforms (B×4×4, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
@@ -235,8 +249,10 @@ def refine(
     previous, factor = None, np.ones(len(matrices))
     for _ in range(iterations):
         inverses = np.linalg.inv(matrices)
-        both = (ahead.equations(*_residuals(fixed, moving, matrices, linear_fit, tuning, chosen[0])),
-                behind.equations(*_residuals(moving, fixed, inverses, linear_fit, tuning, chosen[1])))
+        both = (
+            ahead.equations(*_residuals(fixed, moving, matrices, linear_fit, tuning, chosen[0])),
+            behind.equations(*_residuals(moving, fixed, inverses, linear_fit, tuning, chosen[1])),
+        )
         (hessian, slope), (back, back_slope) = map(_unfolded, torch.stack(both).cpu().double().numpy())
         # A change Y in the fixed frame, M·(I + Y), is M·Y·M⁻¹ in the moving one, and there it moves points back.
         across = (matrices[:, :3, None, :3, None] * _transposed(inverses)[:, None, :, None]).reshape(-1, 12, 12)

@@ -1,4 +1,5 @@
 """Local refinement of a transform by self-similarity, on finer and finer grids."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -45,8 +46,17 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, st
     if not all(len(s.points) for s in sides):
         return world  # no tissue of the moving volume is anywhere near
     longest = min(15.0, float((fixed.spacing * fixed.grid.shape).max()) / 14)  # a head's, less for smaller things
-    change = refine_described(sides, frame, world, np.eye(4)[None], kind=kind, iterations=iterations, longest=longest,
-                              boldest=BOLDEST, stiffness=stiffness)
+    change = refine_described(
+        sides,
+        frame,
+        world,
+        np.eye(4)[None],
+        kind=kind,
+        iterations=iterations,
+        longest=longest,
+        boldest=BOLDEST,
+        stiffness=stiffness,
+    )
     return world @ frame @ change[0] @ np.linalg.inv(frame)
 
 
@@ -73,8 +83,9 @@ def laid_on(moving, fixed, world, factor: float, margin: int = MARGIN):
 
 def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **options):
     """``refine`` of B×4×4 changes in the frame of what was ``described``, where the moving volume was laid by ``world``."""
-    return refine(*sides, changes, linear_fit=False, stiffness=stiffness, free=FREE, already=(world @ frame)[:3, :3],
-                  **options)
+    return refine(
+        *sides, changes, linear_fit=False, stiffness=stiffness, free=FREE, already=(world @ frame)[:3, :3], **options
+    )
 
 
 def _box(cube, margin: int):

@@ -1,4 +1,5 @@
 """How alike two volumes are under a transform, and how well two label maps overlap."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Poses of volumes that show different parts of a body: all rotations at every shift of the whole volumes."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -35,10 +36,12 @@ def wide_poses(moving, fixed, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> lis
     into, back = np.linalg.inv(moving.frame), fixed.frame
     matrices = np.array([into @ world @ back for world in best])
     for kind in ("rigid", "similarity"):
-        matrices = np.concatenate([
-            gauss_newton.refine(a, b, matrices[start : start + 64], kind=kind, iterations=6, longest=25.0)
-            for start in range(0, len(matrices), 64)
-        ])
+        matrices = np.concatenate(
+            [
+                gauss_newton.refine(a, b, matrices[start : start + 64], kind=kind, iterations=6, longest=25.0)
+                for start in range(0, len(matrices), 64)
+            ]
+        )
     return [matrices[i] for i in _distinct(a, matrices, -np.arange(float(len(matrices))), keep)]
 
 
@@ -59,10 +62,13 @@ class Overview:
 def _overview(cube) -> Overview:
     """The box around all tissue of a cube's volume, also outside the cube, along the cube's axes."""
     axes = cube.grid.voxel_to_ras[:3, :3] / cube.spacing
-    corners = geometry.transform_points(
-        cube.prepared.volume.voxel_to_ras,
-        np.array(list(np.ndindex(2, 2, 2))) * np.array(cube.prepared.volume.shape) - 0.5,
-    ) @ axes
+    corners = (
+        geometry.transform_points(
+            cube.prepared.volume.voxel_to_ras,
+            np.array(list(np.ndindex(2, 2, 2))) * np.array(cube.prepared.volume.shape) - 0.5,
+        )
+        @ axes
+    )
     extent = np.ptp(corners, axis=0)
     step = max(OVERVIEW, float(extent.max()) / LONGEST)
     shape = np.clip(np.ceil(extent / step), 2, LONGEST).astype(int)
@@ -72,8 +78,12 @@ def _overview(cube) -> Overview:
     inside = tissue.nonzero() if bool(tissue.any()) else torch.ones_like(tissue).nonzero()
     first, last = (inside.amin(0) - 1).clamp_min(0), inside.amax(0) + 2
     part = tuple(slice(int(i), int(j)) for i, j in zip(first, last))
-    return Overview(whole.values[0, 0][part], whole.support[0, 0][part], tissue[part],
-                    to_ras @ geometry.from_parts(np.eye(3), first.cpu().numpy().astype(float)))
+    return Overview(
+        whole.values[0, 0][part],
+        whole.support[0, 0][part],
+        tissue[part],
+        to_ras @ geometry.from_parts(np.eye(3), first.cpu().numpy().astype(float)),
+    )
 
 
 def _at_every_shift(fixed: Overview, moving: Overview, within: str, peaks: int = 2) -> list:
@@ -89,11 +99,15 @@ def _at_every_shift(fixed: Overview, moving: Overview, within: str, peaks: int =
     for rotation in geometry.rotation_group():
         turned = rotation @ axes
         to_ras = geometry.from_parts(turned, center - turned @ np.full(3, (count - 1) / 2))
-        theta = (np.linalg.inv(moving.voxel_to_ras @ geometry.normalized_to_voxel(both.shape[2:]))
-                 @ to_ras @ geometry.normalized_to_voxel((count,) * 3))
+        theta = (
+            np.linalg.inv(moving.voxel_to_ras @ geometry.normalized_to_voxel(both.shape[2:]))
+            @ to_ras
+            @ geometry.normalized_to_voxel((count,) * 3)
+        )
         theta = torch.as_tensor(theta[None, :3], dtype=torch.float32, device=device)
-        g, other = F.grid_sample(both, F.affine_grid(theta, [1, 1, count, count, count], align_corners=False),
-                                 align_corners=False)[0]
+        g, other = F.grid_sample(
+            both, F.affine_grid(theta, [1, 1, count, count, count], align_corners=False), align_corners=False
+        )[0]
         other = (other > 0.5).to(g.dtype)
         if not bool(other.any()):
             continue

@@ -3,6 +3,7 @@
 θ is a 3×4 affine in the normalized frame of geometry.py that maps output (fixed) to input (moving) coordinates;
 batches are B×3×4 float32 tensors. Method: Sumpena et al., IOVS 66(8):1475, 2025.
 """
+
 from __future__ import annotations
 
 import math

@@ -3,6 +3,7 @@
 Voxels are taken one for one wherever the volume fits the grid; the padding, the flips and the cropping live in the
 grid's voxel → RAS matrix, so the network's affine converts to RAS like any other.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -58,7 +59,8 @@ def _retina(volume: Volume, band: float, size):
     first = int(np.argmax(bright)) if bright.any() else 0
     cropped = Volume(
         np.ascontiguousarray(flipped.data[:, first:]),
-        flipped.voxel_to_ras @ geometry.from_parts(np.eye(3), (0, first, 0)), volume.name,
+        flipped.voxel_to_ras @ geometry.from_parts(np.eye(3), (0, first, 0)),
+        volume.name,
     )
     # Retinal voxels keep their size; along axis 1 the tissue stays at the start.
     offset = -np.array([(s - n) // 2 for n, s in zip(cropped.shape, size)], float)

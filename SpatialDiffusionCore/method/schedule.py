@@ -1,4 +1,5 @@
 """How far the diffusion wanders at each timestep, which timesteps to visit and the published shares."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass

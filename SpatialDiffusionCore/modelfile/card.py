@@ -1,4 +1,5 @@
 """The card in a model's file: everything needed to use its weights, as JSON, and what makes one valid."""
+
 from __future__ import annotations
 
 import json
@@ -72,8 +73,11 @@ def check_card(card: dict, where="the card") -> dict:
         raise ModelError(f"{where} has schedules of {sorted(steps)} timesteps; expected the same number in all.")
     for entry in (*PARTS, "agreement"):
         named = card.get(entry, {})
-        strange = [name for name in (named if entry == "agreement" else named.get("modalities", []))
-                   if name not in card["modalities"]]
+        strange = [
+            name
+            for name in (named if entry == "agreement" else named.get("modalities", []))
+            if name not in card["modalities"]
+        ]
         if strange:
             raise ModelError(f"{where} has the entry {entry!r} for {strange[0]!r}, which is none of its modalities.")
     return card

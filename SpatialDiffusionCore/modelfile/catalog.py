@@ -1,4 +1,5 @@
 """Which models are installed, and which of them serves two volumes."""
+
 from __future__ import annotations
 
 import os
@@ -31,7 +32,7 @@ def get(name: str, auto: bool = False) -> Modality:
     raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**known, **own})}.")
 
 
-BUNDLED = Path(__file__).parent / "models"
+BUNDLED = Path(__file__).parents[1] / "models"
 
 
 def user_folder() -> Path:

@@ -1,4 +1,5 @@
 """Published checkpoints made into model files."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +14,13 @@ from .safetensors_file import _fill, save_model
 
 
 def import_checkpoint(
-    path, output, *, volume_size, modality=(), schedule: Optional[Schedule] = None, groups: Optional[int] = None,
+    path,
+    output,
+    *,
+    volume_size,
+    modality=(),
+    schedule: Optional[Schedule] = None,
+    groups: Optional[int] = None,
     name: Optional[str] = None,
 ) -> dict:
     """Turn a published checkpoint (a plain dictionary of tensors) into a model file; returns the card.
@@ -34,8 +41,10 @@ def import_checkpoint(
             f"{path} is not a plain dictionary of tensors, so it is refused for safety; save the network's state_dict "
             f"alone and import that."
         ) from error
-    if not isinstance(state, dict) or not state or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
     ):
         raise ModelError(f"{path} is not a plain dictionary of tensors; save the network's state_dict alone.")
     architecture = infer_architecture(state, volume_size, path)
@@ -101,9 +110,11 @@ def infer_architecture(state: dict, volume_size, where="the checkpoint") -> dict
             f"{where}: 'output_head.2.weight' covers a grid of {'×'.join(map(str, head[2:]))}, but volumes of "
             f"{'×'.join(map(str, size))} leave {'×'.join(map(str, grid))}; check the volume size."
         )
-    rows = shape("encoder.encoder.0.class_embedding.weight", 2)[0] if (
-        "encoder.encoder.0.class_embedding.weight" in state
-    ) else 0
+    rows = (
+        shape("encoder.encoder.0.class_embedding.weight", 2)[0]
+        if ("encoder.encoder.0.class_embedding.weight" in state)
+        else 0
+    )
     return {
         "head": "matrix",
         "volume_size": list(size),

@@ -1,4 +1,5 @@
 """A trained model: one .safetensors file with the weights and everything needed to use them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ def exact():
     gave the CPU's answer, with 10 bits of mantissa, the default there, 6 (the others up to 1.3 mm from it, both ways)."""
     from torch.backends import cudnn
 
-    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
-                       allow_tf32=False)
+    return cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    )
 
 
 @dataclass
 class Model:
-    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a Sides."""
+    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a SymmetricTemplate."""
 
     network: object
     card: dict
@@ -56,7 +58,7 @@ class Model:
         # Enhancement to black and white is part of the published recipe; other models see intensities.
         if grid_of(self.card, key)["loading"] == "published":
             return modality.preprocessing
-        return "front" if self.card["architecture"].get("front") and modality.rotations == "depth" else "none"
+        return "front" if self.card["architecture"].get("front") and not modality.oriented else "none"
 
     def focus_on(self, key: str):
         """The network that says where to look in volumes of a modality; None where there is none for it."""
@@ -128,9 +130,12 @@ KEPT = 2
 
 
 def templates(device: str = "cpu") -> list:
-    """[(modality, its Sides)] of the installed models that have them."""
-    return [(key, load_model(name, key, key, device).sides)
-            for name, (_, card) in catalog().items() for key in card.get("sides", {}).get("modalities", ())]
+    """[(modality, its SymmetricTemplate)] of the installed models that have them."""
+    return [
+        (key, load_model(name, key, key, device).sides)
+        for name, (_, card) in catalog().items()
+        for key in card.get("sides", {}).get("modalities", ())
+    ]
 
 
 def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "any", device: str = "cpu") -> Model:
@@ -148,7 +153,7 @@ def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "a
             if name in card:
                 parts[name] = _build_part(name, card[name], path)
                 mine = [key for key in weights if key.startswith(f"{name}.")]
-                _fill(parts[name], {key[len(name) + 1:]: weights.pop(key) for key in mine}, path)
+                _fill(parts[name], {key[len(name) + 1 :]: weights.pop(key) for key in mine}, path)
                 parts[name] = parts[name].to(device).eval()
         network = _build(card["architecture"], path)
         _fill(network, weights, path)
@@ -169,9 +174,9 @@ def _build(architecture: dict, where):
 
 def _build_part(name: str, settings: dict, where):
     from ..networks.focus import FocusNetwork
-    from ..strategies.head_template import Sides
+    from ..networks.symmetric_template import SymmetricTemplate
 
-    kinds = {"focus": FocusNetwork, "sides": Sides}
+    kinds = {"focus": FocusNetwork, "sides": SymmetricTemplate}
     try:
         return kinds[name](**{key: value for key, value in settings.items() if key != "modalities"})
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,4 +1,5 @@
 """Weights in a .safetensors file: read with torch alone, written with the model's card."""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +20,16 @@ def read_weights(path) -> dict:
     """
     import torch
 
-    types = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-             "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
+    types = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    }
     try:
         content = Path(path).read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")

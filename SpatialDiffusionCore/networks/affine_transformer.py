@@ -1,4 +1,5 @@
 """The published 3D affine spatial transformer, key for key, and its preprocessing by modality."""
+
 from __future__ import annotations
 
 import math
@@ -103,7 +104,7 @@ class AffineTransformer(_Conditioned):
         if preprocessing[0] == preprocessing[1]:
             pair = preprocess(pair, preprocessing[0])
         else:
-            pair = torch.cat([preprocess(pair[:, i:i + 1], name) for i, name in enumerate(preprocessing)], dim=1)
+            pair = torch.cat([preprocess(pair[:, i : i + 1], name) for i, name in enumerate(preprocessing)], dim=1)
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
         ids = self.class_ids(class_id, pair.shape[0], pair.device, self.class_blocks)
         features = self.encoder(pair * 2 - 1, code, ids)

@@ -1,4 +1,5 @@
 """The network that a model's card describes."""
+
 from __future__ import annotations
 
 from typing import Sequence

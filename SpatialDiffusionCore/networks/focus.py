@@ -1,4 +1,5 @@
 """The small network that says where in a volume to look, in any orientation: what two people have in common."""
+
 from __future__ import annotations
 
 from typing import Sequence
@@ -32,6 +33,7 @@ class FocusNetwork(nn.Module):
 
     def forward(self, volume):
         """Log-odds (B×1 at half the size) of B×1×D×H×W volumes in 0…1."""
+
         def raised(x, like):
             return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
 

@@ -1,4 +1,5 @@
 """Scans of eyes as maps seen from the front: the mean along depth, and the depth of the tissue's middle."""
+
 from __future__ import annotations
 
 import torch
@@ -57,6 +58,7 @@ def _smooth(planes, sigma):
 
 def _normalized(planes, mask):
     """B×D×W planes with local mean 0 and deviation 1 inside their masks, outliers cut, 0 outside."""
+
     def local(planes):
         return _smooth(planes * mask, BROAD) / _smooth(mask, BROAD).clamp_min(1e-3)
 

@@ -1,4 +1,5 @@
 """Layers that the networks share, the codes of timestep and class, and Gaussian blur."""
+
 from __future__ import annotations
 
 import math
@@ -33,8 +34,9 @@ class Convolution(nn.Conv3d):
         alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
         if not alone or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
             return super().forward(x)
-        return torch.mkldnn_convolution(x.contiguous(), self.weight, self.bias, self.padding, self.stride, self.dilation,
-                                        self.groups)
+        return torch.mkldnn_convolution(
+            x.contiguous(), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+        )
 
 
 class _Block(nn.Module):

@@ -1,4 +1,5 @@
 """A network of matches: cells of both volumes compared all with all, the affine solved from the mutual ones."""
+
 from __future__ import annotations
 
 import contextlib
@@ -97,13 +98,14 @@ class MatchTransformer(_Pyramid):
         up = F.interpolate(self.up2(f4), size=f2.shape[2:], mode="trilinear", align_corners=False)
         grid = self.feature2(up + self.mix2(f2)).float()
         if height is not None:
-            middle = F.adaptive_avg_pool3d(height, f2.shape[2:]) / F.adaptive_avg_pool3d(known, f2.shape[2:]).clamp_min(1e-3)
+            middle = F.adaptive_avg_pool3d(height, f2.shape[2:]) / F.adaptive_avg_pool3d(known, f2.shape[2:]).clamp_min(
+                1e-3
+            )
             grid = torch.cat([grid, middle], dim=1)
         return *coarse, kept, grid
 
     def compare(self, fixed, moving):
-        """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of every fixed cell given a moving one.
-        """
+        """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of every fixed cell given a moving one."""
         (u, x, _, near), (v, y, _, _) = fixed, moving
         logits = self.log_sharpness.exp() * u @ v.transpose(1, 2) - near[:, None, None] * torch.cdist(x, y).square()
         return logits.log_softmax(2), logits.log_softmax(1)
@@ -126,15 +128,15 @@ class MatchTransformer(_Pyramid):
         whose answer it looks. Places are B×N×M×3, M = (2·REACH + 1)³.
         """
         trust, surer = trust.topk((trust.shape[1] + 1) // 2, dim=1)
-        kept, grid, vectors = fixed[4].gather(1, surer), fixed[5], F.normalize(moving[5][:, :self.fine], dim=1)
-        height, front = moving[5][:, self.fine + 1:], grid.shape[1] > self.fine + 1
+        kept, grid, vectors = fixed[4].gather(1, surer), fixed[5], F.normalize(moving[5][:, : self.fine], dim=1)
+        height, front = moving[5][:, self.fine + 1 :], grid.shape[1] > self.fine + 1
         cell = 2.0 / torch.tensor(grid.shape[:1:-1], device=grid.device)
         chosen = grid[:, :, ::2, ::2, ::2].flatten(2)
         chosen = chosen.gather(2, kept[:, None].expand(-1, chosen.shape[1], -1)).transpose(1, 2)
         every = cell_centers(grid.shape[2:], grid.device).view(*grid.shape[2:], 3)
         source = every[::2, ::2, ::2].reshape(-1, 3)[kept]
         steps = torch.arange(-self.REACH, self.REACH + 1, device=grid.device)
-        offsets = torch.cartesian_prod(steps, steps[self.REACH:self.REACH + 1] if front else steps, steps) * cell
+        offsets = torch.cartesian_prod(steps, steps[self.REACH : self.REACH + 1] if front else steps, steps) * cell
         if front:
             source = torch.stack([source[..., 0], chosen[..., -1], source[..., 2]], dim=2)
         places = transform(source, theta)[:, :, None] + offsets
@@ -144,7 +146,7 @@ class MatchTransformer(_Pyramid):
         if front:
             middle = F.grid_sample(height, places[:, :, :, None], align_corners=False)[:, 0, :, :, 0]
             places = torch.stack([places[..., 0], middle, places[..., 2]], dim=3)
-        alike = torch.einsum("bnf,bfnm->bnm", F.normalize(chosen[..., :self.fine], dim=2), seen)
+        alike = torch.einsum("bnf,bfnm->bnm", F.normalize(chosen[..., : self.fine], dim=2), seen)
         found = (self.log_sharpness2.exp() * alike).log_softmax(2)
         # A match that spreads over many places says little: the chance that two draws from it agree.
         return source, places, found, trust + chosen[..., self.fine] + (2 * found).logsumexp(2)

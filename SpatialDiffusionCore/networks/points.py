@@ -1,4 +1,5 @@
 """A network of feature points: found in each volume alone, the affine solved from where they are in both."""
+
 from __future__ import annotations
 
 from typing import Sequence
@@ -32,8 +33,9 @@ class PointTransformer(_Pyramid):
         super().__init__(volume_size, channels, n_classes, class_dropout, groups, time_width)
         c4, c16 = int(channels[1]), int(channels[3])
         self.heat = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), Convolution(c4, points, 1))
-        self.trust = nn.Sequential(nn.GroupNorm(groups, c16), nn.SiLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
-                                   nn.Linear(c16, points))
+        self.trust = nn.Sequential(
+            nn.GroupNorm(groups, c16), nn.SiLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(c16, points)
+        )
         # Heat maps that start sharp spread the points over the head; from a flat start all of them sit in its middle
         # and learning stalls (measured: after 4,800 pairs they still lay within 10 mm of it).
         self.sharpness = nn.Parameter(torch.tensor(8.0))

@@ -1,4 +1,5 @@
 """What the project's own networks share: an encoder of one volume, and the affine solved from corresponding places."""
+
 from __future__ import annotations
 
 import functools

@@ -1,4 +1,5 @@
 """How good a registration is and how far it can be trusted."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
@@ -7,14 +8,7 @@ from typing import Optional
 import numpy as np
 
 from ..spatial import geometry
-
-#: Confidence by the spread of repeated runs, in mm: up to the first "good", up to the second "fair". In 214 benchmark
-#: registrations of heads and brains, between modalities, too, 178 of 189 right answers stayed below the first, and the
-#: 25 wrong ones had 1.4 to 6.8 mm; necks in CT, where people differ more, 1.1 to 4.8 mm where right.
-SPREAD_LIMITS = (1.2, 5.0)
-
-#: The same for scans of eyes: right answers of phantom pairs stayed below 0.036 mm, wrong ones began at 0.10 mm.
-SCAN_SPREAD_LIMITS = (0.05, 0.08)
+from ..strategies.base import Limits, Strategy
 
 #: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more; a wrong
 #: one that was alike enough (0.30, 96 mm off) had 2.4.
@@ -24,10 +18,6 @@ DISAGREEING = 2.0
 #: spread is no excuse: of answers below 0.3 whose repeated runs, then by intensities, agreed within 0.45 mm all were
 #: 12 to 14 mm off.
 SIMILARITY_LIMITS = (0.12, 0.28)
-
-#: Heads that are less similar than this are searched further, and never "good": wrong answers with small spreads had
-#: 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
-CONVINCING = 0.3
 
 #: A measure of sides below this, the other way round, is a mirrored volume: 333 heads and mirrored heads, each measured by what
 #: others had taught, had 0.19 or more on their own side.
@@ -82,7 +72,10 @@ def _length(mm: float) -> str:
 
 
 def judge(
-    quality: Quality, decomposition: geometry.Decomposition, limits=SPREAD_LIMITS, agreed: Optional[float] = None,
+    quality: Quality,
+    decomposition: geometry.Decomposition,
+    limits: Limits = Strategy.limits,
+    agreed: Optional[float] = None,
 ) -> Quality:
     """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on
     volumes need not be so similar."""
@@ -90,9 +83,7 @@ def judge(
     if quality.similarity_after < quality.similarity_before - 0.005:
         warnings.append("The volumes were more alike before the registration than after it.")
     if quality.overlap < 0.5:
-        warnings.append(
-            f"Only {100 * quality.overlap:.0f} % of the fixed tissue lies inside the moving field of view."
-        )
+        warnings.append(f"Only {100 * quality.overlap:.0f} % of the fixed tissue lies inside the moving field of view.")
     scales = np.array(decomposition.scales_percent)
     if scales.min() < 60 or scales.max() > 165:
         warnings.append("The scaling is larger than between two heads; the answer is probably wrong.")
@@ -100,7 +91,7 @@ def judge(
     spread = quality.spread_mm
     confidence = "fair"
     if spread is not None:
-        confidence = "good" if spread <= limits[0] else "fair" if spread <= limits[1] else "poor"
+        confidence = "good" if spread <= limits.good else "fair" if spread <= limits.fair else "poor"
         if confidence == "poor":
             warnings.append(f"Repeated runs disagree by {_length(spread)}; do not rely on this answer unseen.")
     told = quality.confirmed or agreed is not None and quality.agreement is not None and quality.agreement >= agreed
@@ -109,10 +100,12 @@ def judge(
         warnings.append("The volumes are hardly alike where they now lie; look at the result before using it.")
         confidence = "poor"
     if quality.confirmed is False:
-        warnings.append(f"By way of a template the answer is another one, {_length(quality.detour_mm)} away; look at the result "
-                        "before using it.")
+        warnings.append(
+            f"By way of a template the answer is another one, {_length(quality.detour_mm)} away; look at the result "
+            "before using it."
+        )
         confidence = "poor"
-    doubtful = limits is SPREAD_LIMITS and quality.similarity_after < CONVINCING
+    doubtful = quality.similarity_after < limits.convincing
     if confidence == "good" and (warnings or doubtful):
         confidence = "fair"
     if quality.similarity_after < quality.similarity_before - 0.005 or scales.min() < 60 or scales.max() > 165:

@@ -1,4 +1,5 @@
 """A volume as the network and the refinement see it: 0…1 on a cube around its tissue."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

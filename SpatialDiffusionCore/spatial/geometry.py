@@ -8,6 +8,7 @@ Every 4×4 matrix here is float64 and acts on column vectors. Frames:
 - *normalized*: (x, y, z) of ``torch.nn.functional.affine_grid(align_corners=False)`` on a tensor of shape
   (D, H, W) = (I, J, K): x runs along W, y along H, z along D; −1 and 1 are the outer faces of the outer voxels.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """What is computed once per volume, and sampling it on grids: window, tissue, and the cube that a network sees."""
+
 from __future__ import annotations
 
 import math
@@ -150,9 +151,7 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     factors = tuple(max(1, min(int(1.05 * step), size)) for step, size in zip(steps, volume.shape))
     data = _averaged(prepared, factors, torch.device(device))
     pooled = geometry.from_parts(np.diag(factors), (np.array(factors) - 1) / 2)
-    to_normalized = (
-        np.linalg.inv(geometry.normalized_to_voxel(data.shape[2:])) @ np.linalg.inv(pooled) @ to_voxel
-    )
+    to_normalized = np.linalg.inv(geometry.normalized_to_voxel(data.shape[2:])) @ np.linalg.inv(pooled) @ to_voxel
     coordinates = _coordinates(to_normalized, grid.shape, data.device)
     values = F.grid_sample(data, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
     # The volume's far faces: pooling may have reached beyond them.
@@ -193,8 +192,9 @@ def _averaged(prepared: Prepared, factors: tuple, device):
     half = tuple(factor // 2 if factor % 2 == 0 else factor for factor in factors)
     low, high = prepared.window
     if math.prod(half) >= 8 and half != factors:  # of larger levels little would be saved
-        data = F.avg_pool3d(_averaged(prepared, half, device), tuple(f // h for f, h in zip(factors, half)),
-                            ceil_mode=True)  # the last voxels count, however many are left over
+        data = F.avg_pool3d(
+            _averaged(prepared, half, device), tuple(f // h for f, h in zip(factors, half)), ceil_mode=True
+        )  # the last voxels count, however many are left over
     else:
         # Read in the order in which the voxels lie in memory (files of NIfTI come with the first axis fastest).
         array = prepared.volume.data

@@ -14,6 +14,7 @@ format     extensions             holds
 What a .txt or a .mat holds is told by its content when it is read, and by ``format`` when it is written.
 Every file written here reads back without saying ``format``.
 """
+
 from __future__ import annotations
 
 import re
@@ -138,9 +139,7 @@ def _extensions() -> str:
 def _known_extension(path) -> str:
     known = extension(path)
     if known not in FORMATS:
-        raise InputError(
-            f"'{path}' has no extension of a linear transform; these are known: {_extensions()}."
-        )
+        raise InputError(f"'{path}' has no extension of a linear transform; these are known: {_extensions()}.")
     return known
 
 
@@ -157,9 +156,7 @@ def _content(path) -> bytes:
             "check that it is a file and that you may read it."
         ) from error
     if size > _LARGEST:
-        raise InputError(
-            f"'{path}' is {size / 2**20:.0f} MB, too large for a linear transform; {_ONLY_LINEAR}."
-        )
+        raise InputError(f"'{path}' is {size / 2**20:.0f} MB, too large for a linear transform; {_ONLY_LINEAR}.")
     if not content.strip():
         raise InputError(f"The transform file '{path}' is empty; write it again.")
     return content
@@ -296,7 +293,7 @@ def _parse_matlab(content: bytes, path) -> list[tuple[str, list[float], list[flo
             number = {0: "<f8", 10: "<f4"}[kind]
             if is_complex or min(rows, columns) < 0 or length < 1:
                 raise ValueError
-            name = content[position + 20: position + 20 + length].rstrip(b"\0").decode("ascii")
+            name = content[position + 20 : position + 20 + length].rstrip(b"\0").decode("ascii")
             values = np.frombuffer(content, number, rows * columns, position + 20 + length)
         except (struct.error, KeyError, ValueError):
             raise _damaged(path) from None
@@ -323,7 +320,7 @@ def _to_lps_inverse(matrix: np.ndarray) -> np.ndarray:
 def _check_hdf5(content: bytes, path) -> None:
     """Refuse a file that is cut off, on which HDF5 itself would print pages to the terminal."""
     where = {0: 40, 1: 44, 2: 28, 3: 28}.get(content[8] if len(content) > 48 else -1)
-    if where is None or int.from_bytes(content[where: where + 8], "little") > len(content):
+    if where is None or int.from_bytes(content[where : where + 8], "little") > len(content):
         raise _damaged(path)
 
 
@@ -417,7 +414,7 @@ def _read_lta(text: str, path, moving, fixed) -> np.ndarray:
             f"'{path}' is an LTA of type {kind}; types 0 (voxel to voxel) and 1 (RAS to RAS) can be read: "
             "convert it with lta_convert."
         )
-    matrix = _matrix(lines[starts[0] + 1: starts[0] + 5], path)
+    matrix = _matrix(lines[starts[0] + 1 : starts[0] + 5], path)
     if kind == "1":
         return matrix
     source = _lta_geometry(lines, "src", moving, path)
@@ -433,7 +430,7 @@ def _pair(line: str) -> tuple[str, str]:
 def _lta_geometry(lines: list[str], role: str, volume, path) -> np.ndarray:
     """Voxel → RAS (4×4) of the src or dst volume of an LTA, of ``volume`` where the file does not say it."""
     start = next((index for index, line in enumerate(lines) if line == f"{role} volume info"), len(lines))
-    info = dict(_pair(line) for line in lines[start + 1: start + 9])
+    info = dict(_pair(line) for line in lines[start + 1 : start + 9])
     if info.get("valid") != "1":
         if volume is None:
             name = {"src": "moving", "dst": "fixed"}[role]

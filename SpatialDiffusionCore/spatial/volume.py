@@ -1,4 +1,5 @@
 """Volumes and grids in the world: voxels with a 4×4 matrix from voxel centers to RAS millimeters, checks, resampling."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
@@ -96,8 +97,14 @@ def resample(volume: Volume, reference, matrix=None, interpolation: str = "linea
         from scipy.ndimage import affine_transform
 
         data = affine_transform(
-            np.asarray(volume.data, np.float32), to_voxel[:3, :3], to_voxel[:3, 3], tuple(reference.shape),
-            order=INTERPOLATIONS[interpolation], mode="constant", cval=float(outside), output=np.float32,
+            np.asarray(volume.data, np.float32),
+            to_voxel[:3, :3],
+            to_voxel[:3, 3],
+            tuple(reference.shape),
+            order=INTERPOLATIONS[interpolation],
+            mode="constant",
+            cval=float(outside),
+            output=np.float32,
         )
     return Volume(data, reference.voxel_to_ras, volume.name)
 

@@ -1,4 +1,5 @@
 """Volumes in files: what is read, how a 4D file's volume is chosen, and writing whole or not at all."""
+
 from __future__ import annotations
 
 import os

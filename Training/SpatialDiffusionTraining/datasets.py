@@ -125,7 +125,7 @@ class Cache:
     def from_the_front(self) -> bool:
         """Whether all scans are of a modality that is seen from the front, as eyes are."""
         names = {entry["modality"] for entry in self.entries}
-        return all(name in MODALITIES and MODALITIES[name].rotations == "depth" for name in names)
+        return all(name in MODALITIES and not MODALITIES[name].oriented for name in names)
 
     def rows(self, part: str, class_id: int | None = None) -> list[int]:
         """Row numbers of the "train" or "validation" part, of one data set if its class id is given."""

@@ -14,8 +14,9 @@ import torch
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
+from SpatialDiffusionCore.modality import MODALITIES
 from SpatialDiffusionCore.modelfile.card import PARTS, read_card
-from SpatialDiffusionCore.modelfile.catalog import BUNDLED, catalog, choose, user_folder
+from SpatialDiffusionCore.modelfile.catalog import BUNDLED, choose, user_folder
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
 
@@ -175,18 +176,15 @@ def attach(
 def displaced(found: dict[str, Any]) -> dict[str, str]:
     """{modality: bundled model} whose place a model with this card would take, by its name or by what it is for."""
     out = {}
-    bundled = {name: known for name, (path, known) in catalog().items() if Path(path).parent == BUNDLED}
-    for modality in found["modalities"]:
-        if modality == "any":
+    for modality in MODALITIES:
+        path, now = choose(None, modality, modality)
+        if Path(path).parent != BUNDLED or modality not in now["modalities"]:
             continue
-        try:
-            path, now = choose(None, modality, modality)
-        except InputError:
-            continue
-        if Path(path).parent == BUNDLED and modality in now["modalities"]:
+        # What catalog.choose prefers: for one modality the model that knows the fewest, for anything the one that knows most.
+        more = len(found["modalities"]) - len(now["modalities"])
+        preferred = modality in found["modalities"] and (more > 0 if modality == "any" else more < 0)
+        if preferred or found["name"] == now["name"]:
             out[modality] = now["name"]
-    if found["name"] in bundled:
-        out.update({modality: found["name"] for modality in bundled[found["name"]]["modalities"]})
     return out
 
 

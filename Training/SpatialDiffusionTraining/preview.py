@@ -11,6 +11,7 @@ import torch
 from SpatialDiffusionCore.errors import InputError
 
 from . import settings as settings_module
+from .checks import check
 from .pairs import PairMaker, seeded
 from .run import prepare
 from .settings import Settings
@@ -49,6 +50,7 @@ def preview_command(argv: Sequence[str]) -> int:
         raise InputError("Give the picture to write: -o PAIRS.png.")
     if not chosen.data.train:
         raise InputError("Give the scans: --train FOLDER with --dataset MODALITY, or --from-run RUN.")
+    check(chosen)
     t = torch.linspace(1, chosen.diffusion.timesteps, arguments.pairs).round().long()
     sheets = []
     with tempfile.TemporaryDirectory() as folder:

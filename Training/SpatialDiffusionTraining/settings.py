@@ -124,7 +124,7 @@ class Optimization:
     batch: int = _option(4, "pairs per process and step", least=1)
     accumulate: int = _option(1, "batches per optimizer step", least=1)
     optimizer: str = _option("adam", "adam or adamw", choices=("adam", "adamw"))
-    lr: float = _option(1e-4, "highest learning rate", above=0)
+    lr: float = _option(1e-4, "highest learning rate", least=0)
     final_lr: float = _option(0.0, "learning rate at the end of the cosine, as a fraction of --lr", least=0, most=1)
     warmup: int = _option(5000, "steps of linear warm-up, at most a twentieth of --max-minutes", least=0)
     weight_decay: float = _option(0.0, "decoupled weight decay (adamw)", least=0)

@@ -1,29 +1,16 @@
-"""Two volumes under registration, the steps that a caller sees, and what a process found."""
+"""Two volumes under registration, and how alike they are under transforms."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
-from ..alignment import similarity
 from ..spatial import geometry
+from . import similarity
 
 #: Largest logarithmic strain of a candidate for refinement, which may find more.
 STRAIN = 0.2
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a running registration is: ``index`` of ``count``, a stage for people, and the matrix so far.
-
-    matrix: 4×4 float64, moving → fixed, RAS mm.
-    """
-
-    index: int
-    count: int
-    stage: str
-    matrix: np.ndarray
 
 
 @dataclass
@@ -38,8 +25,11 @@ class Pair:
         """(similarity, share of the tissue inside the other's field of view) over the fixed, or over the moving tissue."""
         key = np.asarray(world, float).tobytes(), moving
         if key not in self.known:
-            self.known[key] = (similarity.similarity(self.fixed, self.moving, geometry.inverse(world)) if moving
-                               else similarity.similarity(self.moving, self.fixed, world))
+            self.known[key] = (
+                similarity.similarity(self.fixed, self.moving, geometry.inverse(world))
+                if moving
+                else similarity.similarity(self.moving, self.fixed, world)
+            )
         return self.known[key]
 
     def alike(self, world: np.ndarray) -> float:
@@ -78,16 +68,3 @@ class Pair:
 
         theta = geometry.world_to_theta(world, self.fixed.grid.normalized_to_ras, self.moving.grid.normalized_to_ras)
         return torch.as_tensor(theta, dtype=torch.float32, device=self.moving.values.device)
-
-
-@dataclass
-class Outcome:
-    """What a process found: the transform, whether refinement changed it, mm between repeated runs, how far the network agrees,
-    the way round by a template (sides.Way); the last three None where nobody asked. details: for the report."""
-
-    world: np.ndarray
-    polished: bool
-    spread: Optional[float] = None
-    agreement: Optional[float] = None
-    way: object = None
-    details: dict = field(default_factory=dict)
