@@ -21,6 +21,7 @@ from .errors import InputError
 from .modality import AUTO
 from .options import RegistrationOptions, takes_options
 from .pipeline.step import Step
+from .pipeline.work_scale import in_work_units
 from .result import Registration
 from .spatial import geometry
 from .spatial.volume import Volume, validate
@@ -61,22 +62,28 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     from .pipeline.reference import reference
     from .pipeline.settings import decided
     from .pipeline.stages import fast
+    from .pipeline.work_scale import work_scale
 
     keys = modalities_of(options, moving, fixed)
     model = model_for(options, keys, moving.device)
     settings = decided(options, keys, model, moving.device)
-    cubes = in_common_focus(*(one.cubes(key, model, settings.sampler) for one, key in zip((moving, fixed), keys)))
+    inputs, scale = (moving, fixed), 1.0
+    if settings.sampler == "fast" and settings.strategy.any_size:
+        scale = work_scale(moving.prepared, fixed.prepared)
+        settings = settings.scaled(scale)
+    cubes = in_common_focus(*(one.cubes(key, model, settings.sampler, scale) for one, key in zip(inputs, keys)))
     process, swap = reference, False
     if settings.sampler == "fast":
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = fast, _signature(cubes[0]) > _signature(cubes[1])
     pair, ordered = (Pair(*cubes[::-1]), settings.swapped()) if swap else (Pair(*cubes), settings)
     history: List[Step] = []
-    outcome = yield from _recorded(process(pair, model, ordered), history, swap)
+    outcome = yield from _recorded(process(pair, model, ordered), history, swap, scale)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
     second_to_first = geometry.project(outcome.world, settings.transform, *pair.tissue)
+    matrix = second_to_first if swap else geometry.inverse(second_to_first)
     result = Registration(
-        matrix=second_to_first if swap else geometry.inverse(second_to_first),
+        matrix=in_work_units(matrix, 1 / scale),
         transform=settings.transform,
         steps=history,
         quality=_quality(pair, model, ordered, outcome, second_to_first, swap),
@@ -86,7 +93,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
         sampler=settings.sampler,
         seconds=0.0,
         polished=outcome.polished,
-        center=cubes[1].prepared.tissue_center,
+        center=fixed.prepared.tissue_center,
         moving=moving.volume.name,
         fixed=fixed.volume.name,
         details=outcome.details,
@@ -94,6 +101,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     from .pipeline.confidence import judge
 
     judge(result.quality, result.decomposition, settings.strategy.limits, model.agreement_from(*keys))
+    result.quality.in_millimeters(scale)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -117,15 +125,15 @@ def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool
     return quality
 
 
-def _recorded(process, history: List[Step], swap: bool):
-    """Pass a process's steps on, inverted if it works on the pair the other way round, and keep them."""
+def _recorded(process, history: List[Step], swap: bool, scale: float):
+    """Pass a process's steps on, in mm, inverted if it works on the pair the other way round, and keep them."""
     while True:
         try:
             step = next(process)
         except StopIteration as end:
             return end.value
-        if swap:
-            step = replace(step, matrix=geometry.inverse(step.matrix))
+        matrix = geometry.inverse(step.matrix) if swap else step.matrix
+        step = replace(step, matrix=in_work_units(matrix, 1 / scale))
         history.append(step)
         yield step
 

@@ -62,6 +62,11 @@ class Quality:
         """Whether both volumes surely have left on the same side."""
         return self.sides is not None and (min(self.sides) > MIRRORED or max(self.sides) < -MIRRORED)
 
+    def in_millimeters(self, scale: float) -> None:
+        """Turn lengths in units of the work, ``scale`` of which are 1 mm, into mm."""
+        self.spread_mm = None if self.spread_mm is None else self.spread_mm / scale
+        self.detour_mm = None if self.detour_mm is None else self.detour_mm / scale
+
     def to_dict(self) -> dict:
         """JSON-ready."""
         return asdict(self)

@@ -42,11 +42,14 @@ class PreparedInput:
 
         return recognized(self.prepared, look, self.device)
 
-    def cubes(self, key: str, model: Model, sampler: str) -> Tuple[Cube, Optional[Cube]]:
-        """It on a model's cube, as it is and in focus (see model_cube.with_focus); the published method has no focus."""
-        known = key, model.name, sampler
+    def cubes(self, key: str, model: Model, sampler: str, scale: float = 1.0) -> Tuple[Cube, Optional[Cube]]:
+        """It on a model's cube, as it is and in focus (see model_cube.with_focus); the published method has no focus.
+
+        scale: units of the work per mm (work_scale.py).
+        """
+        known = key, model.name, sampler, scale
         if known not in self._cubes:
-            cube = on_model_cube(self.prepared, key, model.card, self.device)
+            cube = on_model_cube(self.prepared.scaled(scale), key, model.card, self.device)
             focus = model.focus_on(key) if sampler == "fast" else None
             self._cubes[known] = with_focus(cube, focus, self.mask is not None)
         return self._cubes[known]

@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..options import RegistrationOptions, SearchMode
 from ..strategies.base import Strategy
 from ..strategies.registry import strategy_of
+from .work_scale import in_work_units
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,10 @@ class Settings:
     def keys(self) -> tuple:
         """(moving modality, fixed modality)."""
         return self.moving_modality, self.fixed_modality
+
+    def scaled(self, scale: float) -> Settings:
+        """The same with the initial transform in units of the work."""
+        return self if self.init is None else replace(self, init=in_work_units(self.init, scale))
 
     def swapped(self) -> Settings:
         """The same with the two volumes' roles exchanged."""

@@ -35,6 +35,9 @@ class Strategy:
     #: Whether any rotation is possible between two volumes, so that the search may go on where the answer is doubtful.
     any_rotation = True
 
+    #: Whether volumes are worked on at one size (pipeline/work_scale.py), because nothing is known of theirs.
+    any_size = True
+
     #: Whether blocks that vote may refine: both volumes are of one contrast. Between contrasts self-similarity is the
     #: better judge: T1 and FLAIR of one person end 2.6 mm off by blocks instead of 0.6.
     blocks_vote = False

@@ -10,6 +10,7 @@ class OneContrast(Strategy):
     """Two volumes of one modality, whichever."""
 
     blocks_vote = True
+    any_size = False
 
 
 ANY = Strategy()

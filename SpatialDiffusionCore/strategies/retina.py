@@ -17,6 +17,7 @@ class Retina(Strategy):
     """OCT and OCTA: seen from the front first, then in depth."""
 
     any_rotation = False
+    any_size = False
 
     #: Right answers of phantom pairs spread by less than 0.036 mm, wrong ones by 0.10 mm and more.
     limits = Limits(good=0.05, fair=0.08, convincing=0.0)
