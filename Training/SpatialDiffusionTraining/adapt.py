@@ -1,8 +1,8 @@
 """`spatial-diffusion-train adapt FOLDER`: from scans to a model that registers them better, or the word that none does.
 
-The scans are recognized and split by person, the nearest bundled model is trained on for the time given, and the result is
-measured on the people held out against what was there. It is installed only where it helps. What it may change is where
-answers end; how sure an answer is called is not learned from it: its card leaves out what raises a probability.
+The scans are recognized and split by person, the nearest bundled model is trained on for the time given, and the result
+is measured on the people held out against what was there. It is installed only where it helps. What it may change is
+where answers end; how sure an answer is called is not learned from it: its card leaves out what raises a probability.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ LEAST_PEOPLE = 4
 #: Fine-tuning begins with this share of the learning rate with which the model was trained.
 RATE = 0.25
 
-#: The cube's edge in sizes of the tissue (twice the RMS radius), as of heads in the bundled models: 224 mm to about 150.
+#: The cube's edge in sizes of the tissue (twice the RMS radius), as of heads in the bundled models: 224 mm to about
+#: 150.
 ROOM = 1.5
 
 
@@ -102,7 +103,8 @@ def typical_size(paths: Sequence[Path]) -> float:
 
 
 def settings_for(base: Base, modality: str, chosen: argparse.Namespace, size: float) -> Settings:
-    """The settings of the run: those that the model was trained with, on a grid that fits the scans, gentler and shorter."""
+    """The settings of the run: those that the model was trained with, on a grid that fits the scans, gentler and
+    shorter."""
     settings = _trained_with(base)
     grid = grid_of(base.card, base.key)
     spacing = grid["spacing"] if modality in MODALITIES and modality != "any" else ROOM * size / max(grid["size"])
@@ -172,8 +174,8 @@ def _trained_with(base: Base) -> Settings:
 def model_of(run_folder: Path, base: Base, modality: str, name: str, output: Path) -> Path:
     """Write the adapted model: the run's network with what else the base model has for the modality.
 
-    Its card names that modality alone, and leaves out the base's "agreement": that was measured with another network, and
-    may raise how sure an answer is called.
+    Its card names that modality alone, and leaves out the base's "agreement": that was measured with another network,
+    and may raise how sure an answer is called.
     """
     state = checkpoint.weights_of_run(run_folder)
     network = export.build_network(state["architecture"])
@@ -203,7 +205,8 @@ def adapt(chosen: argparse.Namespace) -> int:
     people = set(people_of(paths).values())
     if len(people) < LEAST_PEOPLE and not chosen.people:
         raise InputError(
-            f"{chosen.scans} shows {len(people)} people as far as names tell, too few to learn from some and measure on "
+            f"{chosen.scans} shows {len(people)} people as far as names tell, too few to learn from some "
+            f"and measure on "
             f"others (at least {LEAST_PEOPLE}); --people FILE.tsv says who is who."
         )
     folder = check_folder(chosen.output)
@@ -239,7 +242,8 @@ def _install(model: Path, table: measure.Comparison, chosen: argparse.Namespace)
         return f"It is not installed, as asked; use it with --model {model}."
     target = export.install(model, replace=True)
     return (
-        f"Installed as {target}: scans called {table.modality} are now registered with it (--modality {table.modality}, or the "
+        f"Installed as {target}: scans called {table.modality} are now registered with it (--modality "
+        f"{table.modality}, or the "
         "choice in Slicer). Remove that file to undo this."
     )
 
@@ -256,11 +260,11 @@ tr:nth-child(even) {{ background: #f3f3f3 }} img {{ max-width: 100% }}
 <table><tr><th></th><th></th><th>median, mm</th><th>worst, mm</th><th>right</th><th>wrong</th></tr>
 {rows}
 </table>
-<p>Pairs are made from scans of people that nothing was learned from, both volumes corrupted, under a known transform. Errors
-are root mean squares over the tissue. Right is within 1&#8239;% of the size of the tissue or half a voxel, wrong beyond
-3&#8239;%.</p>
-<p>Training went on from the model <i>{base}</i> for {minutes:g} minutes, on {date}. The model is the file model.safetensors
-beside this page, the run with all settings the folder run.</p>
+<p>Pairs are made from scans of people that nothing was learned from, both volumes corrupted, under a known transform.
+Errors are root mean squares over the tissue. Right is within 1&#8239;% of the size of the tissue or half a voxel, wrong
+beyond 3&#8239;%.</p>
+<p>Training went on from the model <i>{base}</i> for {minutes:g} minutes, on {date}. The model is the file
+model.safetensors beside this page, the run with all settings the folder run.</p>
 <h2>What it learned from</h2>
 <pre>{data}</pre>
 {pictures}
@@ -276,7 +280,11 @@ def write_report(folder: Path, settings: Settings, base: Base, table: measure.Co
         f"<td>{max(row.errors):.2f}</td><td>{row.right} of {len(row.errors)}</td><td>{row.wrong}</td></tr>"
         for row in table.rows
     )
-    drawn = [run_folder / "loss.png", run_folder / "data.png", *sorted(run_folder.glob("pictures/predictions-*.png"))[-1:]]
+    drawn = [
+        run_folder / "loss.png",
+        run_folder / "data.png",
+        *sorted(run_folder.glob("pictures/predictions-*.png"))[-1:],
+    ]
     pictures = "\n".join(
         f'<p><img alt="{path.stem}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></p>'
         for path in drawn
@@ -304,14 +312,17 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     out = argparse.ArgumentParser(
         prog="spatial-diffusion-train adapt",
-        description="Adapt the nearest bundled model to a folder of scans, measure it on people held out, and install it "
+        description="Adapt the nearest bundled model to a folder of scans, measure it on people held "
+        "out, and install it "
         "only if it helps. Interrupted, the same command goes on where it stopped.",
     )
     out.add_argument("scans", metavar="SCANS", help="folder of scans (searched recursively) or text list")
     out.add_argument("-o", "--output", required=True, metavar="FOLDER", help="for the report, the model and the run")
     out.add_argument("--minutes", type=float, default=30.0, metavar="MIN", help="of training (default: 30)")
     out.add_argument("--modality", default="", metavar="M", help="what the scans are (default: recognized)")
-    out.add_argument("--name", default="", help="of the model, and of the modality where none is known (default: the folder's)")
+    out.add_argument(
+        "--name", default="", help="of the model, and of the modality where none is known (default: the folder's)"
+    )
     out.add_argument("--people", default="", metavar="FILE.tsv", help="who is shown in which scan: scan, person")
     out.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the scans (default: 0.2)")
     out.add_argument("--measure", type=int, default=12, metavar="N", help="held-out pairs to measure on (default: 12)")

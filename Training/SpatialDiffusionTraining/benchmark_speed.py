@@ -7,6 +7,7 @@ follows the published recipe's manner: every scan in memory as floats, one pair 
 pass of its own over the volume, every warp an interpolation of its own. With one CPU thread (--threads 1) the times
 are processor times, otherwise wall times.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -76,8 +77,16 @@ class PerSample:
             made.append((self.corrupt(posed, generator), self.corrupt(moved, generator), t, target.float()))
         fixed, moving, t, target = (torch.cat(parts).to(maker.device) for parts in zip(*made))
         index = torch.tensor(rows)
-        return Pairs(fixed, moving, t, maker.classes[index].to(maker.device), target,
-                     maker.cache.means[index].to(maker.device), maker.cache.covariances[index].to(maker.device), rows)
+        return Pairs(
+            fixed,
+            moving,
+            t,
+            maker.classes[index].to(maker.device),
+            target,
+            maker.cache.means[index].to(maker.device),
+            maker.cache.covariances[index].to(maker.device),
+            list(rows),
+        )
 
 
 class Batched:
@@ -126,8 +135,13 @@ def measure(style: str, chosen: Settings, steps: int, warm: int = 2) -> dict[str
             total += clock() - start
     batch = chosen.optimization.batch
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if platform.system() == "Linux" else 1024**2)
-    result = {"data_ms": 1000 * data / steps, "step_ms": 1000 * total / steps, "share": data / total,
-              "samples_per_second": batch * steps / total, "peak_mb": peak}
+    result = {
+        "data_ms": 1000 * data / steps,
+        "step_ms": 1000 * total / steps,
+        "share": data / total,
+        "samples_per_second": batch * steps / total,
+        "peak_mb": peak,
+    }
     if cuda:
         result["peak_device_mb"] = torch.cuda.max_memory_allocated() / 2**20
     return result
@@ -135,8 +149,11 @@ def measure(style: str, chosen: Settings, steps: int, warm: int = 2) -> dict[str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.benchmark_speed", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.benchmark_speed",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--timed-steps", type=int, default=10, metavar="N", help="steps timed per style (default 10)")
     parser.add_argument("--style", choices=list(STYLES), help="one style only, in this process, as JSON")
     settings_module.add_arguments(parser)
@@ -153,16 +170,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         run.prepare(chosen)  # so that neither style pays for it
         print(f"{'':12} {'data ms':>9} {'step ms':>9} {'share':>7} {'samples/s':>10} {'peak MB':>9}")
         for style in STYLES:  # each in a process of its own, so that its peak memory is its own
-            command = [sys.executable, "-m", "SpatialDiffusionTraining.benchmark_speed", *argv, "--style", style,
-                       "--cache", cache]
+            command = [
+                sys.executable,
+                "-m",
+                "SpatialDiffusionTraining.benchmark_speed",
+                *argv,
+                "--style",
+                style,
+                "--cache",
+                cache,
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(done.stderr, file=sys.stderr)
                 return 1
             r = json.loads(done.stdout.splitlines()[-1])
-            print(f"{style:12} {r['data_ms']:9.0f} {r['step_ms']:9.0f} {r['share']:7.0%} "
-                  f"{r['samples_per_second']:10.2f} {r['peak_mb']:9.0f}"
-                  + (f"  ({r['peak_device_mb']:.0f} MB on the device)" if "peak_device_mb" in r else ""), flush=True)
+            print(
+                f"{style:12} {r['data_ms']:9.0f} {r['step_ms']:9.0f} {r['share']:7.0%} "
+                f"{r['samples_per_second']:10.2f} {r['peak_mb']:9.0f}"
+                + (f"  ({r['peak_device_mb']:.0f} MB on the device)" if "peak_device_mb" in r else ""),
+                flush=True,
+            )
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -19,13 +19,14 @@ class _Writer:
     """A file that remembers why it could not be written: PyTorch raises a RuntimeError without the reason."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.file, self.error = file, None
+        self.file = file
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         try:
             return self.file.write(data)
         except OSError as error:
-            self.error: OSError | None = error
+            self.error = error
             raise
 
     def flush(self) -> None:
@@ -33,11 +34,12 @@ class _Writer:
 
 
 def save_whole(state: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint whole or not at all. Raises InputError or OSError, with the reason, where that is not possible."""
+    """Write a checkpoint whole or not at all. Raises InputError or OSError, with the reason, where that is not
+    possible."""
     with written_whole(path) as part, open(part, "wb") as file:
         writer = _Writer(file)
         try:
-            torch.save(state, writer)
+            torch.save(state, cast("BinaryIO", writer))
         except RuntimeError as error:
             if writer.error is not None:
                 raise writer.error from None

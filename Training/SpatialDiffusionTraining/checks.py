@@ -27,7 +27,8 @@ _OF_THE_RUN = ("volume_size", "n_classes", "class_dropout", "channels")
 
 
 def check(settings: Settings) -> Settings:
-    """The settings, if a run can begin with them. Raises InputError that names what is wrong and what would be right."""
+    """The settings, if a run can begin with them. Raises InputError that names what is wrong and what would be
+    right."""
     _check_limits(settings)
     sizes = {settings.grid(name)["size"] for name in [*settings.data.dataset, *settings.data.grids]}
     if len(sizes) > 1 and settings.network.head == "matrix":

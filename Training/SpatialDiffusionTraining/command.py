@@ -1,4 +1,5 @@
 """How the package's small commands (python -m SpatialDiffusionTraining.NAME) run and end."""
+
 from __future__ import annotations
 
 import sys

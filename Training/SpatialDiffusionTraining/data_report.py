@@ -17,8 +17,8 @@ from .sheets import captioned, save_png, stacked
 #: Thumbnails in a row and in all, and pixels of each.
 ACROSS, MOST, PIXELS = 12, 96, 96
 
-#: A scan whose tissue is larger or smaller than the others' (median) by this factor is named: a body among heads, or a header
-#: in the wrong unit.
+#: A scan whose tissue is larger or smaller than the others' (median) by this factor is named: a body among heads, or a
+#: header in the wrong unit.
 UNLIKE = 2.0
 
 
@@ -84,16 +84,22 @@ def strange(cache: Cache) -> list[str]:
         if odd:
             first = odd[0]
             out.append(
-                f"{len(odd)} of {len(entries)} scans of {modality} show something of another size than the others (about "
+                f"{len(odd)} of {len(entries)} scans of {modality} show something of another size than "
+                f"the others (about "
                 f"{usual:.0f} mm), for example {first['file']} ({first['size']:.0f} mm)."
             )
         edges = np.array(cache.shape) * np.array(cache.spacing)
         if not any(entry["loader"] == "published" for entry in entries) and usual > 0.8 * float(edges.min()):
             grid = "×".join(f"{edge:.0f}" for edge in edges)
-            out.append(f"The model's grid of {grid} mm is small for {modality} (about {usual:.0f} mm); try a larger --spacing.")
+            out.append(
+                f"The model's grid of {grid} mm is small for {modality} (about {usual:.0f} mm); try a larger --spacing."
+            )
         elif usual < 0.15 * float(edges.min()):
             grid = "×".join(f"{edge:.0f}" for edge in edges)
-            out.append(f"The model's grid of {grid} mm is large for {modality} (about {usual:.0f} mm); try a smaller --spacing.")
+            out.append(
+                f"The model's grid of {grid} mm is large for {modality} (about {usual:.0f} mm); try a "
+                f"smaller --spacing."
+            )
     return out
 
 
@@ -106,7 +112,9 @@ def thumbnails(cache: Cache) -> np.ndarray:
         cube = cache.cubes[entry["row"]]
         plane = cube[cube.shape[0] // 2].T[::-1]
         step = max(1, round(max(plane.shape) / PIXELS))
-        plane = np.repeat(np.repeat(plane, max(1, PIXELS // max(plane.shape)), 0), max(1, PIXELS // max(plane.shape)), 1)
+        plane = np.repeat(
+            np.repeat(plane, max(1, PIXELS // max(plane.shape)), 0), max(1, PIXELS // max(plane.shape)), 1
+        )
         small = plane[::step, ::step][: PIXELS + 8, : PIXELS + 8]
         cell = np.zeros((PIXELS + 12, PIXELS + 12, 3), np.uint8)
         cell[: small.shape[0], : small.shape[1]] = small[..., None]

@@ -1,12 +1,13 @@
 """Scans on disk → cubes of 8 bits, one file each → what training reads by row number.
 
-Every scan is read once, put on the model's grid and kept (`build`). A cube's file is named by all that it depends on, so
-that an interrupted call goes on where it stopped, a changed scan alone is made anew, and runs may share a cache. Nothing is
-kept in memory but what the operating system keeps.
+Every scan is read once, put on the model's grid and kept (`build`). A cube's file is named by all that it depends on,
+so that an interrupted call goes on where it stopped, a changed scan alone is made anew, and runs may share a cache.
+Nothing is kept in memory but what the operating system keeps.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -132,7 +133,8 @@ class Cache:
         return [e["row"] for e in self.entries if e["part"] == part and class_id in (None, e["class_id"])]
 
     def read(self, rows: Sequence[int], device: str | torch.device = "cpu") -> torch.Tensor:
-        """B×1×D×H×W float volumes in 0..1 on the device; they travel as bytes, to a GPU with room for all of them once."""
+        """B×1×D×H×W float volumes in 0..1 on the device; they travel as bytes, to a GPU with room for all of them
+        once."""
         resident = self._resident(torch.device(device))
         if resident is not None:
             block = resident[torch.as_tensor(rows, device=device)]
@@ -141,7 +143,8 @@ class Cache:
         return block[:, None].float().div_(255)
 
     def _resident(self, device: torch.device) -> torch.Tensor | None:
-        """All cubes on a GPU, if they filled less than an eighth of what was free when they were first read, or None."""
+        """All cubes on a GPU, if they filled less than an eighth of what was free when they were first read, or
+        None."""
         if device.type != "cuda":
             return None
         if device not in self.resident:
@@ -258,8 +261,8 @@ def build(
 
     grid: {"size": (D, H, W), "spacing": mm, one number or three} of the model. workers: processes (0: as many as the
     machine has processors, where there are enough scans). Scans that cannot be used are skipped, counted and listed in
-    skipped.txt; those that are gone since they were prepared are taken from the cache. Raises InputError where no training
-    scan is left or the cache cannot be written.
+    skipped.txt; those that are gone since they were prepared are taken from the cache. Raises InputError where no
+    training scan is left or the cache cannot be written.
     """
     folder = Path(folder)
     try:
@@ -317,7 +320,15 @@ def _tasks(
                 about.append({**entry, "loader": source.loader, "key": key})
                 if key is not None and not _file(folder, key, ".json").exists():
                     tasks.append(
-                        _Task(path, key, source.loader, source.modality, grid, mask and str(mask), str(folder))
+                        _Task(
+                            path,
+                            key,
+                            source.loader,
+                            source.modality,
+                            grid,
+                            None if mask is None else str(mask),
+                            str(folder),
+                        )
                     )
     return tasks, about, gone
 
@@ -361,10 +372,8 @@ def _collect(
         if what["key"] is None and os.path.islink(what["file"]):
             found = {"reason": "its content is not here (an annexed file, say); fetch it first."}
         elif what["key"] is not None:
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 found = json.loads(_file(folder, what["key"], ".json").read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                pass
         if "reason" in found:
             skipped.append({"file": what["file"], "reason": found["reason"]})
         else:

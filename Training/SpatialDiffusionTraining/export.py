@@ -32,7 +32,8 @@ WHICH = ("best", "last", "raw", "average")
 
 
 def modalities(settings: Settings) -> dict[str, int]:
-    """{modality: class id} of a run; class 0 is "any", unless nothing was ever hidden: then there is no class for that."""
+    """{modality: class id} of a run; class 0 is "any", unless nothing was ever hidden: then there is no class for
+    that."""
     data = settings.data
     if data.unconditional or len(data.dataset) == 1:
         return {"any": 0, **{name: 0 for name in data.dataset}}
@@ -155,10 +156,11 @@ def attach(
     accuracy: dict[str, Any] | None = None,
     modality: str | None = None,
 ) -> Path:
-    """Write a model file (in half precision) with one of card.PARTS in it, new or in place of its last; return the path.
+    """Write a model file (in half precision) with one of card.PARTS in it, new or in place of its last; return the
+    path.
 
-    settings: the card's entry, what the part is built with. output: may be the file itself (default). modality: the one it
-    is for (None: all that the model knows).
+    settings: the card's entry, what the part is built with. output: may be the file itself (default). modality: the one
+    it is for (None: all that the model knows).
     """
     key = next(iter(read_card(model)["modalities"]))
     loaded = load_model(model, key, key)
@@ -180,7 +182,8 @@ def displaced(found: dict[str, Any]) -> dict[str, str]:
         path, now = choose(None, modality, modality)
         if Path(path).parent != BUNDLED or modality not in now["modalities"]:
             continue
-        # What catalog.choose prefers: for one modality the model that knows the fewest, for anything the one that knows most.
+        # What catalog.choose prefers: for one modality the model that knows the fewest, for anything the one that knows
+        # most.
         more = len(found["modalities"]) - len(now["modalities"])
         preferred = modality in found["modalities"] and (more > 0 if modality == "any" else more < 0)
         if preferred or found["name"] == now["name"]:
@@ -197,9 +200,12 @@ def install(path: str | Path, replace: bool = False) -> Path:
     found = read_card(path)
     taken = displaced(found)
     if taken and not replace:
-        what = "; ".join(f"{modality} is now registered with the bundled model {name}" for modality, name in taken.items())
+        what = "; ".join(
+            f"{modality} is now registered with the bundled model {name}" for modality, name in taken.items()
+        )
         raise InputError(
-            f"{path} is not installed: {what}, and this one would take its place. Add --replace if it is to, or give it "
+            f"{path} is not installed: {what}, and this one would take its place. Add --replace if it is "
+            f"to, or give it "
             "another --name and --dataset; it can always be used with --model FILE."
         )
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +230,8 @@ def parser() -> argparse.ArgumentParser:
         "--which",
         choices=WHICH,
         default="best",
-        help="running mean of the weights with the best validation (default); of the newest step (last); the newest weights "
+        help="running mean of the weights with the best validation (default); of the newest step (last); "
+        "the newest weights "
         "themselves (raw); mean over the checkpoints kept (average)",
     )
     out.add_argument("--name", help="the model's name (default: the run's folder)")

@@ -3,6 +3,7 @@
 It learns from scans with masks, in any orientation and under the artifacts of the preset. A scan without a mask counts
 as stripped: all its tissue is in focus.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -174,8 +175,11 @@ def teach(chosen: argparse.Namespace) -> Path:
         raise InputError(f"{chosen.model} sees {size} voxels; a focus needs multiples of 4.")
     parts = split(find_scans(chosen.train))
     output = Path(chosen.output or chosen.model)
-    cache = datasets.build(chosen.cache or output.with_suffix(".cache"),
-                           [datasets.Source(modality, 1, parts.train, parts.held_out, masks=chosen.masks)], grid)
+    cache = datasets.build(
+        chosen.cache or output.with_suffix(".cache"),
+        [datasets.Source(modality, 1, parts.train, parts.held_out, masks=chosen.masks)],
+        grid,
+    )
     if not any(entry["masked"] for entry in cache.entries):
         raise InputError(f"None of the masks in {chosen.masks} is named like a scan of {chosen.train}.")
     settings = Settings()
@@ -188,17 +192,36 @@ def teach(chosen: argparse.Namespace) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.focus", description=(
-        "Teach a model where to look: train its focus on scans with masks and write it into the model file."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.focus",
+        description=(
+            "Teach a model where to look: train its focus on scans with masks and write it into the model file."
+        ),
+    )
     parser.add_argument("model", metavar="MODEL.safetensors")
     parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training")
-    parser.add_argument("--masks", required=True, metavar="DIR", help="masks named like their scans; a scan without "
-                        "one counts as stripped, so leave heads without masks out of the list")
-    parser.add_argument("--dataset", default="", metavar="MODALITY", help="what the scans are, for a model that knows "
-                        "several; its focus is for these only")
-    parser.add_argument("--set", metavar="augmentation.NAME=VALUE", action="append", default=[], dest="assignments",
-                        help="as for training, over the preset brain; augmentation.artifacts.strip.probability=0 where "
-                        "nobody strips scans to their masks")
+    parser.add_argument(
+        "--masks",
+        required=True,
+        metavar="DIR",
+        help="masks named like their scans; a scan without "
+        "one counts as stripped, so leave heads without masks out of the list",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="",
+        metavar="MODALITY",
+        help="what the scans are, for a model that knows several; its focus is for these only",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="augmentation.NAME=VALUE",
+        action="append",
+        default=[],
+        dest="assignments",
+        help="as for training, over the preset brain; augmentation.artifacts.strip.probability=0 where "
+        "nobody strips scans to their masks",
+    )
     parser.add_argument("-o", "--output", metavar="FILE.safetensors", help="default: the model itself")
     parser.add_argument("--cache", default="", metavar="DIR", help="of the prepared scans (default: beside the output)")
     parser.add_argument("--minutes", type=float, default=20.0, help="default: 20; Ctrl-C ends earlier")

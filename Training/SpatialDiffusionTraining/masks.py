@@ -1,4 +1,5 @@
 """Brain masks for training (--masks) without labels: one head's mask, carried to all others by registration."""
+
 from __future__ import annotations
 
 import argparse
@@ -49,8 +50,11 @@ def write(
     none. Returns the number of masks.
     """
     output = Path(output)
-    tasks = [(str(scan), str(template), str(mask), modality, str(output / scan.name))
-             for scan in find_scans(scans) if not (output / scan.name).exists()]
+    tasks = [
+        (str(scan), str(template), str(mask), modality, str(output / scan.name))
+        for scan in find_scans(scans)
+        if not (output / scan.name).exists()
+    ]
     output.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
         for number, (task, word) in enumerate(zip(tasks, pool.map(carry, tasks)), start=1):
@@ -63,8 +67,10 @@ def write(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.masks", description=(
-        "Carry one head's brain mask to all scans, for --masks of training. Look at some of them."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.masks",
+        description=("Carry one head's brain mask to all scans, for --masks of training. Look at some of them."),
+    )
     parser.add_argument("--train", required=True, metavar="SCANS", help="folder of whole heads or text list")
     parser.add_argument("--template", required=True, metavar="HEAD", help="a head of the same kind")
     parser.add_argument("--mask", required=True, metavar="MASK", help="in its space, above 0 inside")
@@ -77,8 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for path in (chosen.template, chosen.mask):
             if not Path(path).is_file():
                 raise InputError(f"{path} does not exist.")
-        count = write(chosen.train, chosen.template, chosen.mask, chosen.output, chosen.dataset, chosen.workers,
-                      report=command.say)
+        count = write(
+            chosen.train,
+            chosen.template,
+            chosen.mask,
+            chosen.output,
+            chosen.dataset,
+            chosen.workers,
+            report=command.say,
+        )
         return f"{count} masks in {chosen.output}"
 
     return command.run("masks", work)

@@ -1,8 +1,9 @@
-"""Does a model help? The same pairs of held-out scans registered without a network, by the bundled model and by another.
+"""Does a model help? The same pairs of held-out scans registered without a network, by the bundled model and by
+another.
 
-Pairs are made as in training from scans that nobody trained on: both volumes corrupted, under a known affine of the last
-timestep. Errors are RMS mm over the tissue. An answer is *right* within 1 % of the size of the tissue (twice its RMS radius)
-or half a voxel, whichever is larger, and *wrong* beyond 3 %.
+Pairs are made as in training from scans that nobody trained on: both volumes corrupted, under a known affine of the
+last timestep. Errors are RMS mm over the tissue. An answer is *right* within 1 % of the size of the tissue (twice its
+RMS radius) or half a voxel, whichever is larger, and *wrong* beyond 3 %.
 """
 
 from __future__ import annotations
@@ -116,8 +117,9 @@ class Comparison:
     def helps(self) -> bool:
         """Whether the model does better than what was there, and nothing worse.
 
-        In whole registrations no fewer may be right and no more wrong than without it; and either more are right, or they
-        end nearer by the factor GAIN, or as near while the network alone ends nearer by that factor than the bundled one.
+        In whole registrations no fewer may be right and no more wrong than without it; and either more are right, or
+        they end nearer by the factor GAIN, or as near while the network alone ends nearer by that factor than the
+        bundled one.
         """
         mine, bundled, none = (self.of(WHOLE, name) for name in ("this model", "bundled", "no network"))
         others = [row for row in (bundled, none) if row is not None]
@@ -139,7 +141,8 @@ class Comparison:
         if mine is None or before is None:
             return "Nothing could be compared."
         figures = (
-            f"{mine.right} of {len(mine.errors)} held-out pairs are right (median {mine.median:.2f} mm), {before.right} "
+            f"{mine.right} of {len(mine.errors)} held-out pairs are right (median {mine.median:.2f} mm), "
+            f"{before.right} "
             f"(median {before.median:.2f} mm) with what was there ({before.method})"
         )
         return f"It helps: {figures}." if self.helps else f"It does not help: {figures}."

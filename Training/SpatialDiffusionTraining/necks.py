@@ -1,9 +1,11 @@
 """Masks of the neck for the focus of head-and-neck CT, from two points marked in each scan.
 
 Planning CTs show a neck alone or all from head to chest, and chins, shoulders and backs lie differently each time. What
-they have in common lies before the cervical spine. ``necks.tsv`` marks, for scans of OpenKBP by the name of the file, the
-top of the dens and the middle of the spine some 110 mm below it, read off pictures of the middle slice to about 5 mm.
+they have in common lies before the cervical spine. ``necks.tsv`` marks, for scans of OpenKBP by the name of the file,
+the top of the dens and the middle of the spine some 110 mm below it, read off pictures of the middle slice to about 5
+mm.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -44,8 +46,9 @@ def inside(points: np.ndarray, dens: np.ndarray, below: np.ndarray) -> np.ndarra
     forward /= np.linalg.norm(forward)
     axes = np.array([down, forward, np.cross(down, forward)])
     along, ahead, aside = ((points - dens) @ axes.T).T
-    return ((along > ALONG[0]) & (along < ALONG[1]) & (ahead > FORWARD[0]) & (ahead < FORWARD[1])
-            & (np.abs(aside) < ASIDE))
+    return (
+        (along > ALONG[0]) & (along < ALONG[1]) & (ahead > FORWARD[0]) & (ahead < FORWARD[1]) & (np.abs(aside) < ASIDE)
+    )
 
 
 def write(scans: str | Path, points: str | Path, output: str | Path, report: Report = print) -> list[Path]:
@@ -66,15 +69,25 @@ def write(scans: str | Path, points: str | Path, output: str | Path, report: Rep
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.necks", description=(
-        "Boxes about the necks of CTs, for the focus of training, and scans.txt, the list of the scans that have one."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.necks",
+        description=(
+            "Boxes about the necks of CTs, for the focus of training, and scans.txt, the list of the "
+            "scans that have one."
+        ),
+    )
     parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list")
-    parser.add_argument("--points", default=str(POINTS), metavar="FILE.tsv", help="name, dens and lower spine (x y z "
-                        "each, RAS mm) of each scan (default: those of OpenKBP)")
+    parser.add_argument(
+        "--points",
+        default=str(POINTS),
+        metavar="FILE.tsv",
+        help="name, dens and lower spine (x y z each, RAS mm) of each scan (default: those of OpenKBP)",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     chosen = parser.parse_args(argv)
-    return command.run("necks", lambda: f"{len(write(chosen.train, chosen.points, chosen.output))} masks in "
-                       f"{chosen.output}")
+    return command.run(
+        "necks", lambda: f"{len(write(chosen.train, chosen.points, chosen.output))} masks in {chosen.output}"
+    )
 
 
 if __name__ == "__main__":

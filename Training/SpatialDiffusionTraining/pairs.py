@@ -106,8 +106,8 @@ class PairMaker:
         return draws
 
     def _draw_partners(self, rows: Sequence[int], generator: torch.Generator) -> tuple[list[int], torch.Tensor]:
-        """(rows of the moving volumes, affines from the fixed scans' cubes to theirs, B×3×4): a partner of the scan, where
-        there is one and the dice say so, else the scan itself."""
+        """(rows of the moving volumes, affines from the fixed scans' cubes to theirs, B×3×4): a partner of the scan,
+        where there is one and the dice say so, else the scan itself."""
         count = len(rows)
         alone = torch.rand(count, generator=generator) >= self.partner
         which = torch.rand(count, generator=generator)

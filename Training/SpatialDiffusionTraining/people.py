@@ -1,8 +1,8 @@
 """Who is shown in which scan, told from the names of files and folders, and the split of scans by person.
 
 A split of scans is worth something only if nobody is on both sides of it. Names follow many habits, so they are read in
-this order: a table that the user gives; identifiers that archives agree on (BIDS ``sub-01``, ADNI, TCGA, OASIS); else the
-part of the path that is left without words for visits, contrasts, sides and processing, and that varies.
+this order: a table that the user gives; identifiers that archives agree on (BIDS ``sub-01``, ADNI, TCGA, OASIS); else
+the part of the path that is left without words for visits, contrasts, sides and processing, and that varies.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ KINDS = (
 SIDES = "l|r|left|right|od|os|ou|lt|rt"
 
 #: Folders that collect people and are no person, alone or before a number.
-GROUPS = "site|center|centre|scanner|batch|fold|set|part|group|disk|disc|dataset|data|train|training|val|validation|test"
+GROUPS = (
+    "site|center|centre|scanner|batch|fold|set|part|group|disk|disc|dataset|data|train|training|val|validation|test"
+)
 
 _SEPARATORS = r"[/\s_\-.,+()\[\]]"
 _NUMBERED = re.compile(rf"(?<![^\W_])(?:{VISITS})(?:{_SEPARATORS}*\d+)?(?![^\W_])", re.IGNORECASE)
@@ -159,7 +161,7 @@ def _person(parts: Sequence[str], visits: bool) -> str:
     known = _identified(parts)
     if known:
         return known
-    kept = []
+    kept: list[str] = []
     for part in parts:
         cleaned = _clean(part, visits, bool(kept))
         if not cleaned:
@@ -215,7 +217,7 @@ def _odd(scans: dict[str, list[Path]], wanted: int, held: int, table: dict[str, 
     """Sentences on what looks wrong about who is who."""
     total = sum(map(len, scans.values()))
     remedy = "; if that is wrong, name the people in a table: --people FILE.tsv"
-    found = []
+    found: list[str] = []
     sizes = Counter({person: len(own) for person, own in scans.items()})
     if not sizes or total < 2:
         return found
@@ -225,12 +227,16 @@ def _odd(scans: dict[str, list[Path]], wanted: int, held: int, table: dict[str, 
     elif most > max(8, 0.3 * total) and most > 2 * sorted(sizes.values())[-2]:
         found.append(f"{most} of {total} scans are taken for one person ({largest!r}){remedy}.")
     if any(_UID.fullmatch(person.split("/")[-1]) for person in scans) and not table:
-        found.append(f"Names are UIDs, which do not say who is who; every scan is taken for a person of its own{remedy}.")
+        found.append(
+            f"Names are UIDs, which do not say who is who; every scan is taken for a person of its own{remedy}."
+        )
     one = {person: own[0] for person, own in scans.items()}
     if len(scans) == total > 1 and not table:
         visits = [person for person, path in one.items() if _only_a_visit(path)]
         if len(visits) == total:
-            found.append(f"Names differ in a visit or session only; every scan is taken for a person of its own{remedy}.")
+            found.append(
+                f"Names differ in a visit or session only; every scan is taken for a person of its own{remedy}."
+            )
     if wanted and not wanted / 2 <= held <= 2 * wanted and len(scans) > 1:
         found.append(f"{held} of {total} scans are held out where {wanted} were wanted{remedy}.")
     return found

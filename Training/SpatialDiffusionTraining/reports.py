@@ -97,7 +97,8 @@ def make_logger(name: str, folder: Path, step: int) -> Any:
         made = getattr(import_module(module), kind)
     except (ImportError, AttributeError, ValueError) as error:
         raise InputError(
-            f"--logger {name}: expected tensorboard, csv, none, or package.module.Class of a logger of Lightning ({error})."
+            f"--logger {name}: expected tensorboard, csv, none, or package.module.Class of a logger of "
+            f"Lightning ({error})."
         ) from None
     if name == "tensorboard":
         more = {"purge_step": step + 1} if step else {}
@@ -178,7 +179,7 @@ class Reports:
             for name, picture in sheets.items():
                 save_png(picture, folder / f"{name}-{step:08d}.png")
                 experiment = getattr(self._writer, "experiment", None)
-                if hasattr(experiment, "add_image"):
+                if experiment is not None and hasattr(experiment, "add_image"):
                     experiment.add_image(name, picture, step, dataformats="HWC")
 
         self._attempt("pictures", write)

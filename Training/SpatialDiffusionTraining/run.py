@@ -103,8 +103,8 @@ def sources(chosen: Settings, report: Report = print) -> list[Source]:
 
 
 def class_id(chosen: Settings, index: int) -> int:
-    """The class of data set number `index`: counted from 1, for 0 is no modality; from 0 where nothing is ever hidden, for
-    the network then has no class for that."""
+    """The class of data set number `index`: counted from 1, for 0 is no modality; from 0 where nothing is ever hidden,
+    for the network then has no class for that."""
     if classes_of(chosen.data) == 1:
         return 0
     return index + 1 if chosen.network.class_dropout > 0 else index
@@ -242,7 +242,8 @@ def resumed(chosen: Settings, report: Report) -> dict[str, Any] | None:
     ):  # fmt: skip
         if before != now:
             raise InputError(
-                f"{chosen.run.output} was begun with {what} {before}, and the options ask for {now}; leave them out, or "
+                f"{chosen.run.output} was begun with {what} {before}, and the options ask for {now}; "
+                f"leave them out, or "
                 "begin another run (it may start from this one's weights: --init)."
             )
     return state
@@ -304,9 +305,9 @@ def _train(
 
 
 def initial_weights(chosen: Settings) -> dict[str, torch.Tensor]:
-    """The weights that --init names: of a run folder (EMA of the best, else of the newest), a model file or an installed
-    model. Where the run has one class and the source has several, its modality's (else no modality's) is made part of the
-    others: what the class adds is a constant, as a bias is.
+    """The weights that --init names: of a run folder (EMA of the best, else of the newest), a model file or an
+    installed model. Where the run has one class and the source has several, its modality's (else no modality's) is made
+    part of the others: what the class adds is a constant, as a bias is.
     """
     source = chosen.run.init
     if Path(source).is_dir():
@@ -317,7 +318,8 @@ def initial_weights(chosen: Settings) -> dict[str, torch.Tensor]:
     else:
         _, card = catalog.find(source)
         key = next(iter(card["modalities"]))
-        weights, rows = load_model(source, key, key).network.state_dict(), card["modalities"]
+        network: Any = load_model(source, key, key).network
+        weights, rows = network.state_dict(), card["modalities"]
     if classes_of(chosen.data) > 1:
         return weights
     row = int(rows.get(chosen.data.dataset[0]) or 0) if len(chosen.data.dataset) == 1 else 0
@@ -341,8 +343,8 @@ def fitted_weights(
     """Weights of another model made to fit a network.
 
     A network with classes may start from one without, or with fewer: the first classes keep their rows, the others
-    begin like no modality (at zero where there were no classes), so they are alike at first. Parts that the source lacks
-    (``fine`` of the matches) begin anew, if all that it has is used. Raises InputError where tensors differ.
+    begin like no modality (at zero where there were no classes), so they are alike at first. Parts that the source
+    lacks (``fine`` of the matches) begin anew, if all that it has is used. Raises InputError where tensors differ.
     """
     own = network.state_dict()
     if not any("class_embedding" in k for k in weights):

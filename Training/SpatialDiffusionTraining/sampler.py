@@ -16,9 +16,7 @@ class Sampler:
     global batch: see `batch`.
     """
 
-    def __init__(
-        self, groups: Sequence[Sequence[int]], weights: Sequence[float] | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, groups: Sequence[Sequence[int]], weights: Sequence[float] | None = None, seed: int = 0) -> None:
         rows = [list(g) for g in groups]
         if not rows or any(not g for g in rows):
             raise ValueError("expected at least one row in every group")

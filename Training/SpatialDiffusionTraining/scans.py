@@ -23,10 +23,10 @@ def is_scan(name: str | Path) -> bool:
 def find_scans(source: str | Path) -> list[Path]:
     """The scans of a folder (recursively), a list file or one scan, as sorted absolute paths.
 
-    Links to folders are followed, each folder once, so a link to itself does no harm; a file that is a link keeps its own
-    name (an annexed file's target has none worth reading), and a file that is reached twice counts once. Folders that begin
-    with a dot are left out. A list file is text: one path a line, relative to the list's folder; empty lines and lines that
-    begin with # do not count. Raises InputError where nothing is found.
+    Links to folders are followed, each folder once, so a link to itself does no harm; a file that is a link keeps its
+    own name (an annexed file's target has none worth reading), and a file that is reached twice counts once. Folders
+    that begin with a dot are left out. A list file is text: one path a line, relative to the list's folder; empty lines
+    and lines that begin with # do not count. Raises InputError where nothing is found.
     """
     source = Path(source)
     if source.is_dir():

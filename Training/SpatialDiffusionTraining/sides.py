@@ -1,7 +1,9 @@
-"""Teaching a model which side is left (SpatialDiffusionCore/strategies/head_template.py), from scans whose headers are right.
+"""Teaching a model which side is left (SpatialDiffusionCore/strategies/head_template.py), from scans whose headers are
+right.
 
 No labels are needed: every scan is an example, and its mirror image the opposite one.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -125,32 +127,57 @@ def teach(chosen: argparse.Namespace) -> Path:
         raise InputError(f"The template fits {len(taught)} scans only; give one that looks like them.")
     turned, mirrored = (
         differences(sides, scans, model, modality, change, report=command.say)
-        for change in (lambda scan, number: scan.moved(off(number)), lambda scan, number: reflected(scan.moved(off(number))))
+        for change in (
+            lambda scan, number: scan.moved(off(number)),
+            lambda scan, number: reflected(scan.moved(off(number))),
+        )
     )
     figures = {}
     for words, sign, found in zip(("true", "mirrored"), (1, -1), judged(taught, turned, mirrored)):
         right, wrong = int((sign * found > MIRRORED).sum()), int((sign * found < -MIRRORED).sum())
-        figures[words] = {"told": right, "told_wrong": wrong, "of": len(found), "least": round(float((sign * found).min()), 2)}
-        command.say(f"{words} scans, by what others teach, headers {OFF[0]:g}° and {OFF[1]:g} mm off: {right} of {len(found)} "
-                    f"told, {wrong} told wrongly, least {figures[words]['least']}")
+        figures[words] = {
+            "told": right,
+            "told_wrong": wrong,
+            "of": len(found),
+            "least": round(float((sign * found).min()), 2),
+        }
+        command.say(
+            f"{words} scans, by what others teach, headers {OFF[0]:g}° and {OFF[1]:g} mm off: {right} of {len(found)} "
+            f"told, {wrong} told wrongly, least {figures[words]['least']}"
+        )
     weights = fit(np.array([difference for number, difference in taught.items() if number < len(train)]))
-    weights = torch.from_numpy(weights).view(sides.weights.shape)
-    sides.weights.copy_(weights * weights.numel())  # ``measure`` takes the mean
+    values = torch.from_numpy(weights).view(sides.weights.shape)
+    sides.weights.copy_(values * values.numel())  # ``measure`` takes the mean
     settings = {"size": sides.size, "spacing": sides.spacing}
     return export.attach(chosen.model, "sides", sides, settings, chosen.output, {"sides": figures}, modality)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.sides", description=(
-        "Teach a model which side is left, so that it warns of mirrored volumes, and write that into the model file."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.sides",
+        description=(
+            "Teach a model which side is left, so that it warns of mirrored volumes, and write that into "
+            "the model file."
+        ),
+    )
     parser.add_argument("model", metavar="MODEL.safetensors")
-    parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training; their "
-                        "headers must be right")
-    parser.add_argument("--template", required=True, metavar="BRAIN", help="a volume like them, without what lies around the "
-                        "part in focus, about upright")
+    parser.add_argument(
+        "--train",
+        required=True,
+        metavar="SCANS",
+        help="folder of scans or text list, as for training; their headers must be right",
+    )
+    parser.add_argument(
+        "--template",
+        required=True,
+        metavar="BRAIN",
+        help="a volume like them, without what lies around the part in focus, about upright",
+    )
     parser.add_argument("--dataset", default="t1-brain", metavar="MODALITY")
-    parser.add_argument("--spacing", type=float, default=3.5, metavar="MM", help="of the template's voxels (default: 3.5)")
+    parser.add_argument(
+        "--spacing", type=float, default=3.5, metavar="MM", help="of the template's voxels (default: 3.5)"
+    )
     parser.add_argument("-o", "--output", metavar="FILE.safetensors", help="default: the model itself")
     parser.add_argument("--threads", type=int, default=0, metavar="N")
     chosen = parser.parse_args(argv)

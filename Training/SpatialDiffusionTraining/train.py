@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--resume",
         metavar="RUN",
-        help="continue a run from its newest checkpoint with its own settings; options given beside it (more steps, another "
+        help="continue a run from its newest checkpoint with its own settings; options given beside it "
+        "(more steps, another "
         "device) overwrite them",
     )
     return settings_module.add_arguments(out)

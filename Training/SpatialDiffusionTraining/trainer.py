@@ -6,6 +6,7 @@ holds weights, EMA, optimizer and counters, and a resumed run goes on exactly as
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ class Trainer:
         self.conditional = classes > 1
         o = settings.optimization
         self.network, self.optimizer = fabric.setup(model, make_optimizer(settings, model))
-        self.plain = model
+        self.plain: Any = model
         self.ema = EMA(model, beta=o.ema_decay, power=o.ema_power, update_after_step=o.ema_start,
                        update_every=o.ema_every, include_online_model=False)  # fmt: skip
         self.step, self.minutes, self.since_best = 0, 0.0, 0
@@ -94,7 +95,7 @@ class Trainer:
         predict = self.denoiser(self.network, index, pairs.class_id if classes is None else classes)
         if self.architecture["head"] == "matches":
             looks, entropy = predict(pairs.fixed, pairs.moving, pairs.t, target=pairs.target)
-            affine = sum(self._affine_loss(predicted, pairs, index) for predicted in looks) / len(looks)
+            affine = torch.stack([self._affine_loss(predicted, pairs, index) for predicted in looks]).mean(0)
             return torch.stack([affine + self.settings.optimization.matching * entropy, affine])
         affine = self._affine_loss(predict(pairs.fixed, pairs.moving, pairs.t), pairs, index)
         return torch.stack([affine, affine])
@@ -145,7 +146,7 @@ class Trainer:
             self._take_in(meter, each.detach(), pairs, index)
         if o.clip > 0:
             norm = fabric.clip_gradients(self.network, self.optimizer, max_norm=o.clip, error_if_nonfinite=False)
-            if not torch.isfinite(norm):
+            if norm is not None and not torch.isfinite(norm):
                 files = ", ".join(self.collections[index].cache.files(pairs.rows))
                 raise TrainingStopped(f"the gradient is not finite at step {self.step}, last batch of {files}")
         self.optimizer.step()
@@ -263,17 +264,16 @@ class Trainer:
         own = [elapsed if self.fabric.global_rank == 0 else 0.0]
         own += [float(wanted == number) for number in (signal.SIGTERM, signal.SIGINT)]
         sums = torch.tensor(own, dtype=torch.float64, device=self.fabric.device)
-        minutes, terminate, interrupt = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+        together: Any = self.fabric.all_reduce(sums, reduce_op="sum")
+        minutes, terminate, interrupt = together.tolist()
         return minutes, int(signal.SIGTERM if terminate else signal.SIGINT if interrupt else 0)
 
     def _catch(self) -> dict[int, Any]:
         """Let signals end the run after a step; {signal: what it did before}."""
         previous: dict[int, Any] = {}
         for number in (signal.SIGTERM, signal.SIGINT):
-            try:
+            with contextlib.suppress(ValueError):  # not the main thread: whoever owns that one stops the run
                 previous[number] = signal.signal(number, lambda n, _: setattr(self, "stop_signal", n))
-            except ValueError:  # not the main thread: whoever owns that one stops the run
-                pass
         return previous
 
     def fit(self) -> int:
@@ -351,7 +351,8 @@ class Trainer:
                     self.reports.say(
                         f"step {self.step}: held-out scans of {name} end {validation.text(c['registration'])} mm off, "
                         f"corrupted ones {validation.text(k['registration'])}; they began "
-                        f"{validation.text(k['start'])} mm off (median, 95 % in brackets); single pass corrupted by band "
+                        f"{validation.text(k['start'])} mm off (median, 95 % in brackets); single pass "
+                        f"corrupted by band "
                         + ", ".join(validation.text(b) for b in k["single_by_band"])
                         + f"; self-test {found['self_test']:.4f}; {time.perf_counter() - started:.0f} s"
                     )
@@ -377,7 +378,8 @@ class Trainer:
         if self.fabric.world_size > 1:
             sums = torch.tensor([*meter.loss, *(float(n) for n in meter.count), meter.affine, meter.nothing],
                                 dtype=torch.float64, device=self.fabric.device)  # fmt: skip
-            found = self.fabric.all_reduce(sums, reduce_op="sum").tolist()
+            together: Any = self.fabric.all_reduce(sums, reduce_op="sum")
+            found = together.tolist()
             meter.loss, meter.count = found[:BANDS], [round(n) for n in found[BANDS : 2 * BANDS]]
             meter.affine, meter.nothing = found[-2:]
         return meter
@@ -391,7 +393,8 @@ class Trainer:
         done = max(self.minutes / o.max_minutes if o.max_minutes else 0, self.step / o.steps if o.steps else 0)
         left = self.minutes * (1 - done) / done if done else 0.0
         self.reports.say(
-            f"step {self.step} loss {summary['loss']:.4f}, {summary['relative']:.2f} of that of a network that does nothing "
+            f"step {self.step} loss {summary['loss']:.4f}, {summary['relative']:.2f} of that of a "
+            f"network that does nothing "
             f"(1 = nothing learned, 0 = perfect); by band {bands}; {summary['samples_per_second']:.2f} samples/s, data "
             f"{summary['data_share']:.0%}; {self.minutes:.1f} min, {left:.0f} min left"
         )
@@ -400,9 +403,13 @@ class Trainer:
         """What came out, and what to do with it."""
         best = ""
         if self.best is not None:
-            best = f" Best on held-out scans: {self.best['median_mm']:.2f} mm (median, corrupted), step {self.best['step']}."
+            best = (
+                f" Best on held-out scans: {self.best['median_mm']:.2f} mm (median, corrupted), step "
+                f"{self.best['step']}."
+            )
         return (
-            f"done after step {self.step}.{best} Look at {self.run / 'loss.png'} and {self.run / 'pictures'}; make the model: "
+            f"done after step {self.step}.{best} Look at {self.run / 'loss.png'} and "
+            f"{self.run / 'pictures'}; make the model: "
             f"spatial-diffusion-train export {self.run} -o MODEL.safetensors --half"
         )
 

@@ -46,8 +46,8 @@ class Task:
     preprocessing: str = "none"
 
     def predict(self, class_id: torch.Tensor) -> Denoise:
-        """(fixed, moving, t) → θ on volumes in 0..1 that are not enhanced yet: warped first, enhanced then, as in training
-        and in registration."""
+        """(fixed, moving, t) → θ on volumes in 0..1 that are not enhanced yet: warped first, enhanced then, as in
+        training and in registration."""
         network = self.denoise(class_id)
         if self.preprocessing == "none":
             return network
@@ -82,9 +82,10 @@ def error(theta: torch.Tensor, pairs: Pairs, maker: PairMaker) -> list[float]:
 def _checked(steps: Iterable[Any], stop: Callable[[], bool]) -> Any:
     """The last of some steps; raises Interrupted as soon as `stop` says so."""
     last = None
-    for last in steps:
+    for step in steps:
         if stop():
             raise Interrupted
+        last = step
     return last
 
 

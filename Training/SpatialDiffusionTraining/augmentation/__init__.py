@@ -10,6 +10,7 @@ a run resumes exactly, and a process that handles a part of a global batch takes
 Whatever moves voxels (pose, diffusion affine, deformation, motion, stretch) only describes a sampling grid:
 `warp` composes it all and reads every volume once.
 """
+
 from __future__ import annotations
 
 from .corruption import ARTIFACTS, FILTERS, WARPS, Corruption, describe, take
@@ -31,8 +32,37 @@ from .filters import (
 from .warps import Deformation, Motion, Pose, Stretch, warp
 
 __all__ = [
-    "ARTIFACTS", "FILTERS", "WARPS", "Bias", "Blur", "Contrast", "Corruption", "Deformation", "Doubling", "Draw",
-    "FieldOfView", "Intensity", "Lesion", "Motion", "Noise", "Pose", "Shadow", "Stretch", "Strip", "ThickSlices",
-    "along_axes", "describe", "integers", "normal", "renormalize", "rotations", "smooth_field", "spline_matrix",
-    "take", "turn", "uniform", "voxel_centers", "warp",
+    "ARTIFACTS",
+    "FILTERS",
+    "WARPS",
+    "Bias",
+    "Blur",
+    "Contrast",
+    "Corruption",
+    "Deformation",
+    "Doubling",
+    "Draw",
+    "FieldOfView",
+    "Intensity",
+    "Lesion",
+    "Motion",
+    "Noise",
+    "Pose",
+    "Shadow",
+    "Stretch",
+    "Strip",
+    "ThickSlices",
+    "along_axes",
+    "describe",
+    "integers",
+    "normal",
+    "renormalize",
+    "rotations",
+    "smooth_field",
+    "spline_matrix",
+    "take",
+    "turn",
+    "uniform",
+    "voxel_centers",
+    "warp",
 ]

@@ -1,4 +1,5 @@
 """The artifacts of a training pair together: drawn, then applied to a batch."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -28,9 +29,18 @@ WARPS: dict[str, Any] = {"deformation": Deformation, "motion": Motion, "stretch"
 
 # In the order in which they happen: the tissue, the coil and the light, the scanner's sampling, the reader's
 # window. The field of view is cut last but noise, which fills the cut-off part as in a real scan's padding.
-FILTERS: dict[str, Any] = {"contrast": Contrast, "lesion": Lesion, "bias": Bias, "shadow": Shadow, "doubling": Doubling,
-           "blur": Blur, "thick_slices": ThickSlices, "intensity": Intensity, "noise": Noise,
-           "field_of_view": FieldOfView}
+FILTERS: dict[str, Any] = {
+    "contrast": Contrast,
+    "lesion": Lesion,
+    "bias": Bias,
+    "shadow": Shadow,
+    "doubling": Doubling,
+    "blur": Blur,
+    "thick_slices": ThickSlices,
+    "intensity": Intensity,
+    "noise": Noise,
+    "field_of_view": FieldOfView,
+}
 
 
 ARTIFACTS: dict[str, Any] = {"strip": Strip, **WARPS, **FILTERS}
@@ -51,7 +61,7 @@ class Corruption:
         self.artifacts: dict[str, tuple[float, Any]] = {}
         for name, kind in ARTIFACTS.items():
             if name in settings:
-                options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()}
+                options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in settings[name].items()}
                 probability = float(options.pop("probability", 0.5))
                 if not 0 <= probability <= 1:
                     raise ValueError(f"expected a probability of {name} in 0..1, got {probability}")

@@ -1,4 +1,5 @@
 """Random numbers of the artifacts: small CPU tensors from a generator, one row per sample."""
+
 from __future__ import annotations
 
 import math
@@ -45,7 +46,15 @@ def turn(axis: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
 def quaternion_rotation(q: torch.Tensor) -> torch.Tensor:
     """B×3×3 rotations of B×4 unit quaternions (w, x, y, z)."""
     w, x, y, z = q.unbind(1)
-    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
-            2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
-            2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]
+    rows = [
+        1 - 2 * (y * y + z * z),
+        2 * (x * y - z * w),
+        2 * (x * z + y * w),
+        2 * (x * y + z * w),
+        1 - 2 * (x * x + z * z),
+        2 * (y * z - x * w),
+        2 * (x * z - y * w),
+        2 * (y * z + x * w),
+        1 - 2 * (x * x + y * y),
+    ]
     return torch.stack(rows, 1).view(-1, 3, 3)

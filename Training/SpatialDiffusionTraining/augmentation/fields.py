@@ -1,4 +1,5 @@
 """Smooth fields and matrices along axes, from which the artifacts are made."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
 """What changes intensities and leaves voxels in their places."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -92,13 +93,27 @@ class Lesion:
     def draw(self, count: int, generator: torch.Generator, strength: float = 1.0) -> Draw:
         used = torch.arange(self.most) < integers(generator, 1, self.most, count, 1)
         radius = 2 * uniform(generator, *self.radius, count, self.most, 3) * strength
-        return {"center": uniform(generator, -0.55, 0.55, count, self.most, 3), "radius": radius + 1e-3,
-                "value": torch.rand(count, self.most, generator=generator) * used, "used": used.float()}
+        return {
+            "center": uniform(generator, -0.55, 0.55, count, self.most, 3),
+            "radius": radius + 1e-3,
+            "value": torch.rand(count, self.most, generator=generator) * used,
+            "used": used.float(),
+        }
 
     def apply(self, volume: torch.Tensor, draw: Draw) -> torch.Tensor:
         # One Gaussian per axis; their product is 1/e on the ellipsoid's surface, and a ramp makes it an edge.
-        bumps = [torch.exp(-(((voxel_centers(n, volume.device) - draw["center"][..., axis, None])
-                              / draw["radius"][..., axis, None]) ** 2)) for axis, n in enumerate(volume.shape[2:])]
+        bumps = [
+            torch.exp(
+                -(
+                    (
+                        (voxel_centers(n, volume.device) - draw["center"][..., axis, None])
+                        / draw["radius"][..., axis, None]
+                    )
+                    ** 2
+                )
+            )
+            for axis, n in enumerate(volume.shape[2:])
+        ]
         for index in range(draw["value"].shape[1]):
             d, h, w = (bump[:, index] for bump in bumps)
             weight = d[:, :, None, None] * h[:, None, :, None] * w[:, None, None, :]
@@ -136,8 +151,11 @@ class ThickSlices:
     thickness: tuple[float, float] = (0.02, 0.045)
 
     def draw(self, count: int, generator: torch.Generator, strength: float = 1.0) -> Draw:
-        return {"thickness": uniform(generator, *self.thickness, count) * strength,
-                "phase": torch.rand(count, generator=generator), "axis": integers(generator, 0, 2, count)}
+        return {
+            "thickness": uniform(generator, *self.thickness, count) * strength,
+            "phase": torch.rand(count, generator=generator),
+            "axis": integers(generator, 0, 2, count),
+        }
 
     def apply(self, volume: torch.Tensor, draw: Draw) -> torch.Tensor:
         matrices = []
@@ -168,8 +186,10 @@ class Doubling:
     weight: float = 0.35
 
     def draw(self, count: int, generator: torch.Generator, strength: float = 1.0) -> Draw:
-        return {"shift": uniform(generator, -self.shift, self.shift, count, 3),
-                "weight": torch.rand(count, generator=generator) * min(self.weight * strength, 0.49)}
+        return {
+            "shift": uniform(generator, -self.shift, self.shift, count, 3),
+            "weight": torch.rand(count, generator=generator) * min(self.weight * strength, 0.49),
+        }
 
     def apply(self, volume: torch.Tensor, draw: Draw) -> torch.Tensor:
         matrices = []
@@ -193,9 +213,11 @@ class Noise:
         self._pool: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def draw(self, count: int, generator: torch.Generator, strength: float = 1.0) -> Draw:
-        return {"sigma": torch.rand(count, generator=generator) * self.sigma * strength,
-                "start": torch.rand(count, generator=generator, dtype=torch.float64),
-                "inside": torch.rand(count, generator=generator) < self.inside}
+        return {
+            "sigma": torch.rand(count, generator=generator) * self.sigma * strength,
+            "start": torch.rand(count, generator=generator, dtype=torch.float64),
+            "inside": torch.rand(count, generator=generator) < self.inside,
+        }
 
     def apply(self, volume: torch.Tensor, draw: Draw) -> torch.Tensor:
         voxels = volume[0].numel()
@@ -245,14 +267,17 @@ class FieldOfView:
         # Turned in voxels, not in normalized coordinates: on a grid that is no cube they differ.
         scale = [n / max(volume.shape[2:]) for n in volume.shape[2:]]
         d, h, w = (voxel_centers(n, volume.device) * k for n, k in zip(volume.shape[2:], scale))
-        keep = None
+        keep = torch.ones((), dtype=torch.bool, device=volume.device)
         for axis in range(3):
             weight = draw["turn"][:, axis] / scale[axis]
-            place = ((weight[:, 0, None] * d)[:, :, None, None] + (weight[:, 1, None] * h)[:, None, :, None]
-                     + (weight[:, 2, None] * w)[:, None, None, :])
+            place = (
+                (weight[:, 0, None] * d)[:, :, None, None]
+                + (weight[:, 1, None] * h)[:, None, :, None]
+                + (weight[:, 2, None] * w)[:, None, None, :]
+            )
             shape = (-1, 1, 1, 1)
             inside = (place >= draw["low"][:, axis].view(shape)) & (place <= draw["high"][:, axis].view(shape))
-            keep = inside if keep is None else keep & inside
+            keep = keep & inside
         return volume * keep[:, None]
 
 
@@ -264,8 +289,10 @@ class Intensity:
     gamma: float = 0.4
 
     def draw(self, count: int, generator: torch.Generator, strength: float = 1.0) -> Draw:
-        return {"gain": (uniform(generator, -1, 1, count) * self.gain * strength).exp(),
-                "gamma": (uniform(generator, -1, 1, count) * self.gamma * strength).exp()}
+        return {
+            "gain": (uniform(generator, -1, 1, count) * self.gain * strength).exp(),
+            "gamma": (uniform(generator, -1, 1, count) * self.gamma * strength).exp(),
+        }
 
     def apply(self, volume: torch.Tensor, draw: Draw) -> torch.Tensor:
         shape = (-1, 1, 1, 1, 1)

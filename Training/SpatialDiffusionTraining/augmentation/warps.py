@@ -1,4 +1,6 @@
-"""What moves voxels: the pose, deformation, motion and stretch, and the one look at the source that applies them all."""
+"""What moves voxels: the pose, deformation, motion and stretch, and the one look at the source that applies them
+all."""
+
 from __future__ import annotations
 
 import math

@@ -13,6 +13,7 @@ B-scan, depth) and a header of spacings only. Intensities, layers and correlatio
 SPECKLE); what is random is drawn within ranges from the literature on retinal imaging. Vessel graphs (CSV files of
 node1, node2, radius in units of 3 mm) are used around the fovea where given; all other vessels are grown.
 """
+
 from __future__ import annotations
 
 from .acquisition import TROUBLES, Acquisition, draw_acquisition, true_transform
@@ -21,7 +22,24 @@ from .files import find_graphs, main, make_pair, write
 from .rendering import CHOROID, NOISE, SPECKLE, VITREOUS, scan, speckle
 
 __all__ = [
-    "CHOROID", "LAYERS", "NOISE", "REACH", "SPECKLE", "STEP", "TROUBLES", "VITREOUS", "Acquisition", "Eye",
-    "draw_acquisition", "find_graphs", "main", "make_eye", "make_pair", "read_graph", "scan", "speckle",
-    "true_transform", "write",
+    "CHOROID",
+    "LAYERS",
+    "NOISE",
+    "REACH",
+    "SPECKLE",
+    "STEP",
+    "TROUBLES",
+    "VITREOUS",
+    "Acquisition",
+    "Eye",
+    "draw_acquisition",
+    "find_graphs",
+    "main",
+    "make_eye",
+    "make_pair",
+    "read_graph",
+    "scan",
+    "speckle",
+    "true_transform",
+    "write",
 ]

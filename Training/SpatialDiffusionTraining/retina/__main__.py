@@ -1,4 +1,5 @@
 """`python -m SpatialDiffusionTraining.retina`."""
+
 from __future__ import annotations
 
 from .files import main

@@ -1,7 +1,9 @@
 """How an eye is scanned: field of view, raster, tilt, offset, and what goes wrong."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +69,14 @@ class Acquisition:
 
 #: What a healthy session looks like, and what may go wrong, each with its probability: name → (probability, low, high).
 TROUBLES = {
-    "motion": (0.3, 1.0, 4.0), "saccades": (0.3, 1, 4), "doubling": (0.12, 0.15, 0.4), "stretch": (0.12, 1, 4),
-    "banding": (0.5, 0.05, 0.23), "blink": (0.1, 0.02, 0.1), "shadow": (0.25, 0.3, 0.8), "defocus": (0.25, 0.5, 1.5),
+    "motion": (0.3, 1.0, 4.0),
+    "saccades": (0.3, 1, 4),
+    "doubling": (0.12, 0.15, 0.4),
+    "stretch": (0.12, 1, 4),
+    "banding": (0.5, 0.05, 0.23),
+    "blink": (0.1, 0.02, 0.1),
+    "shadow": (0.25, 0.3, 0.8),
+    "defocus": (0.25, 0.5, 1.5),
     "crop": (0.2, 0.1, 0.35),
 }
 
@@ -91,18 +99,26 @@ def draw_acquisition(
         angle = 90.0 * random.choice([-1, 1]) + random.uniform(-5, 5)  # the orthogonal raster
     middle = np.zeros(2) if near is None else np.array(near.shift)
     acquisition = Acquisition(
-        extent=fov, shape=shape, axial=axial, turn=float(angle), tilt=tuple(random.normal(0, 2.5, 2).clip(-6, 6)),
+        extent=fov,
+        shape=shape,
+        axial=axial,
+        turn=float(angle),
+        tilt=tuple(random.normal(0, 2.5, 2).clip(-6, 6)),
         shift=tuple(np.clip(middle + random.uniform(-0.85, 0.85, 2), -1.8, 1.8)),
-        scale=tuple(random.uniform(0.94, 1.06) * random.uniform(0.98, 1.02, 2)), shear=random.uniform(-0.03, 0.03),
-        offset=axial * shape[2] * random.uniform(0.4, 0.65), speckle=random.uniform(0.8, 2.5),
-        motion=random.uniform(0.2, 1.0), banding=random.uniform(0.0, 0.05), seed=int(random.integers(2**31)),
+        scale=tuple(random.uniform(0.94, 1.06) * random.uniform(0.98, 1.02, 2)),
+        shear=random.uniform(-0.03, 0.03),
+        offset=axial * shape[2] * random.uniform(0.4, 0.65),
+        speckle=random.uniform(0.8, 2.5),
+        motion=random.uniform(0.2, 1.0),
+        banding=random.uniform(0.0, 0.05),
+        seed=int(random.integers(2**31)),
     )
     if troubles:
         for name, (probability, low, high) in TROUBLES.items():
             if random.random() < probability:
-                value = random.uniform(low, high)
-                value = int(round(value)) if isinstance(low, int) else float(value)
-                acquisition = replace(acquisition, **{name: value})
+                drawn = random.uniform(low, high)
+                changed: dict[str, Any] = {name: int(round(drawn)) if isinstance(low, int) else float(drawn)}
+                acquisition = replace(acquisition, **changed)
     return acquisition
 
 

@@ -1,4 +1,5 @@
 """One eye: surfaces of layers with a fovea, vessels, drusen and other lesions, choroid, as maps over the retina."""
+
 from __future__ import annotations
 
 import csv
@@ -58,9 +59,7 @@ class Eye:
         return values[0] if maps.ndim == 2 else np.stack(values)
 
 
-def smooth_noise(
-    random: np.random.Generator, shape: Sequence[int], sigma: float | Sequence[float]
-) -> np.ndarray:
+def smooth_noise(random: np.random.Generator, shape: Sequence[int], sigma: float | Sequence[float]) -> np.ndarray:
     """Gaussian noise of deviation 1 with a correlation length of sigma points, made on a coarse grid where possible."""
     coarse = max(1, int(np.min(sigma) / 3))
     small = tuple(n // coarse + 2 for n in shape)
@@ -87,7 +86,8 @@ def make_eye(seed: int, graphs: Sequence[str | Path] = ()) -> Eye:
     pit = np.exp(-((r / random.uniform(0.35, 0.6)) ** 2))
     rim = 1 + random.uniform(0.1, 0.25) * np.exp(-(((r - 1.1) / 0.6) ** 2)) - random.uniform(0, 0.1) * (r / 3)
     fibers = random.uniform(0.3, 1.3) / (1 + np.exp(-(x - 1.5) / 0.8)) + random.uniform(0.2, 0.9) * (
-        np.exp(-(((np.abs(y) - 0.4 * np.maximum(x, 0) - 1.6) / 0.8) ** 2)))
+        np.exp(-(((np.abs(y) - 0.4 * np.maximum(x, 0) - 1.6) / 0.8) ** 2))
+    )
     total = random.uniform(0.9, 1.12)
     thickness, reflectance = [], []
     for name, mm, left, _ in LAYERS:
@@ -117,16 +117,27 @@ def make_eye(seed: int, graphs: Sequence[str | Path] = ()) -> Eye:
     for _ in range(int(random.choice([0, 0, 4, 12]))):
         bright = random.random() < 0.6
         size = random.uniform(0.015, 0.04) if bright else random.uniform(0.04, 0.2)
-        foci.append([*random.normal(0, 1.5, 2), random.uniform(0.06, 0.22), size, size * random.uniform(0.4, 1.0),
-                     random.uniform(190, 250) if bright else random.uniform(10, 40)])
-    return Eye(bruch.astype(np.float32), tops.astype(np.float32), np.array(reflectance, np.float32), vessels,
-               _capillaries(random, x, y, 0.055, random.uniform(0.2, 0.35)), choroid,
-               np.array(foci).reshape(-1, 6))
+        foci.append(
+            [
+                *random.normal(0, 1.5, 2),
+                random.uniform(0.06, 0.22),
+                size,
+                size * random.uniform(0.4, 1.0),
+                random.uniform(190, 250) if bright else random.uniform(10, 40),
+            ]
+        )
+    return Eye(
+        bruch.astype(np.float32),
+        tops.astype(np.float32),
+        np.array(reflectance, np.float32),
+        vessels,
+        _capillaries(random, x, y, 0.055, random.uniform(0.2, 0.35)),
+        choroid,
+        np.array(foci).reshape(-1, 6),
+    )
 
 
-def _vessels(
-    random: np.random.Generator, x: np.ndarray, y: np.ndarray, graphs: Sequence[str | Path]
-) -> np.ndarray:
+def _vessels(random: np.random.Generator, x: np.ndarray, y: np.ndarray, graphs: Sequence[str | Path]) -> np.ndarray:
     """Radius (mm) of the superficial vessel at each point, 0 between vessels."""
     segments = _grow(random)
     if len(graphs):
@@ -156,9 +167,7 @@ def _vessels(
     return out.astype(np.float32)
 
 
-def _capillaries(
-    random: np.random.Generator, x: np.ndarray, y: np.ndarray, distance: float, free: float
-) -> np.ndarray:
+def _capillaries(random: np.random.Generator, x: np.ndarray, y: np.ndarray, distance: float, free: float) -> np.ndarray:
     """0…1 map of a capillary mesh: edges between the cells of random points, none within ``free`` mm of the fovea."""
     count = int((2 * REACH) ** 2 / (2.2 * distance) ** 2)
     points = random.uniform(-REACH, REACH, (count, 2))
@@ -198,8 +207,9 @@ def _grow(random: np.random.Generator) -> np.ndarray:
             path = np.column_stack([x, y])
             segments += [[*p, *q, r] for p, q, r in zip(path[:-1], path[1:], radius)]
             for index in random.integers(5, 175, 22):
-                twigs.append((path[index], radius[index] * random.uniform(0.25, 0.7), 0,
-                              1.0 if random.random() < 0.6 else -1.0))
+                twigs.append(
+                    (path[index], radius[index] * random.uniform(0.25, 0.7), 0, 1.0 if random.random() < 0.6 else -1.0)
+                )
     for _ in range(int(random.integers(2, 6))):  # from the disc straight to the fovea
         twigs.append((disc + random.normal(0, 0.3, 2), random.uniform(0.012, 0.025), 0, 1.0))
     while twigs and len(segments) < 9000:

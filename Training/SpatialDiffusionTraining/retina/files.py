@@ -1,4 +1,6 @@
-"""Pairs of scans of phantom eyes on disk, with the transform between them (`python -m SpatialDiffusionTraining.retina`)."""
+"""Pairs of scans of phantom eyes on disk, with the transform between them (`python -m
+SpatialDiffusionTraining.retina`)."""
+
 from __future__ import annotations
 
 import argparse
@@ -68,7 +70,7 @@ def write(
             random = np.random.default_rng([index, 3])
             first = draw_acquisition(random, kind, turn, troubles)
             matrix = true_transform(first, draw_acquisition(random, kind, turn, troubles, near=first))
-        lines.append(partners_line(*names, matrix))
+        lines.append(partners_line(names[0], names[1], matrix))
         if (index - seed + 1) % 20 == 0:
             report(f"made {index - seed + 1} of {count} pairs")
     path = folder / PARTNERS
@@ -78,8 +80,12 @@ def write(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.retina", description=(
-        "Phantom eyes, each scanned twice: NIfTI files and partners.tsv (fixed, moving, 3×4 fixed → moving mm)."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.retina",
+        description=(
+            "Phantom eyes, each scanned twice: NIfTI files and partners.tsv (fixed, moving, 3×4 fixed → moving mm)."
+        ),
+    )
     parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument("--count", type=int, default=10, metavar="N", help="pairs (default: 10)")
     parser.add_argument("--kind", choices=("oct", "octa"), default="oct")
@@ -88,6 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-troubles", dest="troubles", action="store_false", help="only speckle and a little motion")
     parser.add_argument("--graphs", default="", metavar="DIR", help="folder of vessel graphs (default: grown vessels)")
     chosen = parser.parse_args(argv)
-    return command.run("retina", lambda: write(
-        chosen.out, chosen.kind, chosen.count, chosen.seed, find_graphs(chosen.graphs), chosen.turn,
-        troubles=chosen.troubles))
+    return command.run(
+        "retina",
+        lambda: write(
+            chosen.out,
+            chosen.kind,
+            chosen.count,
+            chosen.seed,
+            find_graphs(chosen.graphs),
+            chosen.turn,
+            troubles=chosen.troubles,
+        ),
+    )

@@ -1,4 +1,5 @@
 """The volume of an acquisition of an eye: OCT or OCTA intensities, speckle and artifacts."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -17,8 +18,7 @@ VITREOUS, NOISE = 1.0, 5.0
 
 
 #: mm below Bruch's membrane → intensity of the choroid's decay.
-CHOROID = ((0.0, 180), (0.02, 138), (0.06, 110), (0.116, 64), (0.232, 30), (0.35, 22), (0.6, 12), (1.0, 6),
-           (2.0, 3))
+CHOROID = ((0.0, 180), (0.02, 138), (0.06, 110), (0.116, 64), (0.232, 30), (0.35, 22), (0.6, 12), (1.0, 6), (2.0, 3))
 
 
 #: Speckle: coefficient of variation in a layer, and correlation of neighbors along (A-scans, B-scans, depth).
@@ -98,8 +98,12 @@ def _structure(
     deeper = below > 0
     profile = np.interp(below[deeper], depths, curve)
     a, b, _ = np.nonzero(deeper)
-    texture = ndimage.map_coordinates(eye.choroid, np.stack([
-        (x[a, b] + REACH) / 0.04, (y[a, b] + REACH) / 0.04, below[deeper] / 0.016]), order=1, mode="reflect")
+    texture = ndimage.map_coordinates(
+        eye.choroid,
+        np.stack([(x[a, b] + REACH) / 0.04, (y[a, b] + REACH) / 0.04, below[deeper] / 0.016]),
+        order=1,
+        mode="reflect",
+    )
     volume[deeper] = profile * np.maximum(1 + 0.25 * texture * np.clip(below[deeper] / 0.03, 0, 1), 0.2)
     for fx, fy, above, size, height, value in eye.foci:
         far = ((x - fx) ** 2 + (y - fy) ** 2) / size**2
@@ -145,8 +149,12 @@ def _flow(
     # Below the pigment epithelium: the choriocapillaris, grainy, and projections of the vessels on it.
     near = (below > -0.035) & (below < 0.08)
     a, b, _ = np.nonzero(near)
-    grain = ndimage.map_coordinates(eye.choroid, np.stack([
-        (x[a, b] + REACH) / 0.04, (y[a, b] + REACH) / 0.04, np.abs(below[near]) / 0.016]), order=1, mode="reflect")
+    grain = ndimage.map_coordinates(
+        eye.choroid,
+        np.stack([(x[a, b] + REACH) / 0.04, (y[a, b] + REACH) / 0.04, np.abs(below[near]) / 0.016]),
+        order=1,
+        mode="reflect",
+    )
     volume[near] += np.clip(85 + 45 * grain, 0, 200) * np.clip(1 - np.abs(below[near] - 0.02) / 0.06, 0, 1)
     return volume.astype(np.float32)
 
@@ -193,6 +201,7 @@ def speckle(random: np.random.Generator, shape: Sequence[int], strength: float =
 
 def _taps(correlation: float) -> np.ndarray:
     """A symmetric Gaussian filter after which neighbors of white noise (deviation 1, kept) correlate by so much."""
+
     def taps(sigma: float) -> np.ndarray:
         weights = np.exp(-0.5 * (np.arange(-6, 7) / sigma) ** 2)
         return weights / np.sqrt((weights**2).sum())
