@@ -326,7 +326,11 @@ def register(
     The same input and seed give the same output. Returns a Registration. Raises InputError (one sentence) before any
     work where the input cannot be used, and Cancelled where ``on_step`` asked to stop.
     """
-    process = registration_steps(moving, fixed, **options)
+    return run_steps(registration_steps(moving, fixed, **options), on_step)
+
+
+def run_steps(process, on_step: Optional[Callable[[Step], Optional[bool]]] = None):
+    """Run a generator of Steps to its end and return its value; raises Cancelled where ``on_step`` returns False."""
     while True:
         try:
             step = next(process)
