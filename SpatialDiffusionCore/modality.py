@@ -16,10 +16,7 @@ class Modality:
     key: what is typed and stored; label: what people read; description: help in a sentence or two. preprocessing: which
     enhancement of network.PREPROCESSING a network with the published loading gets. oriented: whether headers carry an
     anatomical orientation worth trusting; where not, only spacings count, and the axis with the finest one is depth
-    (volume.canonical_grid). rotations: which poses are searched: "all" rotations, or "depth", any turn about the depth
-    axis with tilts of a few degrees (eyes are scanned from the front). published_loader: how the published method
-    loads it (SpatialDiffusionTraining.loaders). uniform: whether its soft tissue is all alike, by which it is recognized
-    (recognition.py).
+    (sampling.canonical_grid). published_loader: how the published method loads it (SpatialDiffusionTraining.loaders).
     """
 
     key: str
@@ -27,9 +24,7 @@ class Modality:
     description: str
     preprocessing: str = "none"
     oriented: bool = True
-    rotations: str = "all"
     published_loader: str = "minmax"
-    uniform: bool = False
     aliases: tuple = ()
 
 
@@ -56,16 +51,13 @@ MODALITIES = {
             published_loader="t2",
             aliases=("t2", "t2w"),
         ),
-        Modality(
-            "ct-head-neck", "CT head and neck", "Computed tomography of head and neck.", uniform=True, aliases=("ct",)
-        ),
+        Modality("ct-head-neck", "CT head and neck", "Computed tomography of head and neck.", aliases=("ct",)),
         Modality(
             "oct",
             "Retinal OCT",
             "Optical coherence tomography of the retina. A left and a right eye mirror each other: mirror one first.",
             preprocessing="oct",
             oriented=False,
-            rotations="depth",
             published_loader="oct",
         ),
         Modality(
@@ -74,7 +66,6 @@ MODALITIES = {
             "OCT angiography of the retina. A left and a right eye mirror each other: mirror one first.",
             preprocessing="octa",
             oriented=False,
-            rotations="depth",
             published_loader="octa",
         ),
     )

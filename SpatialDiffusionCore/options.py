@@ -1,49 +1,134 @@
-"""The checked settings of a registration."""
+"""What a caller may choose about a registration: one class for Python, the shell and Slicer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Optional
+import inspect
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import numpy as np
 
+from .errors import InputError
+from .modality import AUTO
 from .modelfile import catalog
+from .spatial import geometry
+
+SAMPLERS = ("fast", "reference")
+
+
+class SearchMode(Enum):
+    """Where a registration begins.
+
+    SIMILARITY: at the best of all rotations by the volumes' similarity; it goes on where the answer is doubtful.
+    SCREEN: the same, but it never goes on. NETWORK: where the places lead that the network finds to correspond.
+    NONE: where the tissues' centers meet, not turned.
+    """
+
+    SIMILARITY = "similarity"
+    SCREEN = "screen"
+    NETWORK = "network"
+    NONE = "none"
+
+    @classmethod
+    def of(cls, value: Union[SearchMode, str, bool]) -> SearchMode:
+        """The mode that a caller means: one of these, its name, or True (SIMILARITY) or False (NONE)."""
+        if isinstance(value, bool):
+            return cls.SIMILARITY if value else cls.NONE
+        if isinstance(value, cls):
+            return value
+        try:
+            return cls(value)
+        except ValueError:
+            known = ", ".join(mode.value for mode in cls)
+            raise InputError(f"Unknown search {value!r}; choose True, False or one of: {known}.") from None
 
 
 @dataclass(frozen=True)
-class Options:
-    """Checked settings of a registration; see ``register``."""
+class RegistrationOptions:
+    """How to register; every field has a default that suits most volumes, and is checked when it is set.
 
-    moving_modality: str
-    fixed_modality: str
-    transform: str
-    sampler: Optional[str]
-    steps: Optional[int]
-    bidirectional: bool
-    polish: Optional[bool]
-    device: str
-    seed: int
-    search: object
-    init: Optional[np.ndarray]
+    modality: what both volumes show (modality.MODALITIES), or moving_modality and fixed_modality each; "auto"
+    recognizes what is registered in a way of its own and takes everything else for "any".
+    transform: "rigid", "similarity" or "affine". model: name or file of a trained model, or a loaded one (None: the
+    installed one for the modality). sampler: "fast", or "reference", the published 65 steps and nothing else (None:
+    the one for which the model was made). steps: diffusion steps of "fast" (None: as many as help; 0: no network).
+    search: a SearchMode or its name; True is SIMILARITY, False is NONE. bidirectional: with "reference", both
+    directions, combined. polish: refine at the end (None: in "fast" only). device: "auto", "cpu", "cuda", "cuda:N" or
+    "mps". seed: of the points that are drawn. init: 4×4 moving → fixed, RAS mm, to start from; no other pose is
+    searched then.
 
-    @property
-    def rotations(self) -> str:
-        """Which rotations are possible between the two modalities."""
-        both = {catalog.get(key).rotations for key in (self.moving_modality, self.fixed_modality)}
-        return both.pop() if len(both) == 1 else "all"
+    Raises InputError, one sentence, where a value cannot be used.
+    """
 
-    @property
-    def votes(self) -> bool:
-        """Whether blocks that vote (blocks.py) may refine: between contrasts self-similarity is the better judge, T1 and FLAIR of
-        one person end 2.6 mm off by them instead of 0.6."""
-        same = self.moving_modality == self.fixed_modality != "any"
-        return same and self.rotations == "all"
+    modality: str = AUTO.key
+    moving_modality: Optional[str] = None
+    fixed_modality: Optional[str] = None
+    transform: str = "affine"
+    model: Any = None
+    sampler: Optional[str] = None
+    steps: Optional[int] = None
+    search: Union[SearchMode, str, bool] = SearchMode.SIMILARITY
+    bidirectional: bool = False
+    polish: Optional[bool] = None
+    device: str = "auto"
+    seed: int = 0
+    init: Optional[np.ndarray] = None
 
-    def swapped(self) -> "Options":
-        """The same with the two volumes' roles exchanged."""
-        return replace(
-            self,
-            moving_modality=self.fixed_modality,
-            fixed_modality=self.moving_modality,
-            init=None if self.init is None else np.linalg.inv(self.init),
-        )
+    def __post_init__(self) -> None:
+        for name in ("moving_modality", "fixed_modality"):
+            self._set(name, catalog.get(getattr(self, name) or self.modality, auto=True).key)
+        if self.transform not in geometry.TRANSFORM_KINDS:
+            _unknown("transform", self.transform, geometry.TRANSFORM_KINDS)
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            _unknown("sampler", self.sampler, SAMPLERS)
+        if self.sampler == "reference" and self.steps is not None:
+            raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
+        self._set("search", SearchMode.of(self.search))
+        for name, least in (("steps", 0), ("seed", 0)):
+            self._set(name, _whole(name, getattr(self, name), least))
+        for name in ("bidirectional", "polish"):
+            value = getattr(self, name)
+            self._set(name, value if value is None else bool(value))
+        self._set("bidirectional", bool(self.bidirectional))
+        if self.init is not None:
+            self._set("init", geometry.as_affine(self.init, "the initial transform"))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def replaced(self, **changes: Any) -> RegistrationOptions:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+
+def _unknown(what: str, value: Any, known: Any) -> None:
+    raise InputError(f"Unknown {what} {value!r}; choose one of: {', '.join(known)}.")
+
+
+def _whole(name: str, value: Any, least: int) -> Optional[int]:
+    if value is None and name == "steps":
+        return None
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = least - 1
+    if number < least or number != value:
+        what = {"steps": "The number of steps", "seed": "The seed"}[name]
+        raise InputError(f"{what} must be a whole number of at least {least}, got {value!r}.")
+    return number
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def takes_options(function: Function) -> Function:
+    """Give a function that takes **options the signature that names each of them, for help() and completion."""
+    signature = inspect.signature(function)
+    kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    named = [
+        inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
+        for f in fields(RegistrationOptions)
+    ]
+    function.__signature__ = signature.replace(parameters=[*kept, *named])  # type: ignore[attr-defined]
+    return function

@@ -9,7 +9,7 @@ import numpy as np
 
 from .modelfile import catalog
 from .pipeline import confidence as quality_module
-from .pipeline.pair import Step
+from .pipeline.step import Step
 from .spatial import geometry
 from .spatial.volume import Volume, resample
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-
 from Benchmark import (
     cases,
     confidence,
@@ -28,6 +27,7 @@ from Benchmark import (
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
+
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 

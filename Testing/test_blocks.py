@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 from Benchmark import hard  # noqa: E402
+
 from SpatialDiffusionCore.alignment import block_matching, candidate_settling  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402

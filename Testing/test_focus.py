@@ -12,10 +12,10 @@ from training_fixtures import phantom  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import (  # noqa: E402
-    both,
     focused,
-    looked,
+    in_common_focus,
     model_cube,  # noqa: E402
+    with_focus,
 )
 from SpatialDiffusionCore.modelfile.safetensors_file import read_weights, save_model  # noqa: E402
 from SpatialDiffusionCore.networks.focus import FocusNetwork, _gathered, _scattered, half  # noqa: E402
@@ -104,7 +104,7 @@ def test_two_volumes_are_in_focus_or_neither_is():
     cubes, some, other = (head(), head()), Box(4, 12), Box(5, 11)
 
     def chosen(networks, masked=(False, False)):
-        return both(*(looked(*of_one) for of_one in zip(cubes, networks, masked)))
+        return in_common_focus(*(with_focus(*of_one) for of_one in zip(cubes, networks, masked)))
 
     for cube, network in zip(chosen((some, other)), (some, other)):
         assert torch.equal(cube.focus[0], torch.sigmoid(network(cube.values)))
@@ -165,6 +165,7 @@ def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
     """Labelled brains in heads of two held-out people, turned by 90°: the labels overlap as those of bare brains."""
     from Benchmark import cases
     from Benchmark.heads import TASKS
+
     from SpatialDiffusionCore import register
 
     arguments = cases.Arguments(data_folder, tmp_path, rotations=(90,), conditions=("head on head",))

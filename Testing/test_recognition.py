@@ -6,7 +6,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from SpatialDiffusionCore import modality, register  # noqa: E402
-from SpatialDiffusionCore import registration as registrations  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import nearest  # noqa: E402
@@ -14,9 +13,11 @@ from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
-from SpatialDiffusionCore.pipeline.template_check import Way, way_round  # noqa: E402
+from SpatialDiffusionCore.pipeline.prepared_input import PreparedInput  # noqa: E402
+from SpatialDiffusionCore.pipeline.template_check import TemplateDetour, template_detour  # noqa: E402
 from SpatialDiffusionCore.registration import register_many  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402
 from SpatialDiffusionCore.strategies.recognition import brightness  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
@@ -29,7 +30,7 @@ def brains():
 
 
 def shown(scan) -> str:
-    return registrations._Ready(scan, None, "cpu").modality
+    return PreparedInput(scan, None, "cpu").modality
 
 
 def turned(scan, degrees, axis=(1, -2, 0.5)):
@@ -136,21 +137,25 @@ def test_the_way_round_by_the_template_tells_a_wrong_answer(brains):
     model = load_model(None, "t1-brain", "t1-brain")
     moving, fixed = (model_cube(scan, None, "t1-brain", model.card, "cpu") for scan in brains)
     right = np.linalg.inv(register(*brains, modality="t1-brain", device="cpu").matrix)
-    way = way_round(model.sides, moving, fixed, right)
+    way = template_detour(HeadTemplate.of(model.sides), moving, fixed, right)
     assert way.mm < 5 and way.alike > 0.5 and way.confirms and not way.contradicts
     wrong = right @ geometry.about(geometry.rotation_about([1, 1, 0], 0.44), fixed.prepared.tissue_center, (5, 0, 0))
-    way = way_round(model.sides, moving, fixed, wrong)
+    way = template_detour(HeadTemplate.of(model.sides), moving, fixed, wrong)
     assert way.contradicts and not way.confirms
+
+    def told_by(detour):
+        return {} if detour is None else {"detour_mm": detour.mm, "confirmed": detour.confirmed}
 
     def said(similarity, **more):
         return confidence.judge(confidence.Quality(0.1, similarity, 1.0, 0.3, **more), geometry.decompose(np.eye(4)))
 
-    contradicted = said(0.4, **registrations._told_by(way))
+    contradicted = said(0.4, **told_by(way))
     assert contradicted.confidence == "poor" and f"{way.mm:.1f} mm away" in " ".join(contradicted.warnings)
     # Of volumes that are hardly alike an answer is poor, unless the template comes to it, too.
-    assert [said(0.2, **registrations._told_by(w)).confidence for w in (None, Way(7.0, 0.3), Way(2.0, 0.2), Way(2.0, 0.3))] == [
+    assert [said(0.2, **told_by(w)).confidence for w in (
+        None, TemplateDetour(7.0, 0.3), TemplateDetour(2.0, 0.2), TemplateDetour(2.0, 0.3))] == [
         "poor", "poor", "poor", "fair"]
-    assert said(0.4, **registrations._told_by(Way(2.0, 0.3))).confidence == "good"
+    assert said(0.4, **told_by(TemplateDetour(2.0, 0.3))).confidence == "good"
 
 
 def test_real_scans_of_every_kind(data_folder):

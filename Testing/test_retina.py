@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionTraining import datasets, export, retina  # noqa: E402
+
 from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.alignment import pose_search  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
@@ -16,7 +18,6 @@ from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies import retina as retina_module  # noqa: E402
-from SpatialDiffusionTraining import datasets, export, retina  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"

@@ -12,7 +12,7 @@ from SpatialDiffusionCore.alignment import correspondence_search, pose_search, s
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.model_cube import model_cube
-from SpatialDiffusionCore.pipeline import evidence
+from SpatialDiffusionCore.alignment import repetition
 from SpatialDiffusionCore.registration import registration_steps
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
@@ -114,12 +114,12 @@ def test_repeated_runs_agree_about_a_right_answer_in_another_contrast_too_and_no
     turned = geometry.about(geometry.rotation_about([0, 0, 1], np.radians(60)), brain.center(), [40, 0, 0])
 
     def spread(moving, world):
-        return evidence.spread(moving, fixed, world, "affine", 0)
+        return repetition.spread(moving, fixed, world, "affine", 0)
 
     right = [spread(moving, np.eye(4)) for moving in (same, other)]
     assert max(right) < 0.5 < 3 < min(spread(moving, turned) for moving in (same, other))
     assert spread(same, np.eye(4)) == right[0]
-    assert evidence.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
+    assert repetition.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
 
 
 def test_the_wider_search_reports_steps_and_can_be_stopped(brain):

@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionTraining import focus as focus_training  # noqa: E402
+from SpatialDiffusionTraining import sides as training  # noqa: E402
+
 from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.networks.symmetric_template import SymmetricTemplate  # noqa: E402
 from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
-from SpatialDiffusionCore.pipeline.template_check import told  # noqa: E402
+from SpatialDiffusionCore.pipeline.template_check import laterality  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file  # noqa: E402
-from SpatialDiffusionCore.strategies.head_template import Sides  # noqa: E402
-from SpatialDiffusionTraining import focus as focus_training  # noqa: E402
-from SpatialDiffusionTraining import sides as training  # noqa: E402
+from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402
 
 DEMO, MODEL = BUNDLED.parent / "demo", BUNDLED / "t1-brain.safetensors"
 
@@ -52,23 +54,23 @@ def test_a_mirrored_brain_is_named_whichever_header_is_turned(brains, degrees):
 def test_a_mirror_image_measures_the_opposite(brains):
     """Exactly, where it lies as in a mirror, too; and half a brain, or one of which the template shows nothing, is not measured."""
     model = load_model(MODEL, "t1-brain", "t1-brain")
-    sides, scan = model.sides_of("t1-brain", "t1-brain"), brains[0]
+    sides, scan = HeadTemplate.of(model.sides_of("t1-brain", "t1-brain")), brains[0]
     cube, image = (model_cube(v, None, "t1-brain", model.card, "cpu") for v in (scan, training.reflected(scan)))
     world = sides.lay(cube, [np.eye(4)])
     flip = np.diag([-1.0, 1, 1, 1])
     assert sides.measure(cube, world) > 0.3
     assert sides.measure(image, flip @ world @ flip) == pytest.approx(-sides.measure(cube, world), abs=1e-3)
     assert sides.measure(cube, geometry.from_parts(np.eye(3), (0, 0, 90)) @ world) is None
-    assert told(sides, cube, cube, np.eye(4))[0] == pytest.approx(sides.measure(cube, world), abs=0.02)
+    assert laterality(sides, cube, cube, np.eye(4))[0] == pytest.approx(sides.measure(cube, world), abs=0.02)
     noise = volume.Volume(np.random.default_rng(0).random(scan.shape).astype(np.float32), scan.voxel_to_ras)
     noise = model_cube(noise, None, "t1-brain", model.card, "cpu")
-    assert sides.lay(noise, [np.eye(4)]) is None and told(sides, cube, noise, np.eye(4)) is None
+    assert sides.lay(noise, [np.eye(4)]) is None and laterality(sides, cube, noise, np.eye(4)) is None
 
 
 def test_bias_and_contrast_do_not_count(brains):
     """A field that brightens one side threefold changes the measure little."""
     model = load_model(MODEL, "t1-brain", "t1-brain")
-    sides, scan = model.sides, brains[0]
+    sides, scan = HeadTemplate.of(model.sides), brains[0]
     right = (scan.voxel_to_ras[0, :3] @ np.indices(scan.shape).reshape(3, -1) + scan.voxel_to_ras[0, 3]).reshape(scan.shape)
     bias = volume.Volume((scan.data * np.exp(right / 130)).astype(np.float32), scan.voxel_to_ras)
     found = []
@@ -84,8 +86,9 @@ def test_another_contrast_is_not_measured(brains):
     scan = brains[0]
     inverted = volume.Volume(np.where(scan.data > 0, 1.2 * scan.data.max() - scan.data, 0).astype(np.float32), scan.voxel_to_ras)
     cube = model_cube(inverted, None, "t1-brain", model.card, "cpu")
-    world = model.sides.lay(cube, [np.eye(4)])
-    assert world is not None and model.sides.measure(cube, world) is None
+    template = HeadTemplate.of(model.sides)
+    world = template.lay(cube, [np.eye(4)])
+    assert world is not None and template.measure(cube, world) is None
 
 
 def test_what_is_said_of_measures():
@@ -136,7 +139,7 @@ def test_a_model_is_taught_by_scans_alone(tmp_path, capsys, brains):
     figures = read_card(output)["accuracy"]["sides"]
     assert all(figures[kind]["told"] == figures[kind]["of"] == 24 for kind in ("true", "mirrored"))
     loaded = load_model(output, "t1-brain", "t1-brain")
-    assert loaded.focus is not None and isinstance(loaded.sides, Sides)
+    assert loaded.focus is not None and isinstance(loaded.sides, SymmetricTemplate)
     # A new focus leaves the sides as they are.
     again = focus_training.attach(output, loaded.focus, tmp_path / "again.safetensors")
     assert torch.equal(load_model(again, "t1-brain", "t1-brain").sides.weights, loaded.sides.weights)

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
+from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
+from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 from training_fixtures import write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
@@ -15,9 +18,6 @@ from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
-from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
-from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
-from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
 

@@ -18,15 +18,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
+from SpatialDiffusionTraining import losses, retina, train, trainer  # noqa: E402
+from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
+from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 from training_fixtures import ROOT, TINY, real_scans, write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore.method import diffusion  # noqa: E402
 from SpatialDiffusionCore.modelfile import card as card_module
 from SpatialDiffusionCore.modelfile import catalog, model  # noqa: E402
 from SpatialDiffusionCore.spatial import transform_file  # noqa: E402
-from SpatialDiffusionTraining import losses, retina, train, trainer  # noqa: E402
-from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
-from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 
 
 @pytest.fixture(scope="module")

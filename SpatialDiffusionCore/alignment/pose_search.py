@@ -12,9 +12,7 @@ import torch.nn.functional as F
 
 from ..networks import layers
 from ..spatial import geometry
-from ..strategies import retina
 from . import gauss_newton
-from .similarity import similarity
 
 #: Number of candidate poses that go into the diffusion.
 CANDIDATES = 3
@@ -35,14 +33,12 @@ def coarse(cube, factor: float, sigma: float, count: int, seed: int):
     return gauss_newton.side(values, support, tissue, spacing, count, seed)
 
 
-def poses(moving, fixed, seed: int, keep: int = CANDIDATES, rotations: str = "all") -> list:
-    """The most promising poses, best first. rotations: which are possible; for "depth" see enface.py.
+def poses(moving, fixed, seed: int, keep: int = CANDIDATES) -> list:
+    """The most promising poses, best first.
 
     Sixty rotations about the tissue's centers and the headers' own pose are each refined rigidly on cubes of about
     10 mm, in one batch, and the best that differ from each other are kept.
     """
-    if rotations == "depth":
-        return retina.poses(moving, fixed, keep)
     a, b = (coarse(s, 3.0, 0.7, 1500, seed) for s in (fixed, moving))
     center_a, center_b = a.points.mean(0).cpu().double().numpy(), b.points.mean(0).cpu().double().numpy()
     starts = [geometry.about(r, center_a, center_b - center_a) for r in geometry.rotation_group()]
@@ -83,13 +79,8 @@ class Ranking:
     best: int
 
 
-def rank(moving, fixed, matrices, rotations: str = "all") -> Ranking:
-    """Rank transforms after a short affine refinement each at about 7 mm; those of scans of eyes as they are."""
-    if rotations == "depth":
-        worlds = [moving.frame @ np.asarray(m, float) @ np.linalg.inv(fixed.frame) for m in matrices]
-        # Unlike the correlation of blurred layers it tells a scan from one that is shifted by a few of its lines.
-        scores = np.array([similarity(moving, fixed, world)[0] for world in worlds])
-        return Ranking(scores, int(scores.argmax()))
+def rank(moving, fixed, matrices) -> Ranking:
+    """Rank transforms after a short affine refinement each at about 7 mm."""
     a, b = (coarse(s, 2.0, 0.7, 4000, 0) for s in (fixed, moving))
     scores = _score(a, b, gauss_newton.refine(a, b, matrices, kind="similarity", iterations=4))
     return Ranking(scores, int(scores.argmax()))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Callable, Iterator, List, Optional, Union
+from typing import Any, Generator, List, Optional, Union
 
 import numpy as np
 
 from ..errors import InputError
-from ..pipeline.pair import Step
+from ..options import RegistrationOptions
+from ..pipeline.step import Step
+from ..registration import OnStep, run_steps
 from ..spatial import geometry
+from ..spatial.volume import Volume, resample
 from .executor import executor, in_order
 from .frames import Series, open_series
 
@@ -88,8 +91,6 @@ class SeriesRegistration:
 
 def corrected(series: Series, index: int, matrix: np.ndarray, interpolation: str = "cubic") -> np.ndarray:
     """A frame laid on the reference by ``matrix`` (4×4, frame → reference, RAS mm), float32."""
-    from ..spatial.volume import resample
-
     volume = series.volume(index)
     if np.array_equal(matrix, np.eye(4)):
         return volume.data
@@ -181,20 +182,19 @@ def series_steps(
     series,
     *,
     reference: Optional[int] = None,
-    transform: str = "rigid",
-    seed: int = 0,
-    mask=None,
+    mask: Optional[Volume] = None,
     jobs: Union[None, int, str] = None,
     scratch=None,
-) -> Iterator[Step]:
+    **options: Any,
+) -> Generator[Step, None, SeriesRegistration]:
     """The motion of a series step by step: yields a Step after each chunk of frames, and returns the SeriesRegistration.
 
     Arguments as in ``register_series``. All input is checked before the first step.
     """
+    checked = _options(options)
     series = open_series(series, scratch)
-    spread = executor(jobs)
-    kind, tissue = _checked(series, reference, transform, mask)
-    found = _Motion(series, spread, kind, int(seed), tissue)
+    tissue = _tissue(series, reference, mask)
+    found = _Motion(series, executor(jobs), checked.transform, checked.seed, tissue)
     if reference is None:
         reference = found.best_reference()
     values = np.ascontiguousarray(np.nan_to_num(series.frame(reference), posinf=0.0, neginf=0.0))
@@ -212,37 +212,48 @@ def series_steps(
 
 
 def register_series(
-    series, *, on_step: Optional[Callable[[Step], Optional[bool]]] = None, **options
+    series,
+    *,
+    on_step: OnStep = None,
+    reference: Optional[int] = None,
+    mask: Optional[Volume] = None,
+    jobs: Union[None, int, str] = None,
+    scratch=None,
+    **options: Any,
 ) -> SeriesRegistration:
     """Find the motion of a series: the transform that lays each frame on the reference frame.
 
-    series: a path (4D NIfTI, NRRD, MetaImage; a folder of volumes or DICOM files), a list of Volumes, or a Series.
-    Options, all by keyword:
-
+    - series: a path (4D NIfTI, NRRD, MetaImage; a folder of volumes or DICOM files), a list of Volumes, or a Series.
     - reference: the frame (from 0) in whose space all is laid; default: of 15 frames over the series the one most like
       the others.
-    - transform: "rigid" (default), "similarity" or "affine" (eddy currents).
     - mask: Volume on the series' voxels, not 0 where the motion matters (default: the tissue).
     - jobs: processes of one thread each, or the address of a Dask scheduler; default: this process.
-    - seed: of the points drawn. scratch: folder for compressed series.
+    - scratch: folder where a compressed series is unpacked (default: the system's).
     - on_step: called with a Step after every few frames; it may raise, or return False, to stop.
+    - transform ("rigid", the default here, "similarity", or "affine" for eddy currents) and seed, as in
+      RegistrationOptions; its other fields mean nothing for frames that lie nearly on each other, and are refused.
 
     The answer does not depend on ``jobs``. Raises InputError (one sentence) before any work where the input cannot be
     used, and Cancelled where ``on_step`` asked to stop.
     """
-    from ..registration import run_steps
+    steps = series_steps(series, reference=reference, mask=mask, jobs=jobs, scratch=scratch, **options)
+    return run_steps(steps, on_step)
 
-    return run_steps(series_steps(series, **options), on_step)
+
+def _options(options: dict) -> RegistrationOptions:
+    """Checked options; raises InputError for those that a series has no use for."""
+    unknown = sorted(set(options) - {"transform", "seed"})
+    if unknown:
+        raise InputError(f"A series takes the options transform and seed, but not {', '.join(unknown)}; leave that out.")
+    return RegistrationOptions(**{"transform": "rigid", **options})
 
 
-def _checked(series: Series, reference, transform: str, mask) -> tuple:
-    """(kind of transform, mask as an array or None); raises InputError."""
-    if transform not in geometry.TRANSFORM_KINDS:
-        raise InputError(f"Unknown transform {transform!r}; choose one of: {', '.join(geometry.TRANSFORM_KINDS)}.")
+def _tissue(series: Series, reference: Optional[int], mask: Optional[Volume]) -> Optional[np.ndarray]:
+    """The mask as an array, or None; raises InputError where it, or the reference, does not belong to the series."""
     if reference is not None and not 0 <= reference < series.count:
         raise InputError(f"There is no frame {reference}; {series.name} holds frames 0 to {series.count - 1}.")
     if mask is None:
-        return transform, None
+        return None
     if tuple(mask.shape) != tuple(series.shape):
         raise InputError(
             f"The mask {mask.name} has {'×'.join(map(str, mask.shape))} voxels and the frames "
@@ -251,7 +262,7 @@ def _checked(series: Series, reference, transform: str, mask) -> tuple:
     inside = np.ascontiguousarray(np.nan_to_num(mask.data) != 0, np.uint8)
     if not inside.any():
         raise InputError(f"The mask {mask.name} is empty; it must not be 0 where the motion matters.")
-    return transform, inside
+    return inside
 
 
 class _Motion:

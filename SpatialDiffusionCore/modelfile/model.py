@@ -24,7 +24,7 @@ def exact():
 
 @dataclass
 class Model:
-    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a Sides."""
+    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a SymmetricTemplate."""
 
     network: object
     card: dict
@@ -58,7 +58,7 @@ class Model:
         # Enhancement to black and white is part of the published recipe; other models see intensities.
         if grid_of(self.card, key)["loading"] == "published":
             return modality.preprocessing
-        return "front" if self.card["architecture"].get("front") and modality.rotations == "depth" else "none"
+        return "front" if self.card["architecture"].get("front") and not modality.oriented else "none"
 
     def focus_on(self, key: str):
         """The network that says where to look in volumes of a modality; None where there is none for it."""
@@ -130,7 +130,7 @@ KEPT = 2
 
 
 def templates(device: str = "cpu") -> list:
-    """[(modality, its Sides)] of the installed models that have them."""
+    """[(modality, its SymmetricTemplate)] of the installed models that have them."""
     return [
         (key, load_model(name, key, key, device).sides)
         for name, (_, card) in catalog().items()
@@ -174,9 +174,9 @@ def _build(architecture: dict, where):
 
 def _build_part(name: str, settings: dict, where):
     from ..networks.focus import FocusNetwork
-    from ..strategies.head_template import Sides
+    from ..networks.symmetric_template import SymmetricTemplate
 
-    kinds = {"focus": FocusNetwork, "sides": Sides}
+    kinds = {"focus": FocusNetwork, "sides": SymmetricTemplate}
     try:
         return kinds[name](**{key: value for key, value in settings.items() if key != "modalities"})
     except (TypeError, ValueError, RuntimeError) as error:

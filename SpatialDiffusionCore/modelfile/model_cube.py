@@ -46,23 +46,23 @@ def focused(cube, network):
     return None if share < LEAST else found if share <= MOST else cube
 
 
-def looked(cube, network, masked: bool = False) -> tuple:
+def with_focus(cube, network, masked: bool = False) -> tuple:
     """(the Cube as it is, in focus or None). masked: the user said where to look, which takes the focus's place."""
     return cube, cube if masked else None if network is None else focused(cube, network)
 
 
-def both(first: tuple, second: tuple) -> tuple:
-    """Of two that were ``looked`` at the Cubes in focus, or as they are where one has none: a neck and a head have no
+def in_common_focus(first: tuple, second: tuple) -> tuple:
+    """Of two that were made by ``with_focus`` the Cubes in focus, or as they are where one has none: a neck and a head have no
     focus in common."""
     return (first[0], second[0]) if first[1] is None or second[1] is None else (first[1], second[1])
 
 
 def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:
     """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
-    return placed(prepare(volume, mask), key, card, device)
+    return on_model_cube(prepare(volume, mask), key, card, device)
 
 
-def placed(prepared: Prepared, key: str, card: dict, device: str) -> Cube:
+def on_model_cube(prepared: Prepared, key: str, card: dict, device: str) -> Cube:
     """The same for a volume that is already prepared."""
     grid = grid_of(card, key)
     if grid["loading"] == "published":

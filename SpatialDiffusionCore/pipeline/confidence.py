@@ -8,14 +8,7 @@ from typing import Optional
 import numpy as np
 
 from ..spatial import geometry
-
-#: Confidence by the spread of repeated runs, in mm: up to the first "good", up to the second "fair". In 214 benchmark
-#: registrations of heads and brains, between modalities, too, 178 of 189 right answers stayed below the first, and the
-#: 25 wrong ones had 1.4 to 6.8 mm; necks in CT, where people differ more, 1.1 to 4.8 mm where right.
-SPREAD_LIMITS = (1.2, 5.0)
-
-#: The same for scans of eyes: right answers of phantom pairs stayed below 0.036 mm, wrong ones began at 0.10 mm.
-SCAN_SPREAD_LIMITS = (0.05, 0.08)
+from ..strategies.base import Limits, Strategy
 
 #: mm of spread from which the search goes on: of 189 right answers between heads and brains 3 had more; a wrong
 #: one that was alike enough (0.30, 96 mm off) had 2.4.
@@ -25,10 +18,6 @@ DISAGREEING = 2.0
 #: spread is no excuse: of answers below 0.3 whose repeated runs, then by intensities, agreed within 0.45 mm all were
 #: 12 to 14 mm off.
 SIMILARITY_LIMITS = (0.12, 0.28)
-
-#: Heads that are less similar than this are searched further, and never "good": wrong answers with small spreads had
-#: 0.26 to 0.28, right ones between heads of two people 0.29 to 0.41 over whole heads, 0.36 to 0.54 in focus.
-CONVINCING = 0.3
 
 #: A measure of sides below this, the other way round, is a mirrored volume: 333 heads and mirrored heads, each measured by what
 #: others had taught, had 0.19 or more on their own side.
@@ -73,6 +62,11 @@ class Quality:
         """Whether both volumes surely have left on the same side."""
         return self.sides is not None and (min(self.sides) > MIRRORED or max(self.sides) < -MIRRORED)
 
+    def in_millimeters(self, scale: float) -> None:
+        """Turn lengths in units of the work, ``scale`` of which are 1 mm, into mm."""
+        self.spread_mm = None if self.spread_mm is None else self.spread_mm / scale
+        self.detour_mm = None if self.detour_mm is None else self.detour_mm / scale
+
     def to_dict(self) -> dict:
         """JSON-ready."""
         return asdict(self)
@@ -85,7 +79,7 @@ def _length(mm: float) -> str:
 def judge(
     quality: Quality,
     decomposition: geometry.Decomposition,
-    limits=SPREAD_LIMITS,
+    limits: Limits = Strategy.limits,
     agreed: Optional[float] = None,
 ) -> Quality:
     """Fill in confidence and warnings from the figures; ``limits``: of the spread, ``agreed``: from which agreement on
@@ -102,7 +96,7 @@ def judge(
     spread = quality.spread_mm
     confidence = "fair"
     if spread is not None:
-        confidence = "good" if spread <= limits[0] else "fair" if spread <= limits[1] else "poor"
+        confidence = "good" if spread <= limits.good else "fair" if spread <= limits.fair else "poor"
         if confidence == "poor":
             warnings.append(f"Repeated runs disagree by {_length(spread)}; do not rely on this answer unseen.")
     told = quality.confirmed or agreed is not None and quality.agreement is not None and quality.agreement >= agreed
@@ -116,7 +110,7 @@ def judge(
             "before using it."
         )
         confidence = "poor"
-    doubtful = limits is SPREAD_LIMITS and quality.similarity_after < CONVINCING
+    doubtful = quality.similarity_after < limits.convincing
     if confidence == "good" and (warnings or doubtful):
         confidence = "fair"
     if quality.similarity_after < quality.similarity_before - 0.005 or scales.min() < 60 or scales.max() > 165:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..options import Options
+from ..alignment.pair import Pair
 from ..spatial import geometry
-from .pair import Outcome, Pair, Step
 from .refinement import refined
+from .settings import Settings
+from .step import Outcome, Step
 
 
-def reference(pair: Pair, model, options: Options):
+def reference(pair: Pair, model, options: Settings):
     """The published reverse process, whole."""
     from ..method import diffusion
 

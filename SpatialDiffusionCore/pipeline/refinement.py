@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..options import Options
+from ..alignment.pair import Pair
 from ..spatial import geometry
-from .pair import Pair
+from .settings import Settings
 
 
-def refined(pair: Pair, world: np.ndarray, options: Options, enough: float = 5.0) -> tuple:
+def refined(pair: Pair, world: np.ndarray, options: Settings, enough: float = 5.0) -> tuple:
     """(transform, whether it changed): local refinement, undone where it makes the volumes less alike.
 
-    Repeated, at most three times more, while it still moves the tissue by more than ``enough`` mm (RMS).
+    Repeated while it still moves the tissue by more than ``enough`` mm (RMS).
     """
-    from ..alignment.self_similarity import polish
-    from ..strategies import retina
-
-    moving, fixed = pair.moving, pair.fixed
+    moving, fixed, strategy, seed = pair.moving, pair.fixed, options.strategy, options.seed
     # The refinement only adds a transform of its kind, so what it starts from must be of that kind, too.
-    start = found = geometry.project(world, options.transform, *pair.tissue)
-    if options.rotations == "depth":
-        found = geometry.project(
-            retina.refine(moving, fixed, start, seed=options.seed), options.transform, *pair.tissue
-        )
-        before, after = retina.agreement(moving, fixed, [start, found], seed=options.seed)
-        return (found, True) if after >= before else (start, False)
-    for _ in range(4):
-        before, found = found, polish(moving, fixed, found, kind=options.transform, seed=options.seed)
-        if geometry.displacement_rms(before, found, *pair.tissue) <= enough:
-            break
-    better = pair.over(found)[0] >= pair.over(start)[0]
-    return (found, True) if better else (start, False)
+    start = geometry.project(world, options.transform, *pair.tissue)
+    found = strategy.refine(moving, fixed, start, options.transform, seed, enough)
+    if strategy.is_better(moving, fixed, start, found, seed, pair.over):
+        return found, True
+    return start, False

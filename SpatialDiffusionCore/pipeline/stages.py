@@ -8,12 +8,14 @@ from typing import Optional
 
 import numpy as np
 
+from ..alignment.pair import Pair
 from ..errors import InputError
-from ..options import Options
+from ..options import SearchMode
 from ..spatial import geometry
 from . import confidence as quality_module
-from .pair import Outcome, Pair, Step
 from .refinement import refined
+from .settings import Settings
+from .step import Outcome, Step
 
 #: Candidates of the search by the network's points that go through the diffusion.
 NETWORK_CANDIDATES = 6
@@ -29,8 +31,11 @@ UNLIKE = 0.45
 #: candidates whose likeness decides and which are refined, two steps are enough.
 DEFAULT_STEPS, STEPS_BEFORE_REFINING = 3, 2
 
+#: Searches that compare the volumes.
+COMPARED = (SearchMode.SIMILARITY, SearchMode.SCREEN)
 
-def fast(pair: Pair, model, options: Options):
+
+def fast(pair: Pair, model, options: Settings):
     """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
 
     Where the volumes are not alike enough in the end or repeated runs disagree, and neither the network, where it can tell, nor the
@@ -51,23 +56,26 @@ class _Answer:
 class _Fast:
     """One registration of the fast process."""
 
-    def __init__(self, pair: Pair, model, options: Options):
+    def __init__(self, pair: Pair, model, options: Settings):
         self.pair, self.model, self.options = pair, model, options
-        keys = options.moving_modality, options.fixed_modality
+        keys = options.keys
         #: Steps of the diffusion; what the network finds to correspond; from which agreement on it is right (None: cannot tell).
         self.deep = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
         self.places = model.correspondences(*keys) if self.deep else None
         self.least = model.agreement_from(*keys) if self.places is not None else None
         #: Whether blocks may vote, and whether the search may go on.
-        self.voting = options.votes and self.least is None and options.search != "screen"
+        self.voting = options.strategy.blocks_vote and self.least is None and options.search is not SearchMode.SCREEN
         self.may_go_on = (
-            options.polish and options.init is None and options.search is True and options.rotations == "all"
+            options.polish
+            and options.init is None
+            and options.search is SearchMode.SIMILARITY
+            and options.strategy.any_rotation
         )
         self.details = {}
 
     def steps(self):
         pair, options = self.pair, self.options
-        brief = options.steps is None and options.polish and options.search in (True, "screen") and self.least is None
+        brief = options.steps is None and options.polish and options.search in COMPARED and self.least is None
         count = min(self.deep, STEPS_BEFORE_REFINING) if brief else self.deep
         total = 2 + count + (1 if options.polish else 0)
         candidates, upright, header = self.candidates()
@@ -89,7 +97,7 @@ class _Fast:
             way = self.way_to(answer.world)
             convincing = (
                 not self.may_go_on
-                or pair.alike(answer.world) >= quality_module.CONVINCING
+                or pair.alike(answer.world) >= options.strategy.limits.convincing
                 or way is not None
                 and way.confirms
             )
@@ -127,23 +135,22 @@ class _Fast:
     def candidates(self) -> tuple:
         """(transforms to begin from, the fixed cube as the network is to see it, the network's pose if both headers are about
         right, or None where it is not known to be good)."""
-        from ..alignment import pose_search
 
         pair, options = self.pair, self.options
         moving, fixed = pair.moving, pair.fixed
         if options.init is not None:
             return [np.linalg.inv(options.init)], fixed, None
-        if options.search == "network":
+        if options.search is SearchMode.NETWORK:
             if self.places is None:
                 raise InputError(
                     f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
                     "leave the search to the similarity."
                 )
             return (*self.network_poses(keep=NETWORK_CANDIDATES), None)
-        if not options.search:
+        if options.search is SearchMode.NONE:
             centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
             return [geometry.from_parts(np.eye(3), centers)], fixed, None
-        poses = pose_search.poses(moving, fixed, options.seed, rotations=options.rotations)
+        poses = options.strategy.poses(moving, fixed, options.seed)
         candidates, header = [pair.to_world(m) for m in poses], None
         if self.least is not None:
             (header,), _ = self.network_poses(keep=1, turned="neither")
@@ -176,17 +183,17 @@ class _Fast:
 
     def best(self, worlds, candidates, upright, count: int) -> np.ndarray:
         """The best of what ``count`` steps of the diffusion made of the candidates, and of these."""
-        from ..alignment import correspondence_search, pose_search
+        from ..alignment import correspondence_search
 
         pair, options = self.pair, self.options
-        if options.search == "network" and options.init is None:
+        if options.search is SearchMode.NETWORK and options.init is None:
             return worlds[int(correspondence_search.agreements(pair.moving, upright, worlds, self.places).argmax())]
-        if not (options.search or options.polish):
+        if options.search is SearchMode.NONE and not options.polish:
             return worlds[0]
         # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
         everything = worlds + candidates if count else candidates
         frames = [pair.to_frames(w) for w in everything]
-        best = pose_search.rank(pair.moving, pair.fixed, frames, options.rotations).best
+        best = options.strategy.rank(pair.moving, pair.fixed, frames).best
         self.details["best"] = "diffusion" if count and best < len(worlds) else "search"
         return everything[best]
 
@@ -233,23 +240,21 @@ class _Fast:
 
     def spread(self, world: np.ndarray) -> Optional[float]:
         """mm between repeated refinements."""
-        from . import evidence
-
         options = self.options
-        return evidence.spread(
-            self.pair.moving, self.pair.fixed, world, options.transform, options.seed, options.rotations
-        )
+        return options.strategy.spread(self.pair.moving, self.pair.fixed, world, options.transform, options.seed)
 
     def way_to(self, world: np.ndarray):
         """The way round by the template that fits best, where volumes are not very alike; None where none fits. Whatever the
         contrast: a template may be more like both volumes than they are like each other."""
         from ..modelfile.model import templates
-        from .template_check import way_round
+        from ..strategies.head_template import HeadTemplate
+        from .template_check import template_detour
 
-        if self.options.rotations != "all" or self.least is not None or self.pair.alike(world) >= UNLIKE:
+        if not self.options.strategy.any_rotation or self.least is not None or self.pair.alike(world) >= UNLIKE:
             return None
         ways = [
-            way_round(sides, self.pair.moving, self.pair.fixed, world) for _, sides in templates(self.options.device)
+            template_detour(HeadTemplate.of(symmetric), self.pair.moving, self.pair.fixed, world)
+            for _, symmetric in templates(self.options.device)
         ]
         return max((way for way in ways if way is not None), key=lambda way: way.alike, default=None)
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..alignment.similarity import similarity
 from ..spatial import geometry
 from ..spatial.cube import Cube
-from ..strategies.head_template import LIKE, Sides
+from ..strategies.head_template import LIKE, HeadTemplate
 
 #: Ends of the way round by the template, mm from an answer: up to the first it is the same, beyond the second another one. Right
 #: answers between corrupted heads, and T1 and FLAIR, had 1.1 to 7.6; of wrong ones most had 9 to 25, and none less than 6 where
@@ -18,20 +18,25 @@ from ..strategies.head_template import LIKE, Sides
 SAME_ANSWER, ASTRAY = 6.0, 9.0
 
 
-def _laid(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[np.ndarray]:
+def _laid(template: HeadTemplate, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[np.ndarray]:
     """The template → fixed transform, as either header says; None where it does not fit."""
     tissue = moving.prepared
     turned = geometry.project(geometry.inverse(world), "rigid", tissue.tissue_center, tissue.tissue_covariance)
-    return sides.lay(fixed, [np.eye(4), turned])
+    return template.lay(fixed, [np.eye(4), turned])
 
 
 @dataclass(frozen=True)
-class Way:
+class TemplateDetour:
     """The way round from one volume to another by a template: how many mm (RMS over the template) it ends from an answer, and
     how alike the template is to the volume to which it is less alike."""
 
     mm: float
     alike: float
+
+    @property
+    def confirmed(self) -> Optional[bool]:
+        """True where it confirms the answer, False where it contradicts it, None where it says neither."""
+        return True if self.confirms else False if self.contradicts else None
 
     @property
     def confirms(self) -> bool:
@@ -44,24 +49,26 @@ class Way:
         return self.mm > ASTRAY
 
 
-def way_round(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[Way]:
+def template_detour(template: HeadTemplate, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[TemplateDetour]:
     """The template is laid on the fixed Cube, taken from there to the moving one by ``world`` (fixed → moving, 4×4, RAS mm), and
     laid on that anew. None where it does not fit the fixed one."""
-    laid = _laid(sides, moving, fixed, world)
+    laid = _laid(template, moving, fixed, world)
     if laid is None:
         return None
-    found, template = sides.settle(moving, world @ laid), sides.cube.prepared
-    mm = geometry.displacement_rms(world @ laid, found, template.tissue_center, template.tissue_covariance)
-    return Way(mm, min(similarity(fixed, sides.cube, laid)[0], similarity(moving, sides.cube, found)[0]))
+    found, tissue = template.refined(moving, world @ laid), template.cube.prepared
+    mm = geometry.displacement_rms(world @ laid, found, tissue.tissue_center, tissue.tissue_covariance)
+    return TemplateDetour(
+        mm, min(similarity(fixed, template.cube, laid)[0], similarity(moving, template.cube, found)[0])
+    )
 
 
-def told(sides: Sides, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[tuple]:
+def laterality(template: HeadTemplate, moving: Cube, fixed: Cube, world: np.ndarray) -> Optional[tuple]:
     """(measure of the moving, measure of the fixed Cube), where ``world`` (fixed → moving, 4×4, RAS mm) lays them on each other.
 
     None where neither header is about right, or where the template is not seen in both.
     """
-    laid = _laid(sides, moving, fixed, world)
+    laid = _laid(template, moving, fixed, world)
     if laid is None:
         return None
-    found = sides.measure(moving, world @ laid), sides.measure(fixed, laid)
+    found = template.measure(moving, world @ laid), template.measure(fixed, laid)
     return None if None in found else found

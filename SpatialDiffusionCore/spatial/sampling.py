@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 import numpy as np
@@ -32,6 +32,26 @@ class Prepared:
     threshold: float
     mask: Optional[Volume] = field(default=None)
     levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def size(self) -> float:
+        """Size of the tissue, mm: twice the root mean square distance from its center."""
+        return float(2 * np.sqrt(np.trace(self.tissue_covariance)))
+
+    def scaled(self, factor: float) -> Prepared:
+        """The same with all lengths times ``factor``; what was computed at lower resolutions is shared."""
+        if factor == 1.0:
+            return self
+        matrix = np.diag([factor, factor, factor, 1.0])
+        other = replace(
+            self,
+            volume=self.volume.moved(matrix),
+            tissue_center=self.tissue_center * factor,
+            tissue_covariance=self.tissue_covariance * factor**2,
+            mask=None if self.mask is None else self.mask.moved(matrix),
+        )
+        object.__setattr__(other, "levels", self.levels)
+        return other
 
 
 def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
@@ -62,8 +82,8 @@ def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.
         foreground = coarse > coarse.min()
     points = geometry.transform_points(to_ras, np.argwhere(foreground))
     center = points.mean(axis=0)
-    covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3)
-    covariance = covariance + np.eye(3) * 1e-6 * max(1.0, np.trace(covariance))
+    covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3) * volume.spacing.max() ** 2
+    covariance = covariance + np.eye(3) * 1e-6 * np.trace(covariance)
     return Prepared(volume, (low, high), center, covariance, threshold, mask)
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from functools import cached_property
 from typing import Optional, Sequence
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..alignment import gauss_newton, self_similarity
 from ..alignment.pose_search import coarse
 from ..alignment.similarity import similarity
 from ..networks import layers
+from ..networks.symmetric_template import SymmetricTemplate
 from ..spatial import geometry
 from ..spatial.cube import Cube, on_grid
 from ..spatial.sampling import prepare
@@ -38,21 +39,24 @@ MATTER, SAME = 0.35, 0.3
 POINTS = 1000, 3000
 
 
-class Sides(nn.Module):
-    """A template and the measure of its sides.
+class HeadTemplate:
+    """What is done with a SymmetricTemplate: laying it on a volume, its contrast, and which side of the volume is left.
 
-    size: voxels along R, A, S, the first even; spacing: mm. Of both the left half is kept: template, 0…1, the same on the
-    right; weights, by which its differences from the right count.
+    It is made of the template as it is now: make another one after the template has changed.
     """
 
-    def __init__(self, size: Sequence[int], spacing: float):
-        super().__init__()
-        self.size, self.spacing = [int(n) for n in size], float(spacing)
-        if len(self.size) != 3 or min(self.size) < 2 or self.size[0] % 2 or not self.spacing > 0:
-            raise ValueError(f"expected three sizes, the first of them even, and a spacing, got {size} and {spacing}")
-        half = self.size[0] // 2, *self.size[1:]
-        self.register_buffer("template", torch.zeros(half))
-        self.register_buffer("weights", torch.zeros(half))
+    _made: WeakKeyDictionary = WeakKeyDictionary()
+
+    def __init__(self, symmetric: SymmetricTemplate):
+        self.size, self.spacing = symmetric.size, symmetric.spacing
+        self.half, self.weights = symmetric.template.detach().clone(), symmetric.weights
+
+    @classmethod
+    def of(cls, symmetric: SymmetricTemplate) -> HeadTemplate:
+        """The one of a loaded model's template, made once."""
+        if symmetric not in cls._made:
+            cls._made[symmetric] = cls(symmetric)
+        return cls._made[symmetric]
 
     @property
     def grid(self) -> Grid:
@@ -63,9 +67,9 @@ class Sides(nn.Module):
     @cached_property
     def cube(self) -> Cube:
         """The whole template as a Cube."""
-        whole = torch.cat([self.template, self.template.flip(0)]).float()
+        whole = torch.cat([self.half, self.half.flip(0)]).float()
         prepared = prepare(Volume(whole.cpu().numpy(), self.grid.voxel_to_ras, "template"))
-        return on_grid(prepared, self.grid, self.template.device)
+        return on_grid(prepared, self.grid, self.half.device)
 
     @cached_property
     def inside(self) -> torch.Tensor:
@@ -93,10 +97,10 @@ class Sides(nn.Module):
             return None
         frames = gauss_newton.refine(a, b, frames, kind="similarity", iterations=8)
         best = frames[int(gauss_newton.correlation(a, b, frames)[0].argmax())]
-        world = self.settle(cube, cube.frame @ best @ np.linalg.inv(self.cube.frame), seed)
+        world = self.refined(cube, cube.frame @ best @ np.linalg.inv(self.cube.frame), seed)
         return world if similarity(cube, self.cube, world)[0] >= LIKE else None
 
-    def settle(self, cube: Cube, world: np.ndarray, seed: int = 0) -> np.ndarray:
+    def refined(self, cube: Cube, world: np.ndarray, seed: int = 0) -> np.ndarray:
         """A template → volume transform (4×4, RAS mm) refined."""
         factor, sigma, iterations = self_similarity.LEVELS[0]
         return self_similarity.polish_level(

@@ -11,11 +11,10 @@ from typing import Callable
 import numpy as np
 
 from ..alignment import pose_search
-from ..modality import MODALITIES
 from ..modelfile.model import templates
 from ..spatial.cube import Cube
 from ..spatial.sampling import Prepared, otsu, subsample
-from .head_template import Sides
+from .head_template import HeadTemplate
 
 #: mm: a volume that is shorter along an axis shows no head (retinas, small animals).
 SHORTEST = 60.0
@@ -41,10 +40,10 @@ def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
     if np.min(prepared.volume.spacing * prepared.volume.shape) < SHORTEST:
         return "any"
     if looks_like_ct(prepared):
-        return next(modality.key for modality in MODALITIES.values() if modality.uniform)
+        return "ct-head-neck"
     alike = {"any": 0.0}
-    for key, template in templates(device):
-        alike[key] = _resemblance(look(key), template)
+    for key, symmetric in templates(device):
+        alike[key] = _resemblance(look(key), HeadTemplate.of(symmetric))
     return max(alike, key=alike.get)
 
 
@@ -65,11 +64,11 @@ def brightness(prepared: Prepared) -> tuple:
     return float(within.max(initial=0)) / max(len(tissue), 1), float((rest < DARKEST).mean()) if len(rest) else 0.0
 
 
-def _resemblance(cube: Cube, template: Sides) -> float:
+def _resemblance(cube: Cube, template: HeadTemplate) -> float:
     """How alike a volume is to the template of a modality, wherever it lies; 0 where it is not, or in another contrast."""
     alike = template.resemblance(cube, template.lay(cube, [np.eye(4)]))
     poses = [] if alike else pose_search.poses(cube, template.cube, 0, keep=POSES)[:TRIED]
     for matrix in poses:
         world = cube.frame @ matrix @ np.linalg.inv(template.cube.frame)
-        alike = alike or template.resemblance(cube, template.settle(cube, world))
+        alike = alike or template.resemblance(cube, template.refined(cube, world))
     return alike

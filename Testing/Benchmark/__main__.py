@@ -10,7 +10,7 @@ from SpatialDiffusionCore.errors import InputError
 
 def main(argv=None) -> int:
     """Run or report; returns the exit status."""
-    from . import runner, tables
+    from . import anatomy_run, runner, tables
     from .tasks import TASKS
 
     def method(name):
@@ -56,10 +56,21 @@ def main(argv=None) -> int:
     consensus.add_argument("--data", required=True, metavar="DIR")
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
     consensus.add_argument("--log", metavar="FILE", help="append what the methods print")
+    people = commands.add_parser("subjects", help="write the list of subjects and their halves (task anatomies)")
+    people.add_argument("--data", required=True, metavar="DIR")
+    anatomy_run.add_command(commands)
     place = commands.add_parser("place", help="lay whole heads on the labelled brains (task heads)")
     place.add_argument("--data", required=True, metavar="DIR")
     arguments = parser.parse_args(argv)
     try:
+        if arguments.command == "anatomies":
+            anatomy_run.run(arguments)
+            return 0
+        if arguments.command == "subjects":
+            from .subjects import make_subjects
+
+            print(f"{make_subjects(arguments.data)} volumes")
+            return 0
         if arguments.command == "place":
             from .heads import make_places
 

@@ -14,11 +14,12 @@ from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile import catalog
 from SpatialDiffusionCore.modelfile.card import read_card
 from SpatialDiffusionCore.modelfile.model import load_model
-from SpatialDiffusionCore.modelfile.model_cube import looked, model_cube
+from SpatialDiffusionCore.modelfile.model_cube import model_cube, with_focus
+from SpatialDiffusionCore.networks.symmetric_template import SymmetricTemplate
 from SpatialDiffusionCore.pipeline.confidence import MIRRORED
 from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 from SpatialDiffusionCore.spatial.cube import bounds
-from SpatialDiffusionCore.strategies.head_template import Sides
+from SpatialDiffusionCore.strategies.head_template import HeadTemplate
 
 from . import command, datasets, export
 
@@ -33,13 +34,13 @@ OFF = (10.0, 10.0)
 
 
 def symmetric(template, spacing):
-    """Sides without weights, from a template: its tissue's box, both sides averaged."""
+    """A SymmetricTemplate without weights, from a template: its tissue's box, both sides averaged."""
     prepared = sampling.prepare(template)
     grid = sampling.canonical_grid(prepared, [2 * int(120 // spacing)] * 3, spacing)
     values = sampling.sample(prepared, grid)[0, 0]
     values = (values + values.flip(0)) / 2
     values = values[tuple(slice(a, b) for a, b in zip(*bounds(values > 0.05, 1)))]
-    sides = Sides(values.shape, spacing)
+    sides = SymmetricTemplate(values.shape, spacing)
     sides.template.copy_(values[: len(values) // 2])
     return sides
 
@@ -59,12 +60,12 @@ def off(number):
 
 def differences(sides, scans, model, modality, change=lambda scan, number: scan, report=print):
     """{number of the scan: its difference, a vector}, without scans on which the template cannot be laid."""
-    found = {}
+    found, template = {}, HeadTemplate(sides)
     for number, path in enumerate(scans):
         cube = model_cube(change(volume_file.load(path), number), None, modality, model.card, "cpu")
-        cube, focused = looked(cube, model.focus_on(modality))
-        world = sides.lay(focused or cube, [np.eye(4)])
-        difference = None if world is None else sides.difference(focused or cube, world)
+        cube, focused = with_focus(cube, model.focus_on(modality))
+        world = template.lay(focused or cube, [np.eye(4)])
+        difference = None if world is None else template.difference(focused or cube, world)
         if difference is None:
             report(f"the template does not fit {path}")
         else:

@@ -1,30 +1,16 @@
-"""Two volumes under registration, the steps that a caller sees, and what a process found."""
+"""Two volumes under registration, and how alike they are under transforms."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
-from ..alignment import similarity
 from ..spatial import geometry
+from . import similarity
 
 #: Largest logarithmic strain of a candidate for refinement, which may find more.
 STRAIN = 0.2
-
-
-@dataclass(frozen=True)
-class Step:
-    """Where a running registration is: ``index`` of ``count``, a stage for people, and the matrix so far.
-
-    matrix: 4×4 float64, moving → fixed, RAS mm.
-    """
-
-    index: int
-    count: int
-    stage: str
-    matrix: np.ndarray
 
 
 @dataclass
@@ -82,16 +68,3 @@ class Pair:
 
         theta = geometry.world_to_theta(world, self.fixed.grid.normalized_to_ras, self.moving.grid.normalized_to_ras)
         return torch.as_tensor(theta, dtype=torch.float32, device=self.moving.values.device)
-
-
-@dataclass
-class Outcome:
-    """What a process found: the transform, whether refinement changed it, mm between repeated runs, how far the network agrees,
-    the way round by a template (sides.Way); the last three None where nobody asked. details: for the report."""
-
-    world: np.ndarray
-    polished: bool
-    spread: Optional[float] = None
-    agreement: Optional[float] = None
-    way: object = None
-    details: dict = field(default_factory=dict)

@@ -2,89 +2,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
-import queue
-import subprocess
 import sys
 import tempfile
-import threading
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from . import cases, ours, peers, results, tables
+from .child import ROOT, Worker
 from .tasks import TASKS
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class Worker:
-    """A child process with one method; it is started anew after a crash or a timeout."""
-
-    def __init__(self, method: str, python: str, threads: int, timeout: float, options: dict, log=None):
-        self.command = [python, "-m", f"{__package__}.worker", method, json.dumps(options)]
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-                 "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-        self.environment = {**os.environ, **{name: str(threads) for name in names}}
-        self.timeout, self.log, self.process = timeout, log, None
-
-    def _start(self):
-        log = open(self.log, "ab") if self.log else subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT,
-            env=self.environment, text=True,
-        )
-        if self.log:
-            log.close()
-        self.lines = queue.Queue()
-
-        def read(stream, lines):
-            for line in stream:
-                lines.put(line)
-            lines.put(None)
-
-        threading.Thread(target=read, args=(self.process.stdout, self.lines), daemon=True).start()
-        return self._receive()
-
-    def _receive(self) -> dict:
-        try:
-            line = self.lines.get(timeout=self.timeout)
-        except queue.Empty:
-            self.close(kill=True)
-            return {"error": f"no answer within {self.timeout:g} s"}
-        if line is None:
-            code = self.process.wait()
-            self.process = None
-            return {"error": f"the process ended with status {code}"}
-        return json.loads(line)
-
-    def register(self, case: cases.Case) -> dict:
-        """The worker's answer for a case (see worker.py)."""
-        if self.process is None:
-            ready = self._start()
-            if "error" in ready:
-                return {**ready, "unavailable": True}
-        request = {"moving": str(case.moving), "fixed": str(case.fixed), "moved": case.moved.tolist(),
-                   "seed": case.seed, "modality": case.modality}
-        try:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            pass  # it has ended; the answer says how
-        return self._receive()
-
-    def close(self, kill=False):
-        """End the child process."""
-        if self.process is not None:
-            if kill:
-                self.process.kill()
-            else:
-                self.process.stdin.close()
-            self.process.wait()
-            self.process = None
 
 
 def judge(case: cases.Case, answer: dict, measure) -> dict:
@@ -113,7 +42,7 @@ def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(read_weights(path).items()):
         digest.update(key.encode() + value.numpy().tobytes())
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((ROOT / "SpatialDiffusionCore").glob("*.py"))))
+    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((ROOT / "SpatialDiffusionCore").rglob("*.py"))))
     return f"{card['name']}-{digest.hexdigest()[:8]} (code {code.hexdigest()[:8]})"
 
 

@@ -16,6 +16,7 @@ from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 
 from . import measures, tables
 from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, rng
+from .child import Worker
 
 #: group → pairs of files that lie in one space.
 TEMPLATES = {
@@ -128,8 +129,6 @@ def agree(answers: dict, points) -> dict:
 
 def make_consensus(data, python, path=CONSENSUS, log=None, report=print) -> None:
     """Ask the peers for every raw pair that the file lacks, and write it after each."""
-    from .runner import Worker
-
     root = data_root(data)
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     workers = {name: Worker(name, python, 1, 1800, {}, log) for name in PEERS}

@@ -137,7 +137,7 @@ class Cache:
     def from_the_front(self):
         """Whether all scans are of a modality that is seen from the front, as eyes are."""
         names = {entry["modality"] for entry in self.entries}
-        return all(name in MODALITIES and MODALITIES[name].rotations == "depth" for name in names)
+        return all(name in MODALITIES and not MODALITIES[name].oriented for name in names)
 
     def rows(self, part, class_id=None):
         """Row numbers of the "train" or "validation" part, of one data set if its class id is given."""

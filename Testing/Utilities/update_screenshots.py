@@ -1,6 +1,6 @@
 """Draw the window in every state (Testing/Output/Slicer) and put the best pictures into Screenshots.
 
-    python Utilities/update_screenshots.py
+    python Testing/Utilities/update_screenshots.py
 
 Needs the environment of the Slicer tests, and Pillow.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 CHOSEN = {"1_ready": "Ready", "2_running": "Running", "3_registered": "Registered", "4_checkerboard": "Checkerboard",
           "12_batch_done": "Batch"}
 

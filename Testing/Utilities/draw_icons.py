@@ -1,6 +1,6 @@
 """Draw the extension's icon and the Sample Data thumbnails.  Needs Pillow; thumbnails need nibabel and the volumes.
 
-    python Utilities/draw_icons.py
+    python Testing/Utilities/draw_icons.py
 """
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 ICONS = REPOSITORY / "SpatialDiffusionRegistration" / "Resources" / "Icons"
 ORANGE, BLUE = (255, 149, 43), (43, 125, 214)
 

@@ -1,19 +1,18 @@
-"""What tells whether an answer is right, beside how alike the volumes are: the check by repetition."""
+"""Repeated refinements from starts around an answer: where they disagree, the volumes do not determine it."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from ..alignment import self_similarity
 from ..spatial import geometry
-from ..strategies import retina
+from . import self_similarity
 
 #: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each sees.
 PERTURBED, REPEATED, SHARE_SEEN = (6.0, 6.0), 2400, 0.25
 
 
-def spread(moving, fixed, world, kind: str, seed: int, rotations: str = "all"):
+def spread(moving, fixed, world, kind: str, seed: int):
     """RMS distance in mm over the tissue between the refinement from a fixed → moving RAS transform and six refinements from
     starts around it, each by other points; None where the volumes do not meet.
 
@@ -21,8 +20,6 @@ def spread(moving, fixed, world, kind: str, seed: int, rotations: str = "all"):
     about right answers. Points of their own make runs differ by what noise and people's differences leave open, also where
     all starts lead to one place: rank correlation with the error in 168 benchmark cases 0.76, with the same points 0.63.
     """
-    if rotations == "depth":
-        return retina.spread(moving, fixed, world, seed=seed)
     factor, sigma, iterations = self_similarity.LEVELS[0]
     sides, frame = self_similarity.described(moving, fixed, world, seed, factor, sigma, REPEATED)
     if not all(len(s.points) for s in sides):

@@ -1,0 +1,65 @@
+"""The command line as a whole: its parser, and what happens to errors.
+
+Nothing heavier than argparse is imported before the arguments are known, so ``--help`` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import InputError
+from . import apply, convert, demo, models, register
+from .parser import EPILOG, PROGRAM, Parser, UsageError, formatter, wrapped
+
+OVERVIEW = """\
+Aligns 3D medical images: finds the rigid, similarity or affine transform that lays a moving volume on a fixed one,
+from any starting pose, and says how far the answer can be trusted.
+"""
+
+_COMMANDS = {"register": register, "apply": apply, "convert": convert, "models": models, "demo": demo}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog=PROGRAM, description=wrapped(OVERVIEW), epilog=wrapped(EPILOG), formatter_class=formatter)
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=Parser
+    )
+    for command in _COMMANDS.values():
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _COMMANDS[arguments.command].run(arguments) or 0
+    except UsageError as error:
+        print(f"{PROGRAM} {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except InputError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: cancelled; files that were not complete are not there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("SPATIAL_DIFFUSION_DEBUG"):
+            raise
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, MemoryError) or "out of memory" in first.lower():
+            print(f"{PROGRAM}: out of memory; try --device cpu or smaller volumes ({first}).", file=sys.stderr)
+        else:
+            print(
+                f"{PROGRAM}: unexpected {type(error).__name__}: {first} (SPATIAL_DIFFUSION_DEBUG=1 shows where).",
+                file=sys.stderr,
+            )
+        return 1

@@ -1,0 +1,28 @@
+"""What a person sees while a registration runs."""
+
+from __future__ import annotations
+
+import sys
+
+
+class Progress:
+    """A progress bar on a terminal, made when the first step arrives."""
+
+    def __init__(self, silent: bool):
+        self.silent, self.bar = silent, None
+
+    def __call__(self, step):
+        if self.silent:
+            return
+        if self.bar is None:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=step.count, leave=False, file=sys.stderr, bar_format="{desc:24}|{bar}| {n}/{total}")
+        self.bar.total = step.count  # grows when the search goes on
+        self.bar.set_description_str(step.stage)
+        self.bar.update(step.index - self.bar.n)
+
+    def close(self):
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None

@@ -1,0 +1,83 @@
+"""A volume made ready for registration: what takes time is done once, also for many registrations to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Optional, Tuple
+
+from ..errors import InputError
+from ..modality import AUTO
+from ..modelfile.card import grid_of, nearest
+from ..modelfile.catalog import find
+from ..modelfile.model import Model, load_model
+from ..modelfile.model_cube import on_model_cube, with_focus
+from ..options import RegistrationOptions
+from ..spatial.cube import Cube
+from ..spatial.sampling import Prepared, prepare
+from ..spatial.volume import Volume
+from ..strategies.recognition import recognized
+
+
+@dataclass
+class PreparedInput:
+    """A volume, the mask that says where it matters (None: everywhere), and what was computed of it so far."""
+
+    volume: Volume
+    mask: Optional[Volume]
+    device: str
+    _cubes: dict = field(default_factory=dict)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        return prepare(self.volume, self.mask)
+
+    @cached_property
+    def modality(self) -> str:
+        """What it shows by its looks."""
+
+        def look(key: str) -> Cube:
+            cube, focused = self.cubes(key, load_model(None, key, key, self.device), "fast")
+            return focused or cube
+
+        return recognized(self.prepared, look, self.device)
+
+    def cubes(self, key: str, model: Model, sampler: str, scale: float = 1.0) -> Tuple[Cube, Optional[Cube]]:
+        """It on a model's cube, as it is and in focus (see model_cube.with_focus); the published method has no focus.
+
+        scale: units of the work per mm (work_scale.py).
+        """
+        known = key, model.name, sampler, scale
+        if known not in self._cubes:
+            cube = on_model_cube(self.prepared.scaled(scale), key, model.card, self.device)
+            focus = model.focus_on(key) if sampler == "fast" else None
+            self._cubes[known] = with_focus(cube, focus, self.mask is not None)
+        return self._cubes[known]
+
+
+def modalities_of(options: RegistrationOptions, moving: PreparedInput, fixed: PreparedInput) -> tuple:
+    """What the (moving, fixed) volumes are taken for: what the caller said, else what they show by their looks.
+
+    A model that was chosen may know no more than some kinds.
+    """
+    model = options.model
+    card = None if model is None else model.card if isinstance(model, Model) else find(model)[1]
+    keys = []
+    for said, volume in ((options.moving_modality, moving), (options.fixed_modality, fixed)):
+        if said != AUTO.key:
+            keys.append(said)
+        else:
+            keys.append(volume.modality if card is None else nearest(volume.modality, card))
+    return tuple(keys)
+
+
+def model_for(options: RegistrationOptions, keys: tuple, device: str) -> Model:
+    """The model for two volumes; raises InputError where it sees them on different grids."""
+    chosen = options.model
+    model = chosen if isinstance(chosen, Model) else load_model(chosen, *keys, device)
+    if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
+        raise InputError(
+            f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
+            "cannot be registered to each other; give both volumes their true modality."
+        )
+    return model

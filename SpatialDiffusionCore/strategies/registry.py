@@ -1,0 +1,29 @@
+"""Which strategy serves which pair of modalities. A new modality with a way of its own: its file, and a line here."""
+
+from __future__ import annotations
+
+from .base import Strategy
+from .retina import Retina
+
+
+class OneContrast(Strategy):
+    """Two volumes of one modality, whichever."""
+
+    blocks_vote = True
+    any_size = False
+
+
+ANY = Strategy()
+ONE_CONTRAST = OneContrast()
+RETINA = Retina()
+
+#: Strategies of both volumes of a pair by what they show; two of one modality that is not here get ONE_CONTRAST.
+STRATEGIES = {"any": ANY, "oct": RETINA, "octa": RETINA}
+
+
+def strategy_of(moving_modality: str, fixed_modality: str) -> Strategy:
+    """The strategy for two volumes: their common one, or that for volumes of any kind."""
+    first, second = (STRATEGIES.get(key, ONE_CONTRAST) for key in (moving_modality, fixed_modality))
+    if moving_modality == fixed_modality or (first is second and first is not ONE_CONTRAST):
+        return first
+    return ANY
