@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from dataclasses import replace
-from typing import Any, Callable, Generator, List, Optional, Sequence, Union
+from typing import Any, Callable, Generator, List, Optional, Sequence, TypeVar, Union
 
 import numpy as np
 
@@ -178,10 +178,11 @@ def _signature(cube) -> bytes:
 
 
 OnStep = Optional[Callable[[Step], Optional[bool]]]
+Answer = TypeVar("Answer")
 
 
-def _finished(process: Generator[Step, None, Registration], on_step: OnStep) -> Registration:
-    """Run to the end; raises Cancelled where ``on_step`` returns False."""
+def run_steps(process: Generator[Step, None, Answer], on_step: OnStep) -> Answer:
+    """Run to the end and return what it returns; raises Cancelled where ``on_step`` returns False."""
     while True:
         try:
             step = next(process)
@@ -212,7 +213,7 @@ def register(
     The same input and seed give the same output. Returns a Registration. Raises InputError (one sentence) before any
     work where the input cannot be used, and Cancelled where ``on_step`` asked to stop.
     """
-    return _finished(
+    return run_steps(
         registration_steps(moving, fixed, moving_mask=moving_mask, fixed_mask=fixed_mask, **options), on_step
     )
 
@@ -259,7 +260,7 @@ def register_many(
         try:
             volume = as_volume(moving() if callable(moving) else moving, "moving")
             validate(volume, "moving")
-            result = _finished(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
+            result = run_steps(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
         except InputError as error:
             if on_result is None:
                 raise
