@@ -13,6 +13,8 @@ _HOMES = {
     "register": "registration",
     "register_many": "registration",
     "registration_steps": "registration",
+    "register_series": "many.motion",
+    "SeriesRegistration": "many.motion",
     "Registration": "result",
     "Step": "pipeline.step",
     "Cancelled": "registration",

@@ -11,7 +11,7 @@ import hashlib
 import os
 import time
 from dataclasses import replace
-from typing import Any, Callable, Generator, List, Optional, Sequence, Union
+from typing import Any, Callable, Generator, List, Optional, Sequence, TypeVar, Union
 
 import numpy as np
 
@@ -65,10 +65,10 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     """``registration_steps`` of two PreparedInputs."""
     started = time.perf_counter()
     from .modelfile.model_cube import in_common_focus
+    from .pipeline.plan import fast
     from .pipeline.prepared_input import modalities_of, model_for
     from .pipeline.reference import reference
     from .pipeline.settings import decided
-    from .pipeline.stages import fast
     from .pipeline.work_scale import work_scale
 
     keys = modalities_of(options, moving, fixed)
@@ -108,8 +108,9 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     )
     from .pipeline.confidence import judge
 
-    judge(result.quality, result.decomposition, settings.strategy.limits, model.agreement_from(*keys))
     result.quality.in_millimeters(scale)
+    result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
+    judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -137,11 +138,18 @@ def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool
     from .strategies.head_template import HeadTemplate
 
     before = np.eye(4) if settings.init is None else np.linalg.inv(settings.init)
-    detour = outcome.way
+    detour, evidence = outcome.detour, outcome.evidence
     quality = Quality(
-        pair.alike(before), pair.alike(world), pair.over(world, moving=swap)[1], outcome.spread,
-        agreement=outcome.agreement, detour_mm=detour and detour.mm, confirmed=detour and detour.confirmed,
-    )  # fmt: skip
+        pair.alike(before),
+        pair.alike(world),
+        pair.over(world, moving=swap).overlap,
+        None if evidence.spread is None else evidence.spread * pair.size,
+        agreement=evidence.agreement,
+        detour_mm=None if detour is None else detour.mm,
+        confirmed=None if detour is None else detour.confirmed,
+        evidence=evidence.to_dict(),
+        probability=outcome.probability,
+    )
     symmetric = model.sides_of(*settings.keys) if settings.sampler == "fast" else None
     if symmetric is not None:
         sides = laterality(HeadTemplate.of(symmetric), pair.moving, pair.fixed, world)
@@ -170,10 +178,11 @@ def _signature(cube) -> bytes:
 
 
 OnStep = Optional[Callable[[Step], Optional[bool]]]
+Answer = TypeVar("Answer")
 
 
-def _finished(process: Generator[Step, None, Registration], on_step: OnStep) -> Registration:
-    """Run to the end; raises Cancelled where ``on_step`` returns False."""
+def run_steps(process: Generator[Step, None, Answer], on_step: OnStep) -> Answer:
+    """Run to the end and return what it returns; raises Cancelled where ``on_step`` returns False."""
     while True:
         try:
             step = next(process)
@@ -204,7 +213,7 @@ def register(
     The same input and seed give the same output. Returns a Registration. Raises InputError (one sentence) before any
     work where the input cannot be used, and Cancelled where ``on_step`` asked to stop.
     """
-    return _finished(
+    return run_steps(
         registration_steps(moving, fixed, moving_mask=moving_mask, fixed_mask=fixed_mask, **options), on_step
     )
 
@@ -251,7 +260,7 @@ def register_many(
         try:
             volume = as_volume(moving() if callable(moving) else moving, "moving")
             validate(volume, "moving")
-            result = _finished(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
+            result = run_steps(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
         except InputError as error:
             if on_result is None:
                 raise

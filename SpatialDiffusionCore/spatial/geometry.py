@@ -144,8 +144,8 @@ def project(matrix, kind: str, mean, covariance) -> np.ndarray:
 
 
 def limit_strain(matrix, most: float, center) -> np.ndarray:
-    """A 4×4 affine whose logarithmic strains along its principal axes are cut to ±``most``; ``center`` (mm) goes where it
-    went."""
+    """A 4×4 affine whose logarithmic strains along its principal axes are cut to ±``most``; ``center`` (mm) goes
+    where it went."""
     u, stretches, vt = np.linalg.svd(matrix[:3, :3])
     linear = (u * np.exp(np.clip(np.log(stretches), -most, most))) @ vt
     return from_parts(linear, matrix[:3, :3] @ center + matrix[:3, 3] - linear @ center)
