@@ -35,6 +35,7 @@ def load(path, keep_type: bool = False) -> Volume:
     ITK put it; its ``warnings`` say what in the header contradicts that. Raises InputError with a sentence that names
     the file.
     """
+    whole = os.path.abspath(path)
     path, index = split_index(path)
     if os.path.isdir(path):
         stored, index = dicom.read(path, index), None
@@ -56,7 +57,8 @@ def load(path, keep_type: bool = False) -> Volume:
     if not keep_type and data.dtype.kind in "biuf":
         with np.errstate(over="ignore"):  # beyond float32: infinite, which is dealt with where the volume is used
             data = np.asarray(data, dtype=np.float32)
-    return Volume(data, stored.voxel_to_ras, os.path.basename(os.path.normpath(path)), stored.warnings)
+    name = os.path.basename(os.path.normpath(path))
+    return Volume(data, stored.voxel_to_ras, name, path=whole, warnings=stored.warnings)
 
 
 def split_index(path) -> Tuple[str, Optional[int]]:
