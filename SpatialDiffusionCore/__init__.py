@@ -5,7 +5,18 @@ Importing this package is instant: torch and scipy are loaded when a volume is r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see of the names below
+    from .errors import InputError, ModelError
+    from .many.motion import SeriesRegistration, register_series
+    from .options import RegistrationOptions, SearchMode
+    from .pipeline.confidence import Quality
+    from .pipeline.step import Step
+    from .registration import Cancelled, register, register_many, registration_steps
+    from .result import Registration
+    from .spatial.volume import Volume, resample
+    from .spatial.volume_file import load, save
 
 __version__ = "0.1.0"
 
@@ -15,7 +26,10 @@ _HOMES = {
     "registration_steps": "registration",
     "register_series": "many.motion",
     "SeriesRegistration": "many.motion",
+    "RegistrationOptions": "options",
+    "SearchMode": "options",
     "Registration": "result",
+    "Quality": "pipeline.confidence",
     "Step": "pipeline.step",
     "Cancelled": "registration",
     "Volume": "spatial.volume",
@@ -25,7 +39,26 @@ _HOMES = {
     "InputError": "errors",
     "ModelError": "errors",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Cancelled",
+    "InputError",
+    "ModelError",
+    "Quality",
+    "Registration",
+    "RegistrationOptions",
+    "SearchMode",
+    "SeriesRegistration",
+    "Step",
+    "Volume",
+    "__version__",
+    "load",
+    "register",
+    "register_many",
+    "register_series",
+    "registration_steps",
+    "resample",
+    "save",
+]
 
 
 def __dir__() -> list:

@@ -70,7 +70,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def written_together(path):
+def written_together(path: str | os.PathLike) -> Iterator[Path]:
     """Like :func:`written_whole`, for a header that names a file of data beside it (``.mhd``, ``.nhdr``).
 
     Yields the :class:`pathlib.Path` to write, of the same name (its extension in lower case) in a temporary folder;
