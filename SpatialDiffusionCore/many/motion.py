@@ -244,7 +244,9 @@ def _options(options: dict) -> RegistrationOptions:
     """Checked options; raises InputError for those that a series has no use for."""
     unknown = sorted(set(options) - {"transform", "seed"})
     if unknown:
-        raise InputError(f"A series takes the options transform and seed, but not {', '.join(unknown)}; leave that out.")
+        raise InputError(
+            f"A series takes the options transform and seed, but not {', '.join(unknown)}; leave that out."
+        )
     return RegistrationOptions(**{"transform": "rigid", **options})
 
 

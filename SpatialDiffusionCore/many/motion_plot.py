@@ -56,8 +56,10 @@ def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], dou
     parts = [f'<text x="{LEFT}" y="{top - 6}">{escape(title)}</text>']
     for index in doubtful:
         x = place(index, low)[0]
-        parts.append(f'<line class="doubtful" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + PANEL}" stroke="#d00" '
-                     'stroke-width="3" opacity="0.35"/>')
+        parts.append(
+            f'<line class="doubtful" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + PANEL}" stroke="#d00" '
+            'stroke-width="3" opacity="0.35"/>'
+        )
     for tick in np.arange(low, high + step / 2, step):
         y = place(0, tick)[1]
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from typing import Optional
 
 import numpy as np
@@ -169,15 +170,29 @@ def scan_axes(volume: Volume) -> np.ndarray:
     return axes
 
 
+def anatomical_axes(volume: Volume) -> np.ndarray:
+    """3×3: unit vectors in RAS, in columns, along the axes of the array, named and directed to be nearest to R, A, S.
+
+    A rotation. So an answer depends on how a volume was scanned, not on how its header is turned.
+    """
+    directions = volume.voxel_to_ras[:3, :3] / volume.spacing
+    order = max(permutations(range(3)), key=lambda order: np.abs(directions[range(3), order]).sum())
+    axes = directions[:, order] * np.where(np.diag(directions[:, order]) < 0, -1.0, 1.0)
+    if np.abs(axes - np.eye(3)).max() < 1e-6:
+        return np.eye(3)
+    u, _, vt = np.linalg.svd(axes)  # the nearest rotation, where the axes are sheared
+    return u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
+
+
 def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:
     """The model's cube around a volume's tissue.
 
     size: voxels (D, H, W); spacing: mm, one number or three, also along (D, H, W). Oriented volumes get these axes
-    along R, A, S; others (OCT) along their own array axes, see ``scan_axes``.
+    nearly along R, A, S (``anatomical_axes``); others (OCT) along their own array axes, see ``scan_axes``.
     """
     size = tuple(int(n) for n in np.broadcast_to(size, 3))
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
-    axes = np.eye(3) if oriented else scan_axes(prepared.volume)
+    axes = anatomical_axes(prepared.volume) if oriented else scan_axes(prepared.volume)
     linear = axes * spacing
     return Grid(size, geometry.from_parts(linear, prepared.tissue_center - linear @ ((np.array(size) - 1) / 2)))
 
