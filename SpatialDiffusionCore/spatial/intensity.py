@@ -56,7 +56,8 @@ def padding_above(values: np.ndarray) -> Optional[float]:
     if body is None or most - body[1] <= body[1] - body[0]:
         return None
     low, high = body
-    # Padding that was interpolated goes on towards the body: what is three times as far as that is wide is padding, too.
+    # Padding that was interpolated goes on towards the body: what is three times as far as that is wide is padding,
+    # too.
     limit = min(high + 0.5 * (most - high), high + 3 * (high - low))
     faces = [values.take(end, axis) for axis in range(3) for end in (0, -1)]
     on_faces = np.mean(np.concatenate([(face > limit).ravel() for face in faces]))

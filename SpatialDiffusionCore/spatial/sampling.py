@@ -118,8 +118,8 @@ def usable(volume: Volume) -> Volume:
         wrong, value = data > limit, float(data.max())
         data = np.where(wrong, np.float32(intensity.background(coarse)), data)
         warnings.append(
-            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to its "
-            "borders; they are taken for what the scanner did not see, and for background."
+            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to "
+            "its borders; they are taken for what the scanner did not see, and for background."
         )
     return volume if data is volume.data else replace(volume, data=data, warnings=tuple(warnings))
 

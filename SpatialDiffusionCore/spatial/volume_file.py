@@ -46,7 +46,7 @@ def load(path, keep_type: bool = False) -> Volume:
         stored = itk.read(path)
     elif extension(path) in mgh.EXTENSIONS:
         stored = mgh.read(path)
-    elif extension(path) in dicom.EXTENSIONS or _looks_like_dicom(path):
+    elif extension(path) in dicom.EXTENSIONS or dicom.looks_like(path):
         stored, index = dicom.read(path, index), None
     else:
         raise InputError(
@@ -77,11 +77,6 @@ def stem(path) -> str:
             name = name[: -len(ending)]
             break
     return name if index is None else f"{name}_{index}"
-
-
-def _looks_like_dicom(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
 
 
 def _pick(stored: Stored, index: Optional[int], path: str) -> np.ndarray:

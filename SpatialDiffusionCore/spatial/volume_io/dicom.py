@@ -8,9 +8,10 @@ which hold many slices each, need pydicom.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 
@@ -68,11 +69,32 @@ class _Series:
         return [sorted(place, key=lambda s: s.order) for place in places]
 
 
-def read(path: str, index=None) -> Stored:
+def read(path: str, index: Optional[int] = None) -> Stored:
     """Volume ``index`` (from 0) of a folder of DICOM files, or of one file of many slices.
 
     Raises InputError, which lists what there is, where the folder holds several volumes and none was chosen.
     """
+    chosen, label, warnings = _chosen(path, index)
+    return _volume(chosen, label, warnings)
+
+
+def files_of(path: Optional[str]) -> List[str]:
+    """The files of a volume that was read from ``path`` (``FOLDER@N``), in their order; none where it is not DICOM."""
+    match = re.fullmatch(r"(.+)@(\d+)", path or "", re.DOTALL)
+    folder, index = (match[1], int(match[2])) if match and not os.path.exists(path) else (path or "", None)
+    if not os.path.exists(folder) or os.path.isfile(folder) and not looks_like(folder):
+        return []
+    return list(dict.fromkeys(one.path for one in _chosen(folder, index)[0]))
+
+
+def looks_like(path: str) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _chosen(path: str, index: Optional[int]) -> Tuple[List[_Slice], str, List[str]]:
+    """(the slices of volume ``index`` in their order, what it is called, sentences about what is missing)."""
     series = _series(path)
     if not series:
         what = "is a folder without" if os.path.isdir(path) else "holds no"
@@ -95,7 +117,7 @@ def read(path: str, index=None) -> Stored:
     warnings = []
     if len({len(place) for place in places}) > 1:
         warnings.append(f"{one.label} is incomplete: not all of its {len(places)} slices are there equally often.")
-    return _volume(chosen, one.label, warnings)
+    return chosen, one.label, warnings
 
 
 def _choice(path: str, stacks, counts, first) -> str:
