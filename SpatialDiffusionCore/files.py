@@ -6,6 +6,7 @@ import errno
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from .errors import InputError
 _PACKED = (".gz", ".bz2", ".zst", ".xz")
 
 
-def extension(path) -> str:
+def extension(path: str | os.PathLike) -> str:
     """The ending that decides a file's format, lower case: ``.tfm``, ``.nii.gz``; empty if there is none."""
     suffixes = Path(path).suffixes
     keep = 2 if len(suffixes) > 1 and suffixes[-1].lower() in _PACKED else 1
@@ -23,7 +24,7 @@ def extension(path) -> str:
 
 
 @contextmanager
-def written_whole(path):
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary file beside ``path`` to write; it takes the name ``path`` when the block ends well.
 
     The temporary file has the same extensions (``.nii.gz`` too, in lower case), since many writers choose the format by

@@ -222,11 +222,17 @@ class Decomposition:
         numbers = "{:.1f}, {:.1f}, {:.1f}".format
         line = (
             f"turned {self.rotation_deg:.1f}°, moved {np.linalg.norm(self.translation_mm):.1f} mm "
-            f"({numbers(*self.translation_mm)}), scaled {numbers(*self.scales_percent)} %"
+            f"({directions(self.translation_mm)}), scaled {numbers(*self.scales_percent)} %"
         )
         if max(map(abs, self.shears)) > 5e-4:
             line += ", shear " + ", ".join(f"{s:.3f}" for s in self.shears)
         return line + (", mirrored" if self.mirrored else "")
+
+
+def directions(mm) -> str:
+    """A displacement (RAS, mm) as people say it: "2.9 L, 43.6 P, 1.0 S"."""
+    ends = ("R", "L"), ("A", "P"), ("S", "I")
+    return ", ".join(f"{abs(value):.1f} {pair[int(value < 0)]}" for value, pair in zip(mm, ends))
 
 
 def rotation_angle(rotation) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
@@ -21,13 +21,14 @@ class Volume:
     """Voxels and where they are.
 
     data: (I, J, K) array of numbers. voxel_to_ras: 4×4 float64, voxel centers → RAS mm (may be oblique, mirrored,
-    anisotropic or sheared). name: what messages call it. warnings: sentences about what its file's header leaves open
-    or contradicts. Raises InputError where data or matrix cannot be a 3D volume.
+    anisotropic or sheared). name: what messages call it. path: of its file, in full, where it has one. warnings: sentences
+    about what its file's header leaves open or contradicts. Raises InputError where data or matrix cannot be a 3D volume.
     """
 
     data: np.ndarray
     voxel_to_ras: np.ndarray
     name: str = "volume"
+    path: Optional[str] = None
     warnings: Tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -64,6 +65,32 @@ class Volume:
     def moved(self, matrix) -> "Volume":
         """The same voxels elsewhere: ``matrix`` (4×4, RAS → RAS) goes into the header."""
         return replace(self, voxel_to_ras=np.asarray(matrix, float) @ self.voxel_to_ras)
+
+    def to_nibabel(self) -> Any:
+        """A nibabel.Nifti1Image of the same voxels, in millimeters and scanner space; booleans become uint8."""
+        import nibabel
+
+        data = self.data.astype(np.uint8) if self.data.dtype == bool else self.data
+        image = nibabel.Nifti1Image(data, self.voxel_to_ras, dtype=data.dtype)
+        image.set_sform(self.voxel_to_ras, code="scanner")
+        image.set_qform(self.voxel_to_ras, code="scanner", strip_shears=True)
+        image.header.set_xyzt_units("mm")
+        return image
+
+    def to_simpleitk(self) -> Any:
+        """A SimpleITK.Image of a copy. Raises InputError where the axes are sheared, which ITK's images cannot be."""
+        import SimpleITK as sitk
+
+        lps = geometry.LPS_RAS @ self.voxel_to_ras
+        direction = lps[:3, :3] / self.spacing
+        if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-4:
+            raise InputError(f"The header of {self.name} is sheared, which only NIfTI (.nii, .nii.gz) can hold.")
+        data = self.data.astype(np.uint8) if self.data.dtype == bool else self.data
+        image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+        image.SetSpacing(self.spacing.tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        image.SetDirection(direction.ravel().tolist())
+        return image
 
 
 def validate(volume: Volume, role: str = "") -> None:
