@@ -61,7 +61,9 @@ def test_the_real_series_is_the_same_run_in_nifti(tmp_path, data_folder):
     with tarfile.open(data_folder / "series" / "bold_dicom_6.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     folder = next(path for path in tmp_path.iterdir() if path.is_dir())
-    with pytest.raises(InputError, match=r"holds 6 volumes \(0 to 5: 'func_task.*' \(MR, series 401\), 35 slices\).*@0"):
+    with pytest.raises(
+        InputError, match=r"holds 6 volumes \(0 to 5: 'func_task.*' \(MR, series 401\), 35 slices\).*@0"
+    ):
         volume_file.load(folder)
     run = nibabel.load(data_folder / "series" / "bold_60.nii.gz")
     for index in (0, 4):

@@ -19,7 +19,10 @@ AFFINE = np.array([[0.9, 0.2, -0.1, 11.5], [-0.3, 1.1, 0.15, -22.2], [0.05, -0.1
 RIGID = g.about(g.rotation_about([1, -2, 3], 0.7), (10, -20, 30), (4, 5, 6))
 
 
-def grid(linear=np.eye(3), shape=(20, 24, 28), origin=(-30.0, 12.0, 7.0)):
+IDENTITY = np.eye(3)
+
+
+def grid(linear=IDENTITY, shape=(20, 24, 28), origin=(-30.0, 12.0, 7.0)):
     return SimpleNamespace(shape=shape, voxel_to_ras=g.from_parts(linear * [1.0, 1.5, 2.0], origin))
 
 
@@ -157,15 +160,22 @@ def test_a_registration_takes_moving_points_to_fixed_ones_as_the_standard_says(t
     assert data.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.1" and data.PatientID == "7"
     assert np.allclose(to_registered(data, (-10.0, -20.0, 30.0), moving_frame), (-13.0, -25.0, 37.0))
     assert np.allclose(to_registered(data, (-10.0, -20.0, 30.0), fixed_frame), (-10.0, -20.0, 30.0))
-    references = {image.ReferencedSOPInstanceUID for item in data.RegistrationSequence for image in
-                  item.ReferencedImageSequence}
+    references = {
+        image.ReferencedSOPInstanceUID for item in data.RegistrationSequence for image in item.ReferencedImageSequence
+    }
     assert references == {header.SOPInstanceUID for headers in pair.headers for header in headers}
 
 
-@pytest.mark.parametrize("kind, matrix", [
-    ("RIGID", RIGID), ("RIGID_SCALE", RIGID @ np.diag([1.1, 0.9, 1.2, 1])), ("AFFINE", AFFINE),
-    ("AFFINE", RIGID @ np.diag([-1.0, 1, 1, 1])), ("RIGID", np.eye(4)),
-])
+@pytest.mark.parametrize(
+    "kind, matrix",
+    [
+        ("RIGID", RIGID),
+        ("RIGID_SCALE", RIGID @ np.diag([1.1, 0.9, 1.2, 1])),
+        ("AFFINE", AFFINE),
+        ("AFFINE", RIGID @ np.diag([-1.0, 1, 1, 1])),
+        ("RIGID", np.eye(4)),
+    ],
+)
 def test_a_registration_reads_back_and_has_the_right_type(tmp_path, pair, kind, matrix):
     path = tmp_path / "reg.dcm"
     write_transform(matrix, path, pair.moving, pair.fixed)

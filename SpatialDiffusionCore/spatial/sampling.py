@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Optional
 
 import numpy as np
 
@@ -32,7 +31,7 @@ class Prepared:
     tissue_center: np.ndarray
     tissue_covariance: np.ndarray
     threshold: float
-    mask: Optional[Volume] = field(default=None)
+    mask: Volume | None = field(default=None)
     levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -61,7 +60,7 @@ class Prepared:
         return other
 
 
-def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
+def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
 
     The window is taken from a subsample: air included at the low end, padding cut off there, and the brightest half per

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -58,7 +57,7 @@ _LARGEST = 4 * 2**20
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
-def read_transform(path, moving=None, fixed=None, format: Optional[str] = None) -> np.ndarray:
+def read_transform(path, moving=None, fixed=None, format: str | None = None) -> np.ndarray:
     """Read a linear transform.
 
     ``moving`` and ``fixed`` are volumes, of which ``shape`` and ``voxel_to_ras`` are used: FLIRT needs both, and so
@@ -90,7 +89,7 @@ def read_transform(path, moving=None, fixed=None, format: Optional[str] = None) 
     return readers[wanted]()
 
 
-def _misnamed(path, found: str, wanted: Optional[str], format: Optional[str]) -> InputError:
+def _misnamed(path, found: str, wanted: str | None, format: str | None) -> InputError:
     names = {"numbers": "bare numbers", "lta": "a FreeSurfer LTA", "dicom": "a DICOM object", "x5": "an X5 transform"}
     advice = (
         "name it .txt if they are a 4×4 RAS matrix, .mat if they are FLIRT's, or .aff12.1D if they are AFNI's"
@@ -100,7 +99,7 @@ def _misnamed(path, found: str, wanted: Optional[str], format: Optional[str]) ->
     return InputError(f"'{path}' holds {names.get(found, 'an ITK transform')}; {advice}.")
 
 
-def write_transform(matrix, path, moving=None, fixed=None, format: Optional[str] = None) -> None:
+def write_transform(matrix, path, moving=None, fixed=None, format: str | None = None) -> None:
     """Write ``matrix`` (4×4, moving → fixed points, RAS, mm) in the format of the extension.
 
     ``format`` chooses where an extension serves two ("itk" for .txt, "flirt" for .mat). ``moving`` and

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import io
-from typing import Any, List, Optional
+from typing import Any
 
 import numpy as np
 
@@ -22,10 +22,21 @@ _SPATIAL_REGISTRATION = "1.2.840.10008.5.1.4.1.1.66.1"
 _DEFORMABLE = "1.2.840.10008.5.1.4.1.1.66.3"
 
 #: Attributes of the fixed series' patient and study that its registration shares.
-_SHARED = (
-    "PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID "
-    "ReferringPhysicianName AccessionNumber SpecificCharacterSet FrameOfReferenceUID PositionReferenceIndicator"
-).split()
+_SHARED = [
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyInstanceUID",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "ReferringPhysicianName",
+    "AccessionNumber",
+    "SpecificCharacterSet",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+]
 
 
 def _pydicom(path):
@@ -82,7 +93,7 @@ def _matrix_of(item: Any, path) -> np.ndarray:
     return as_affine(parts[0], f"The matrix in '{path}'")
 
 
-def _chosen(items: List[Any], volume, pydicom) -> Optional[int]:
+def _chosen(items: list[Any], volume, pydicom) -> int | None:
     """The item of a volume that is a DICOM series, None where it is none or no item is its."""
     headers = _headers(volume, pydicom)
     if not headers:
@@ -97,7 +108,7 @@ def _chosen(items: List[Any], volume, pydicom) -> Optional[int]:
     return of_frame[0] if len(of_frame) == 1 else None
 
 
-def _told_apart(items: List[Any], matrices: List[np.ndarray], registered: str, path):
+def _told_apart(items: list[Any], matrices: list[np.ndarray], registered: str, path):
     """(moving item, fixed item or None) by the items alone."""
     if len(items) == 1:
         return 0, None
@@ -114,13 +125,13 @@ def _told_apart(items: List[Any], matrices: List[np.ndarray], registered: str, p
     return 1 - in_place[0], in_place[0]
 
 
-def _other(items: List[Any], target: int, path) -> int:
+def _other(items: list[Any], target: int, path) -> int:
     if len(items) != 2:
         raise InputError(f"'{path}' registers {len(items)} series; give the DICOM folder of the moving volume, too.")
     return 1 - target
 
 
-def _headers(volume, pydicom) -> List[Any]:
+def _headers(volume, pydicom) -> list[Any]:
     """The headers of a volume's DICOM files, none where it is no DICOM series."""
     files = series.files_of(getattr(volume, "path", None)) if volume is not None else []
     return [pydicom.dcmread(name, stop_before_pixels=True) for name in files]
