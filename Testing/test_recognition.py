@@ -14,7 +14,7 @@ from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
 from SpatialDiffusionCore.pipeline.prepared_input import PreparedInput  # noqa: E402
-from SpatialDiffusionCore.pipeline.template_check import TemplateDetour, template_detour  # noqa: E402
+from SpatialDiffusionCore.pipeline.template_check import template_detour  # noqa: E402
 from SpatialDiffusionCore.registration import register_many  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402

@@ -13,6 +13,7 @@ from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
 from SpatialDiffusionTraining.retina import rendering  # noqa: E402
 
 from SpatialDiffusionCore import register  # noqa: E402
+from SpatialDiffusionCore.alignment import front_maps  # noqa: E402
 from SpatialDiffusionCore.alignment.pair import Pair  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
@@ -22,9 +23,8 @@ from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model  # noqa: E402
 from SpatialDiffusionCore.networks.build import build  # noqa: E402
-from SpatialDiffusionCore.strategies.registry import RETINA  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
-from SpatialDiffusionCore.alignment import front_maps  # noqa: E402
+from SpatialDiffusionCore.strategies.registry import RETINA  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from SpatialDiffusionCore import register
-from SpatialDiffusionCore.alignment import correspondence_search, pose_search, similarity, wide_search
+from SpatialDiffusionCore.alignment import correspondence_search, repetition, similarity, wide_search
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.model_cube import model_cube
-from SpatialDiffusionCore.alignment import repetition
 from SpatialDiffusionCore.registration import registration_steps
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from itertools import permutations
-from typing import Optional
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Prepared:
     tissue_center: np.ndarray
     tissue_covariance: np.ndarray
     threshold: float
-    mask: Optional[Volume] = field(default=None)
+    mask: Volume | None = field(default=None)
     levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -62,7 +61,7 @@ class Prepared:
         return other
 
 
-def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
+def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
 
     The window is taken from a subsample: air included at the low end, padding cut off there, and the brightest half per
@@ -119,8 +118,8 @@ def usable(volume: Volume) -> Volume:
         wrong, value = data > limit, float(data.max())
         data = np.where(wrong, np.float32(intensity.background(coarse)), data)
         warnings.append(
-            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to its "
-            "borders; they are taken for what the scanner did not see, and for background."
+            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to "
+            "its borders; they are taken for what the scanner did not see, and for background."
         )
     return volume if data is volume.data else replace(volume, data=data, warnings=tuple(warnings))
 
