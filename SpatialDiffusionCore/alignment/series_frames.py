@@ -127,7 +127,7 @@ class Frame:
             support[_inner(blurred.shape[2:])] = 1
             tissue = blurred > self.threshold
             if self.mask is not None:
-                tissue = self._pooled(self.mask, level.factors).to(values.device) > 0.5
+                tissue = self._pooled(self.mask, level.factors).to(blurred.device) > 0.5
             features = blurred if alike else self_similarity(blurred)
             spacing = self.layout.spacing * level.factors
             self._sides[index, alike] = gauss_newton.side(

@@ -31,7 +31,7 @@ def load(path, keep_type: bool = False) -> Volume:
     ITK put it; its ``warnings`` say what in the header contradicts that. Raises InputError with a sentence that names
     the file.
     """
-    given = os.path.abspath(path)
+    whole = os.path.abspath(path)
     path, index = split_index(path)
     if os.path.isdir(path):
         stored, index = dicom.read(path, index), None
@@ -54,7 +54,7 @@ def load(path, keep_type: bool = False) -> Volume:
         with np.errstate(over="ignore"):  # beyond float32: infinite, which is dealt with where the volume is used
             data = np.asarray(data, dtype=np.float32)
     name = os.path.basename(os.path.normpath(path))
-    return Volume(data, stored.voxel_to_ras, name, path=given, warnings=stored.warnings)
+    return Volume(data, stored.voxel_to_ras, name, path=whole, warnings=stored.warnings)
 
 
 def split_index(path) -> tuple[str, int | None]:
