@@ -1,9 +1,9 @@
-"""The motion of a series drawn as SVG: translations, rotations, and framewise displacement with doubtful frames marked."""
+"""The motion of a series drawn as SVG: translations, rotations, framewise displacement; doubtful frames are marked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from typing import List, Sequence
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def _title(result: SeriesRegistration) -> str:
     return f"Motion of {result.series.name}: {len(result.matrices)} frames, reference {result.reference}{doubtful}"
 
 
-def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], doubtful: Sequence[int]) -> List[str]:
+def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], doubtful: Sequence[int]) -> list[str]:
     count = lines.shape[1]
     known = lines[np.isfinite(lines)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
