@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what type checkers and editors see of the names below
     from .errors import InputError, ModelError
+    from .many.group import GroupRegistration, register_group
     from .many.motion import SeriesRegistration, register_series
     from .options import RegistrationOptions, SearchMode
     from .pipeline.confidence import Quality
@@ -28,6 +29,8 @@ _HOMES = {
     "SeriesRegistration": "many.motion",
     "RegistrationOptions": "options",
     "SearchMode": "options",
+    "register_group": "many.group",
+    "GroupRegistration": "many.group",
     "Registration": "result",
     "Quality": "pipeline.confidence",
     "Step": "pipeline.step",
@@ -41,6 +44,7 @@ _HOMES = {
 }
 __all__ = [
     "Cancelled",
+    "GroupRegistration",
     "InputError",
     "ModelError",
     "Quality",
@@ -53,6 +57,7 @@ __all__ = [
     "__version__",
     "load",
     "register",
+    "register_group",
     "register_many",
     "register_series",
     "registration_steps",

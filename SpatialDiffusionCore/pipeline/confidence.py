@@ -189,7 +189,9 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     if quality.left_on_right:
         quality.probability = min(quality.probability, LEFT_ON_RIGHT)
     quality.confidence = word(quality.probability)
-    if quality.confidence != "good":
+    if quality.confidence == "good" and quality.sides is not None and min(quality.sides) < -MIRRORED:
+        quality.confidence = "fair"  # laid on each other as they should be, but seen as in a mirror
+    elif quality.confidence != "good":
         warnings += _reasons(quality, evidence)
     quality.warnings = warnings
     return quality

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Optional, Tuple
 
 import numpy as np
 
@@ -22,9 +21,6 @@ WRITTEN = NIFTI + ITK_IMAGES
 
 #: What ``load`` reads, beside folders of DICOM files.
 READ = nifti.EXTENSIONS + ITK_IMAGES + mgh.EXTENSIONS + dicom.EXTENSIONS
-
-#: The types that the formats hold, for those that they do not.
-_STORED_AS = {"bool": np.uint8, "float16": np.float32, "longdouble": np.float64, "float128": np.float64}
 
 
 def load(path, keep_type: bool = False) -> Volume:
@@ -47,7 +43,7 @@ def load(path, keep_type: bool = False) -> Volume:
         stored = itk.read(path)
     elif extension(path) in mgh.EXTENSIONS:
         stored = mgh.read(path)
-    elif extension(path) in dicom.EXTENSIONS or _looks_like_dicom(path):
+    elif extension(path) in dicom.EXTENSIONS or dicom.looks_like(path):
         stored, index = dicom.read(path, index), None
     else:
         raise InputError(
@@ -61,7 +57,7 @@ def load(path, keep_type: bool = False) -> Volume:
     return Volume(data, stored.voxel_to_ras, name, path=whole, warnings=stored.warnings)
 
 
-def split_index(path) -> Tuple[str, Optional[int]]:
+def split_index(path) -> tuple[str, int | None]:
     """(file or folder, N) of ``FILE@N``, (file, None) where the name itself ends in ``@`` and a number, or has none."""
     path = os.fspath(path)
     match = re.fullmatch(r"(.+)@(\d+)", path, re.DOTALL)
@@ -81,12 +77,7 @@ def stem(path) -> str:
     return name if index is None else f"{name}_{index}"
 
 
-def _looks_like_dicom(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _pick(stored: Stored, index: Optional[int], path: str) -> np.ndarray:
+def _pick(stored: Stored, index: int | None, path: str) -> np.ndarray:
     """The 3D volume of a file's array; further axes of length 1 are dropped."""
     data = stored.data
     while data.ndim > 3 and data.shape[-1] == 1:
@@ -131,7 +122,7 @@ def save(volume: Volume, path) -> None:
     """
     path = os.fspath(path)
     check_output(path, WRITTEN, "the volume")
-    data = volume.data.astype(_STORED_AS.get(volume.data.dtype.name, volume.data.dtype), copy=False)
+    data = volume.storable()
     ending = extension(path)
     written = written_together if ending in (".nhdr", ".mhd") else written_whole
     with written(path) as temporary:
