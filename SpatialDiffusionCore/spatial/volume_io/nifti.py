@@ -118,7 +118,8 @@ def _contradictions(name: str, used, qform, sform, shape) -> list[str]:
             f"The axes of {name} are not perpendicular ({_skew(sform):.2g}° off), so Slicer and ITK cannot open this "
             "file; it lies where its sform says."
         ]
-    warnings, tolerance = [], _TOLERANCE * geometry.spacing(used).min()
+    warnings: list[str] = []
+    tolerance = _TOLERANCE * geometry.spacing(used).min()
     if sform is None:
         return warnings
     steps = geometry.spacing(used)
