@@ -114,10 +114,10 @@ def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
 
 
 def test_a_list_is_recognized_one_by_one_and_the_fixed_volume_once(brains, monkeypatch):
-    from SpatialDiffusionCore.strategies import recognition
+    from SpatialDiffusionCore.pipeline import prepared_input
 
-    asked, recognized = [], recognition.recognized
-    monkeypatch.setattr(recognition, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
+    asked, recognized = [], prepared_input.recognized
+    monkeypatch.setattr(prepared_input, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
                         recognized(prepared, *more))
     inverted = with_values(brains[0], lambda data: np.where(data > 0, 1.2 * data.max() - data, 0))
     found = register_many([brains[0], inverted, brains[0]], brains[1], device="cpu", steps=0)

@@ -1,16 +1,17 @@
-"""Volumes and grids in the world: voxels with a 4×4 matrix from voxel centers to RAS millimeters, checks, resampling."""
+"""Volumes and grids in the world: voxels with a 4×4 matrix from their centers to RAS mm, checks, resampling."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any, Optional, Tuple
 
 import numpy as np
 
 from ..errors import InputError
-from . import geometry
+from . import geometry, intensity
 
 #: A volume with fewer voxels than this along an axis holds too little to be registered.
-MINIMUM_SIZE = 16
+MINIMUM_SIZE = 4
 
 INTERPOLATIONS = {"nearest": 0, "linear": 1, "cubic": 3}
 
@@ -20,12 +21,15 @@ class Volume:
     """Voxels and where they are.
 
     data: (I, J, K) array of numbers. voxel_to_ras: 4×4 float64, voxel centers → RAS mm (may be oblique, mirrored,
-    anisotropic or sheared). name: what messages call it. Raises InputError where either cannot be a 3D volume.
+    anisotropic or sheared). name: what messages call it. path: of its file, in full, where it has one. warnings: sentences
+    about what its file's header leaves open or contradicts. Raises InputError where data or matrix cannot be a 3D volume.
     """
 
     data: np.ndarray
     voxel_to_ras: np.ndarray
     name: str = "volume"
+    path: Optional[str] = None
+    warnings: Tuple[str, ...] = ()
 
     def __post_init__(self):
         data = np.asarray(self.data)
@@ -62,51 +66,113 @@ class Volume:
         """The same voxels elsewhere: ``matrix`` (4×4, RAS → RAS) goes into the header."""
         return replace(self, voxel_to_ras=np.asarray(matrix, float) @ self.voxel_to_ras)
 
+    def to_nibabel(self) -> Any:
+        """A nibabel.Nifti1Image of the same voxels, in millimeters and scanner space; booleans become uint8."""
+        import nibabel
+
+        data = self.data.astype(np.uint8) if self.data.dtype == bool else self.data
+        image = nibabel.Nifti1Image(data, self.voxel_to_ras, dtype=data.dtype)
+        image.set_sform(self.voxel_to_ras, code="scanner")
+        image.set_qform(self.voxel_to_ras, code="scanner", strip_shears=True)
+        image.header.set_xyzt_units("mm")
+        return image
+
+    def to_simpleitk(self) -> Any:
+        """A SimpleITK.Image of a copy. Raises InputError where the axes are sheared, which ITK's images cannot be."""
+        import SimpleITK as sitk
+
+        lps = geometry.LPS_RAS @ self.voxel_to_ras
+        direction = lps[:3, :3] / self.spacing
+        if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-4:
+            raise InputError(f"The header of {self.name} is sheared, which only NIfTI (.nii, .nii.gz) can hold.")
+        data = self.data.astype(np.uint8) if self.data.dtype == bool else self.data
+        image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
+        image.SetSpacing(self.spacing.tolist())
+        image.SetOrigin(lps[:3, 3].tolist())
+        image.SetDirection(direction.ravel().tolist())
+        return image
+
 
 def validate(volume: Volume, role: str = "") -> None:
-    """Raise InputError where a volume cannot be registered: too small, NaN or infinite values, or constant."""
+    """Raise InputError where a volume cannot be registered: too small, without finite values, or constant."""
     name = f"{role} volume {volume.name}".strip()
     name = name[0].upper() + name[1:]
+    shape, data = "×".join(map(str, volume.shape)), volume.data
     if 0 in volume.shape:
-        raise InputError(f"{name} is empty (shape {'×'.join(map(str, volume.shape))}).")
+        raise InputError(f"{name} is empty (shape {shape}).")
     if min(volume.shape) < MINIMUM_SIZE:
-        raise InputError(
-            f"{name} has {'×'.join(map(str, volume.shape))} voxels; at least {MINIMUM_SIZE} are needed along each axis."
-        )
-    if not np.isfinite(volume.data).all():
-        raise InputError(f"{name} contains NaN or infinite values; replace them (for example by 0) first.")
-    if volume.data.min() == volume.data.max():
-        raise InputError(f"{name} is constant (every voxel is {volume.data.flat[0]:g}); there is nothing to align.")
+        raise InputError(f"{name} has {shape} voxels; at least {MINIMUM_SIZE} are needed along each axis.")
+    values = data if intensity.is_finite(data) else data[np.isfinite(data)]
+    if not values.size:
+        raise InputError(f"{name} holds nothing but NaN or infinite values; export it again.")
+    if values.min() == values.max():
+        raise InputError(f"{name} is constant (every voxel is {values.flat[0]:g}); there is nothing to align.")
 
 
-def resample(volume: Volume, reference, matrix=None, interpolation: str = "linear") -> Volume:
+def resample(
+    volume: Volume, reference, matrix=None, interpolation: str = "linear", background: Optional[float] = None
+) -> Volume:
     """``volume`` moved by ``matrix`` (4×4, RAS → RAS, to parent) and sampled on the voxels of ``reference``.
 
     ``reference`` is a Volume or Grid. ``nearest`` keeps the type and only uses values that occur (label maps);
-    ``linear`` and ``cubic`` give float32. Outside the field of view: 0, or the smallest value where that is below 0
-    (air in CT).
+    ``linear`` and ``cubic`` give float32; they interpolate among finite values, and where the nearest voxel is NaN or
+    infinite the result is, too. Outside the field of view: ``background``, by default 0, or air in CT.
     """
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"Unknown interpolation {interpolation!r}; choose one of: {', '.join(INTERPOLATIONS)}.")
     matrix = np.eye(4) if matrix is None else geometry.as_affine(matrix, "the transform")
     to_voxel = np.linalg.inv(matrix @ volume.voxel_to_ras) @ reference.voxel_to_ras
-    outside = min(0, volume.data.min()) if volume.data.size else 0
+    shape = tuple(reference.shape)
+    outside = intensity.outside(volume.data) if background is None else float(background)
     if interpolation == "nearest":
-        data = _nearest(volume.data, to_voxel, reference.shape, outside)
-    else:
-        from scipy.ndimage import affine_transform
-
-        data = affine_transform(
-            np.asarray(volume.data, np.float32),
-            to_voxel[:3, :3],
-            to_voxel[:3, 3],
-            tuple(reference.shape),
-            order=INTERPOLATIONS[interpolation],
-            mode="constant",
-            cval=float(outside),
-            output=np.float32,
+        return Volume(
+            _nearest(volume.data, to_voxel, shape, _of_type(outside, volume.data.dtype, volume.name)),
+            reference.voxel_to_ras,
+            volume.name,
         )
-    return Volume(data, reference.voxel_to_ras, volume.name)
+    with np.errstate(over="ignore"):
+        data = np.asarray(volume.data, np.float32)
+    if intensity.is_finite(data):
+        moved = _interpolated(data, to_voxel, shape, interpolation, outside)
+    else:
+        moved = _interpolated(_nearest_finite(data), to_voxel, shape, interpolation, outside)
+        nearest = _nearest(data, to_voxel, shape, np.float32(0.0))
+        moved = np.where(np.isfinite(nearest), moved, nearest)
+    return Volume(moved, reference.voxel_to_ras, volume.name)
+
+
+def _of_type(value: float, dtype: np.dtype, name: str):
+    """``value`` in the type of an array; InputError where the type does not hold it."""
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        if not (value == int(value) and limits.min <= value <= limits.max):
+            raise InputError(f"The background {value:g} cannot be stored in {name}, which holds {dtype.name} values.")
+    return dtype.type(value)
+
+
+def _interpolated(data: np.ndarray, to_voxel: np.ndarray, shape, interpolation: str, outside: float) -> np.ndarray:
+    from scipy.ndimage import affine_transform
+
+    return affine_transform(
+        data,
+        to_voxel[:3, :3],
+        to_voxel[:3, 3],
+        shape,
+        order=INTERPOLATIONS[interpolation],
+        mode="constant",
+        cval=outside,
+        output=np.float32,
+    )
+
+
+def _nearest_finite(data: np.ndarray) -> np.ndarray:
+    """The array with the nearest finite value in place of each that is not (0 where there is none at all)."""
+    from scipy.ndimage import distance_transform_edt
+
+    wrong = ~np.isfinite(data)
+    if wrong.all():
+        return np.zeros_like(data)
+    return data[tuple(distance_transform_edt(wrong, return_distances=False, return_indices=True))]
 
 
 def _nearest(data, to_voxel, shape, outside):

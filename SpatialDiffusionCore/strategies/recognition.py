@@ -13,7 +13,8 @@ import numpy as np
 from ..alignment import pose_search
 from ..modelfile.model import templates
 from ..spatial.cube import Cube
-from ..spatial.sampling import Prepared, otsu, subsample
+from ..spatial.intensity import subsample
+from ..spatial.sampling import Prepared, otsu
 from .head_template import HeadTemplate
 
 #: mm: a volume that is shorter along an axis shows no head (retinas, small animals).
@@ -57,7 +58,7 @@ def brightness(prepared: Prepared) -> tuple:
     """(the largest share of what is brighter than Otsu's threshold that lies within ``BAND`` of one brightness, relative to it;
     the share of the rest that is darker than ``DARKEST`` of the window)."""
     low, high = prepared.window
-    values = np.clip((subsample(prepared.volume)[0] - low) / (high - low), 0, 1)
+    values = np.clip((subsample(prepared.volume.data)[0] - low) / (high - low), 0, 1)
     threshold = otsu(values)
     tissue, rest = np.sort(values[values > threshold]), values[values <= threshold]
     within = np.searchsorted(tissue, tissue * (1 + BAND)) - np.arange(len(tissue))

@@ -1,4 +1,5 @@
 """Runs methods on cases, each method in a child process of its own, and writes down what comes out."""
+
 from __future__ import annotations
 
 import hashlib
@@ -6,7 +7,7 @@ import os
 import platform
 import sys
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +23,16 @@ def judge(case: cases.Case, answer: dict, measure) -> dict:
         return {"error": answer["error"], **measure(case, None)}
     matrix = np.array(answer["matrix"])
     return {
-        "seconds": round(answer["seconds"], 4), "cpu_seconds": round(answer["cpu_seconds"], 4),
-        "peak_mb": round(answer["peak_mb"]), "matrix": [round(v, 6) for v in matrix[:3].ravel().tolist()],
+        "seconds": round(answer["seconds"], 4),
+        "cpu_seconds": round(answer["cpu_seconds"], 4),
+        "peak_mb": round(answer["peak_mb"]),
+        "matrix": [round(v, 6) for v in matrix[:3].ravel().tolist()],
         **{k: round(v, 4) if isinstance(v, float) else v for k, v in answer["details"].items()},
         **measure(case, matrix),
     }
 
 
-@lru_cache(maxsize=None)
+@cache
 def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
     """Name and hash of the weights of the model that ours would use, and hash of the code around it.
 
@@ -59,8 +62,16 @@ def machine(threads: int) -> dict:
         pass
     import torch
 
-    return {"task": "machine", "cpu": name, "cores": os.cpu_count(), "threads": threads, "memory_gb": memory,
-            "system": platform.system(), "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "task": "machine",
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "memory_gb": memory,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def is_ours(method: str) -> bool:
@@ -74,8 +85,25 @@ def all_methods() -> list:
 
 
 def run(
-    *, data, out, task="brains", methods=None, rotations=None, pairs=None, conditions=None, subjects=None, draws=None,
-    seed=0, threads=1, timeout=900.0, python=None, peer_python=None, model=None, log=None, deadline=None, report=print,
+    *,
+    data,
+    out,
+    task="brains",
+    methods=None,
+    rotations=None,
+    pairs=None,
+    conditions=None,
+    subjects=None,
+    draws=None,
+    seed=0,
+    threads=1,
+    timeout=900.0,
+    python=None,
+    peer_python=None,
+    model=None,
+    log=None,
+    deadline=None,
+    report=print,
 ) -> int:
     """Do what is not done yet; returns the number of new registrations.
 
@@ -88,8 +116,14 @@ def run(
     count, unavailable, made = 0, set(), (None, None)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = cases.Arguments(
-            data=Path(data), scratch=Path(scratch), seed=seed, rotations=rotations, pairs=pairs, subjects=subjects,
-            draws=draws, conditions=conditions,
+            data=Path(data),
+            scratch=Path(scratch),
+            seed=seed,
+            rotations=rotations,
+            pairs=pairs,
+            subjects=subjects,
+            draws=draws,
+            conditions=conditions,
         )
         todos, measure = task.cases(arguments), task.measure(arguments)
         results.append(out, machine(threads))
@@ -121,15 +155,28 @@ def run(
                 unavailable.add(method)
                 continue
             build = fingerprint(tables.parse(method).model or model, case.modality) if is_ours(method) else None
-            record = {"task": task.name, "method": method, "case": case.name, "rotation": case.rotation, "seed": seed,
-                      **judge(case, answer, measure),
-                      "build": build}
+            record = {
+                "task": task.name,
+                "method": method,
+                "case": case.name,
+                "rotation": case.rotation,
+                "seed": seed,
+                **judge(case, answer, measure),
+                "build": build,
+            }
             results.append(out, record)
             count += 1
-            value = (f"Dice {record['dice']:.3f}" if "dice" in record else
-                     f"{record['error_mm']:.2f} mm" if "error_mm" in record else "")
-            report(f"{method:16} {case.name:36} {case.rotation:6.1f}°  {value}  {record.get('cpu_seconds', 0):.2f} s"
-                   + (f"  {record['error']}" if "error" in record else ""))
+            value = (
+                f"Dice {record['dice']:.3f}"
+                if "dice" in record
+                else f"{record['error_mm']:.2f} mm"
+                if "error_mm" in record
+                else ""
+            )
+            report(
+                f"{method:16} {case.name:36} {case.rotation:6.1f}°  {value}  {record.get('cpu_seconds', 0):.2f} s"
+                + (f"  {record['error']}" if "error" in record else "")
+            )
         for worker in workers.values():
             worker.close()
     return count
