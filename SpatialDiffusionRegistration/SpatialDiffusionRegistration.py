@@ -24,6 +24,7 @@ from slicer.util import VTKObservationMixin
 from SpatialDiffusionRegistrationLib import batch as batchRuns
 from SpatialDiffusionRegistrationLib import engine, masks, resampling, scene, torchsetup
 from SpatialDiffusionRegistrationLib.batch_tab import BatchTab
+from SpatialDiffusionRegistrationLib.cursor import waitCursor
 from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode, release
 from SpatialDiffusionRegistrationLib.problem import Problem
 from SpatialDiffusionRegistrationLib.register_tab import RegisterTab
@@ -94,8 +95,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         for event, method in (
                 (scene_.StartCloseEvent, self.onSceneStartClose), (scene_.EndCloseEvent, self.onSceneEndClose),
                 (scene_.StartImportEvent, self.onSceneStartImport), (scene_.EndImportEvent, self.onSceneEndImport),
-                (scene_.StartSaveEvent, self.onSceneStartSave), (scene_.NodeAddedEvent, self.onNodeAdded),
-                (scene_.NodeRemovedEvent, self.onNodeRemoved),
+                (scene_.NodeAddedEvent, self.onNodeAdded), (scene_.NodeRemovedEvent, self.onNodeRemoved),
                 (scene_.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)):
             self.addObserver(scene_, event, method)
 
@@ -146,10 +146,6 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.setParameterNode(None)
         if self.parent.isEntered:
             self.initializeParameterNode()
-
-    def onSceneStartSave(self, caller=None, event=None):
-        """What Review shows is not saved, so the views must not refer to it in the file."""
-        self.registerTab.review.leave()
 
     def onNodeAdded(self, caller=None, event=None):
         if self._mayFollow() and self.parent.isEntered:
@@ -347,7 +343,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         if outputVolume is not None and outputVolume.GetClassName() != volume.GetClassName():
             raise Problem(_("The resampled volume can not be put into “{name}”, which is of another kind.").format(
                 name=outputVolume.GetName()))
-        with slicer.util.WaitCursor():
+        with waitCursor():
             image = resampling.onGridOf(
                 volume, reference, _known(interpolation or (resampling.NEAREST if labels else resampling.LINEAR)))
         if outputVolume is None:

@@ -64,6 +64,7 @@ class SceneChange:
         return node
 
     def setParent(self, node, transformNode):
+        self._nodes.append(node)
         before = node.GetParentTransformNode()
         if before is transformNode:
             return
@@ -72,7 +73,6 @@ class SceneChange:
             if isAlive(node):
                 node.SetAndObserveTransformNodeID(before.GetID() if isAlive(before) else None)
 
-        self._nodes.append(node)
         self._undo.append(undo)
         node.SetAndObserveTransformNodeID(transformNode.GetID() if transformNode is not None else None)
 

@@ -8,6 +8,7 @@ from slicer.i18n import tr as _
 
 from . import parameters, scene
 from .also_move import AlsoMoveList
+from .change import SceneChange
 from .choices import Choices
 from .messages import Messages
 from .problem import REMEDY_CPU, REMEDY_TORCH, Explanation, explain
@@ -295,6 +296,8 @@ class RegisterTab:
 
     def lookAt(self, shown: Shown):
         """Review a result from elsewhere, until other volumes are chosen or a registration starts."""
+        self.review.leave()
+        SceneChange().showOver(shown.fixed, shown.reviewed, self.ui.fadeSlider.value / 100.0)
         self._reviewed = shown
         self.showResult()
 
