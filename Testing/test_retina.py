@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionTraining import datasets, export, retina  # noqa: E402
+
+from SpatialDiffusionTraining import retina  # noqa: E402
+from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
+from SpatialDiffusionTraining.retina import rendering  # noqa: E402
 
 from SpatialDiffusionCore import register  # noqa: E402
-from SpatialDiffusionCore.alignment import pose_search  # noqa: E402
+from SpatialDiffusionCore.alignment import front_maps  # noqa: E402
+from SpatialDiffusionCore.alignment.pair import Pair  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
+from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
+from SpatialDiffusionCore.modelfile.safetensors_file import save_model  # noqa: E402
+from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
-from SpatialDiffusionCore.strategies import retina as retina_module  # noqa: E402
+from SpatialDiffusionCore.strategies.registry import RETINA  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"
@@ -48,7 +55,7 @@ REAL = [(-240, -210, 137, 149, 15), (-190, -160, 112, 124, 12), (-130, -100, 74,
 def test_layers_speckle_and_noise_are_those_of_real_scans():
     """The figures measured on real volumes: means of the layers, variation and neighbor correlations of the speckle."""
     q = retina.Acquisition(extent=(5.7, 4.35), shape=(120, 40, 248), axial=0.00774, motion=0.0, banding=0.0, seed=3)
-    x, y, down = retina._positions(q, np.random.default_rng(0))
+    x, y, down = rendering._positions(q, np.random.default_rng(0))
     a, b = np.nonzero(np.hypot(x, y) > 1.2)
     means = []
     for number in range(4):
@@ -71,7 +78,7 @@ def test_layers_speckle_and_noise_are_those_of_real_scans():
 
 def test_vessels_darken_oct_below_them_and_light_octa(eye):
     q = retina.Acquisition(shape=(180, 120, 160), axial=0.012, motion=0.0, banding=0.0, speckle=0.5, seed=1)
-    x, y, down = retina._positions(q, np.random.default_rng(0))
+    x, y, down = rendering._positions(q, np.random.default_rng(0))
     radius = eye.at(eye.vessels, x, y)
     row = np.round((eye.at(eye.bruch, x, y) + down - 0.04) / q.axial).astype(int)  # the ellipsoid zone, below vessels
     structure, flow = (retina.scan(eye, q, kind).data.astype(float) for kind in ("oct", "octa"))
@@ -103,8 +110,8 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
     arguments = ["--out", str(tmp_path / "eyes"), "--kind", "octa", "--count", "1", "--seed", "5"]
     assert retina.main(arguments) == 0
     names = sorted(p.name for p in (tmp_path / "eyes").iterdir())
-    assert names == ["octa00005_ses1.nii.gz", "octa00005_ses2.nii.gz", datasets.PARTNERS]
-    written = (tmp_path / "eyes" / datasets.PARTNERS).read_text()
+    assert names == ["octa00005_ses1.nii.gz", "octa00005_ses2.nii.gz", PARTNERS]
+    written = (tmp_path / "eyes" / PARTNERS).read_text()
     first, second, matrix = retina.make_pair(5, "octa")
     assert np.allclose(np.array(written.split("\t")[2:], float).reshape(3, 4), matrix[:3], atol=1e-9)
     stored = volume_file.load(tmp_path / "eyes" / names[1])
@@ -112,7 +119,7 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
     made = (tmp_path / "eyes" / names[0]).stat().st_mtime_ns
     assert retina.main(arguments) == 0
     assert (tmp_path / "eyes" / names[0]).stat().st_mtime_ns == made
-    assert (tmp_path / "eyes" / datasets.PARTNERS).read_text() == written
+    assert (tmp_path / "eyes" / PARTNERS).read_text() == written
     assert retina.main([*arguments, "--graphs", str(tmp_path / "absent")]) == 2
     assert "absent" in capsys.readouterr().err
     with pytest.raises(InputError, match="oct or octa"):
@@ -121,8 +128,11 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------------ registration
 def test_a_model_file_without_a_network_says_on_which_grid(tmp_path):
-    path = export.without_network(tmp_path / "grid.safetensors", ["oct"], [32, 24, 16], [0.2, 0.05, 0.3],
-                                  {"data": "nothing"}, {"figures": 1})
+    network = build({"head": "none", "volume_size": [32, 24, 16]})
+    path = tmp_path / "grid.safetensors"
+    save_model(path, network, {
+        "name": "grid", "architecture": network.architecture, "schedule": Schedule().to_dict(), "modalities": {"oct": 0},
+        "grid": {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}, "sampler": "fast", "steps": 0})
     loaded = load_model(path, "oct", "oct")
     assert loaded.card["grid"] == {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}
     cube = torch.zeros(2, 1, *loaded.size)
@@ -192,12 +202,13 @@ def test_maps_and_depth_lead_back_a_turned_and_tilted_scan(eye):
     fixed = model_cube(retina.scan(eye, FIXED), None, "oct", read_card(MODEL), "cpu")
     moving = model_cube(retina.scan(eye, MOVING), None, "oct", read_card(MODEL), "cpu")
     truth = np.linalg.inv(moving.frame) @ np.linalg.inv(retina.true_transform(MOVING, FIXED)) @ fixed.frame
-    found = retina_module.poses(moving, fixed, 3)
+    found = front_maps.poses(moving, fixed, 3)
     assert 1 <= len(found) <= 3
     difference = found[0] - truth
     assert np.abs(difference[[0, 2]][:, [0, 2]]).max() < 0.08 and np.abs(difference[[0, 2], 3]).max() < 0.15
     assert np.abs(difference[1, [0, 2]]).max() < 0.02 and abs(difference[1, 3]) < 0.04
-    likeness = pose_search.rank(moving, fixed, [truth, found[0], np.eye(4)], "depth").scores
+    pair = Pair(moving, fixed)
+    likeness = [RETINA.rank(pair, pair.to_world(matrix)) for matrix in (truth, found[0], np.eye(4))]
     assert likeness[0] > likeness[2] + 0.1 and likeness[1] > likeness[2] + 0.1
 
 
@@ -237,9 +248,8 @@ def test_the_picture_shows_b_scans_upright(eye, tmp_path):
     fixed = retina.scan(eye, replace(FIXED, shape=(60, 40, 80), axial=0.024, tilt=(0, 0)))
     answer = register(fixed, fixed, modality="oct", model=MODEL, search=False, polish=False)
     drawn = np.asarray(picture.draw(answer, fixed, fixed)).astype(float)
-    for left in (picture.MARGIN, 2 * picture.MARGIN + picture.SIZE):
-        top = picture.MARGIN + 26
-        tile = drawn[top : top + picture.SIZE, left : left + picture.SIZE, 1][:, 20:-20]
+    for left, top in (picture.tile(0, 0), picture.tile(0, 1)):
+        tile = drawn[top : top + picture.SIZE, left : left + picture.SIZE, 1][:, 40:-40]
         rows = tile.mean(1)
         retina_at = int(rows.argmax())
-        assert rows[retina_at - 50 : retina_at - 40].mean() < 0.5 * rows[retina_at + 10 : retina_at + 20].mean()
+        assert rows[retina_at - 100 : retina_at - 80].mean() < 0.5 * rows[retina_at + 20 : retina_at + 40].mean()

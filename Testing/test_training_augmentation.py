@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch")
 from SpatialDiffusionTraining import augmentation as a  # noqa: E402
 from SpatialDiffusionTraining import losses  # noqa: E402
 
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
+
 SHAPE = (20, 24, 22)
 
 
@@ -94,7 +96,7 @@ def test_deformation_of_an_affine_field_is_nothing():
 
 
 def test_splines_reproduce_lines():
-    matrix = a._spline_matrix(31, 9)
+    matrix = a.spline_matrix(31, 9)
     line = torch.linspace(-1, 1, 9)
     assert torch.allclose(matrix.sum(1), torch.ones(31), atol=1e-6)
     assert torch.allclose(matrix @ line, a.voxel_centers(31), atol=1e-6)
@@ -106,7 +108,7 @@ def test_one_read_equals_pose_after_affine():
     pose = a.Pose(rotation_degrees=20, shift=0.03, scale=0.05).draw(2, generator(6), (32, 32, 32))
     affine = a.Pose(rotation_degrees=10, shift=0.02, scale=0.0).draw(2, generator(7), (32, 32, 32))
     twice = a.warp(a.warp(source, pose), affine)
-    once = a.warp(source, a.compose(pose, affine))
+    once = a.warp(source, diffusion.compose(pose, affine))
     assert (twice - once).abs().mean() < 0.01
 
 
@@ -138,6 +140,31 @@ def test_motion_moves_slabs_rigidly_and_leaves_the_rest():
         assert (moved[:, 2 - axis] == 0).all()  # never across the slices
         assert ((moved != 0).any(1).float().mean()) < 0.7
     assert profile.abs().max() <= 0.5
+
+
+def test_published_motion_rolls_slabs_in_their_plane():
+    """As numpy.roll by whole voxels: what leaves on one side comes in on the other, under any affine afterwards."""
+    size = 20
+    source = torch.rand(2, 1, size, size, size, generator=generator(10))
+    pipeline = a.Corruption({"motion": {"probability": 1.0, "roll": True}})
+    cases = {"axis": [0, 2], "direction": [1, 0], "shift": [2 * 4 / size, -2 * 5 / size]}
+    draw = {"start": torch.tensor([[0.25], [0.5]]), "length": torch.tensor([[0.25], [0.2]]),
+            "shift": torch.tensor(cases["shift"])[:, None], "axis": torch.tensor(cases["axis"]),
+            "direction": torch.tensor(cases["direction"]), "on": torch.tensor([True, True])}  # fmt: skip
+    result = pipeline.warp(source, torch.eye(3, 4).repeat(2, 1, 1), {"motion": draw})
+    expected = source.clone()
+    expected[0, 0, 5:10] = torch.roll(source[0, 0, 5:10], -4, dims=1)
+    expected[1, 0, :, :, 10:14] = torch.roll(source[1, 0, :, :, 10:14], 5, dims=0)
+    assert torch.allclose(result, expected, atol=1e-4)
+    black = a.Corruption({"motion": {"probability": 1.0}}).warp(source, torch.eye(3, 4).repeat(2, 1, 1), {"motion": draw})
+    assert (black[0, 0, 5:10, -3:] == 0).all() and (result[0, 0, 5:10, -3:] > 0).any()
+    # Under an affine: the same as rolling first and moving then, up to interpolation.
+    smooth = volumes(1, (24, 24, 24))
+    pose = a.Pose(rotation_degrees=0, shift=0.0, scale=0.1).draw(1, generator(3), (24, 24, 24))
+    one = a.take(draw, torch.tensor([0]))
+    whole = pipeline.warp(smooth, torch.eye(3, 4)[None], {"motion": one})
+    assert (whole.mean() - smooth.mean()).abs() < 1e-3  # nothing is lost
+    assert torch.isfinite(pipeline.warp(smooth, pose, {"motion": one})).all()
 
 
 def test_stretch_repeats_one_slice():

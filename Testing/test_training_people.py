@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
+from SpatialDiffusionTraining import scans as scans_  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
 from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 from training_fixtures import write_phantoms  # noqa: E402
@@ -63,7 +64,7 @@ def test_people_are_paired_where_they_were_put(tmp_path):
         found = geometry.as_affine(np.array(numbers, float).reshape(3, 4))
         back = np.linalg.inv(places[second]) @ found @ places[first]
         assert geometry.displacement_rms(back, np.eye(4), prepared.tissue_center, prepared.tissue_covariance) < 0.5
-    source = datasets.Source("t1-brain", 1, datasets.find_scans(tmp_path / "scans"), [], partners=str(path))
+    source = datasets.Source("t1-brain", 1, scans_.find_scans(tmp_path / "scans"), [], partners=str(path))
     cache = datasets.build(tmp_path / "cache", [source], {"size": [16] * 3, "spacing": 14.0}, report=told.append)
     assert {row: len(known) for row, known in cache.partners.items()} == {0: 2, 1: 2, 2: 2}
     # What an interrupted call had found is not found again: a list that says so is believed.
@@ -108,7 +109,7 @@ def masked_phantoms(folder, count=4):
         place = np.stack(np.meshgrid(*map(np.arange, image.shape), indexing="ij"), -1) - np.array(image.shape) / 2
         ball = ((place / (0.25 * np.array(image.shape))) ** 2).sum(-1) < 1
         nibabel.save(nibabel.Nifti1Image(ball.astype(np.uint8), image.affine), folder / "masks" / path.name)
-    source = datasets.Source("t1-brain", 1, datasets.find_scans(folder / "scans"), [], masks=str(folder / "masks"))
+    source = datasets.Source("t1-brain", 1, scans_.find_scans(folder / "scans"), [], masks=str(folder / "masks"))
     return datasets.build(folder / "cache", [source], {"size": [32] * 3, "spacing": 7.0}, report=lambda text: None)
 
 
@@ -155,7 +156,7 @@ def test_a_missing_folder_of_masks_is_named(tmp_path):
 
 
 def test_what_cannot_be_read_is_no_mask(tmp_path):
-    with pytest.raises(InputError, match="no NIfTI"):
+    with pytest.raises(InputError, match="no volumes"):
         masks.write(tmp_path, tmp_path / "t.nii", tmp_path / "m.nii", tmp_path / "out")
 
 

@@ -9,7 +9,7 @@ import torch
 
 from ..heartbeat import beat
 from ..spatial import geometry
-from .pose_search import _distinct, coarse
+from .pose_search import coarse, distinct
 from .wide_search import WIDE_CANDIDATES
 
 
@@ -32,7 +32,7 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: st
     matrices, score = consensus(*places)
     matrices, score = matrices.cpu().numpy(), (score * sure).cpu().numpy()
     a = coarse(fixed, 3.0, 0.7, 300, 0)
-    chosen = _distinct(a, matrices, score, keep)
+    chosen = distinct(a, matrices, score, keep)
     found = [matrices[i] for i in chosen]
     upright = fixed
     if chosen[0] >= count:

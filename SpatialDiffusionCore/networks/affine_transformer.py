@@ -86,6 +86,7 @@ class AffineTransformer(_Conditioned):
             nn.Linear(time_width, 4 * time_width), nn.GELU(), nn.Linear(4 * time_width, time_width)
         )
         self.encoder = _Encoder(channels, groups, time_width, self.rows)
+        self.class_blocks = len(self.encoder.encoder)
         kernel = remaining_grid(volume_size, len(channels) - 2)
         self.output_head = nn.Sequential(
             nn.GroupNorm(groups, channels[-1]), nn.SiLU(), nn.Conv3d(channels[-1], 12, kernel)
@@ -105,7 +106,7 @@ class AffineTransformer(_Conditioned):
         else:
             pair = torch.cat([preprocess(pair[:, i : i + 1], name) for i, name in enumerate(preprocessing)], dim=1)
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
-        ids = self.class_ids(class_id, pair.shape[0], pair.device, len(self.encoder.encoder))
+        ids = self.class_ids(class_id, pair.shape[0], pair.device, self.class_blocks)
         features = self.encoder(pair * 2 - 1, code, ids)
         residual = self.output_head(features).reshape(-1, 3, 4)
         return residual + torch.eye(3, 4, device=residual.device, dtype=residual.dtype)

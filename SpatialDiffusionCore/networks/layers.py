@@ -74,12 +74,17 @@ class _Conditioned(nn.Module):
         self.rows = 0 if self.n_classes == 1 else self.n_classes + (1 if self.class_dropout > 0 else 0)
 
     def class_ids(self, class_id, batch: int, device, blocks: int) -> list:
-        """The class ids each block uses: as given, or 0 with probability class_dropout while training."""
+        """The class ids each block uses: as given, or 0 with probability class_dropout while training.
+
+        class_id: B, or B×blocks where the caller has drawn for each block what is hidden.
+        """
         if not self.rows:
             return [None] * blocks
         if class_id is None:
             class_id = torch.zeros(batch, dtype=torch.long, device=device)
         class_id = class_id.to(device=device, dtype=torch.long)
+        if class_id.dim() == 2:
+            return list(class_id.unbind(1))
         if not self.training or self.class_dropout == 0:
             return [class_id] * blocks
         kept = torch.rand(blocks, batch, device=device) >= self.class_dropout

@@ -36,6 +36,9 @@ class _Pyramid(_Conditioned):
     Volumes of any size will do; volume_size is what it is trained on.
     """
 
+    #: Blocks to which a class is told.
+    class_blocks = 4
+
     def __init__(self, volume_size, channels, n_classes, class_dropout, groups, time_width):
         super().__init__(volume_size, n_classes, class_dropout)
         c2, c4, c8, c16 = (int(c) for c in channels)
@@ -57,7 +60,7 @@ class _Pyramid(_Conditioned):
         """Features at 1/2, at 1/4 and at 1/16 of the size of B×1×D×H×W preprocessed volumes in 0…1."""
         x = volume * 2 - 1
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
-        ids = self.class_ids(class_id, x.shape[0], x.device, 4)
+        ids = self.class_ids(class_id, x.shape[0], x.device, self.class_blocks)
         f2 = self.stem(x)
         f4 = self.down4(f2, code, ids[0])
         f8 = self.down8(f4, code, ids[1])

@@ -3,11 +3,14 @@
 It learns from scans with masks, in any orientation and under the artifacts of the preset. A scan without a mask counts
 as stripped: all its tissue is in focus.
 """
+
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +24,29 @@ from SpatialDiffusionCore.spatial.cube import SURE
 from . import command, datasets, export
 from .augmentation import Blur, Corruption, Pose
 from .pairs import seeded
+from .people import split
+from .sampler import Sampler
+from .scans import find_scans
 from .settings import PRESETS, Settings, given, read_json
 
 #: Voxels brighter than this are tissue of a stripped scan.
 TISSUE = 0.04
 
 
-def changes(settings):
+def changes(settings: Settings) -> tuple[Pose, Corruption]:
     """(Pose, Corruption) of the settings, the pose with any rotation."""
     augmentation = settings.augmentation
     return Pose(**{**augmentation.pose, "free": 1.0}), Corruption(augmentation.artifacts, augmentation.strength)
 
 
-def samples(cache, rows, generator, pose, corruption, device="cpu"):
+def samples(
+    cache: datasets.Cache,
+    rows: Sequence[int],
+    generator: torch.Generator,
+    pose: Pose,
+    corruption: Corruption,
+    device: str | torch.device = "cpu",
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(volumes, masks), B×1×D×H×W in 0…1, of cache rows: posed at random, stripped or not, corrupted."""
     draws = corruption.draw(len(rows), generator)
     source = cache.read(rows, device)
@@ -46,7 +59,7 @@ def samples(cache, rows, generator, pose, corruption, device="cpu"):
     return volumes, corruption.warp(inside, affine, draws).clamp(0, 1)
 
 
-def error(logits, masks):
+def error(logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     """Cross entropy plus one minus soft Dice, of masks at half their size."""
     target = half(masks)
     sure = torch.sigmoid(logits)
@@ -56,7 +69,14 @@ def error(logits, masks):
 
 
 @torch.no_grad()
-def judge(network, cache, rows, pose, corruption, seed=1):
+def judge(
+    network: torch.nn.Module,
+    cache: datasets.Cache,
+    rows: Sequence[int],
+    pose: Pose,
+    corruption: Corruption,
+    seed: int = 1,
+) -> tuple[float, float]:
     """Median and least Dice over held-out scans of the focus, as registration uses it, and the masks."""
     scores = []
     for row in rows:
@@ -67,15 +87,24 @@ def judge(network, cache, rows, pose, corruption, seed=1):
     return scores[len(scores) // 2], scores[0]
 
 
-def train(cache, settings, minutes=20.0, batch=4, lr=2e-3, seed=0, report=print):
+def train(
+    cache: datasets.Cache,
+    settings: Settings,
+    minutes: float = 20.0,
+    batch: int = 4,
+    lr: float = 2e-3,
+    seed: int = 0,
+    report: datasets.Report = print,
+) -> FocusNetwork:
     """A FocusNetwork trained for that many minutes (fewer where Ctrl-C ends it), its weights averaged over steps."""
     torch.manual_seed(seed)
     network, average = FocusNetwork(), FocusNetwork().requires_grad_(False)
     average.load_state_dict(network.state_dict())
     pose, corruption = changes(settings)
-    sampler = datasets.Sampler([cache.rows("train")], seed=seed)
+    sampler = Sampler([cache.rows("train")], seed=seed)
     optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.01)
-    started, step, recent = time.monotonic(), 0, []
+    started, step = time.monotonic(), 0
+    recent: list[float] = []
     try:
         while (gone := (time.monotonic() - started) / 60 / minutes) < 1:
             for group in optimizer.param_groups:
@@ -99,7 +128,9 @@ def train(cache, settings, minutes=20.0, batch=4, lr=2e-3, seed=0, report=print)
     return average
 
 
-def figures(network, cache, settings, report=print):
+def figures(
+    network: torch.nn.Module, cache: datasets.Cache, settings: Settings, report: datasets.Report = print
+) -> dict[str, list[float]]:
     """{"clean", "corrupted": (median, least Dice of the focus over the held-out scans, at any turn)}."""
     pose, corruption = changes(settings)
     out = {}
@@ -109,7 +140,13 @@ def figures(network, cache, settings, report=print):
     return out
 
 
-def attach(model, network, output=None, accuracy=None, modality=None):
+def attach(
+    model: str | Path,
+    network: FocusNetwork,
+    output: str | Path | None = None,
+    accuracy: dict[str, Any] | None = None,
+    modality: str | None = None,
+) -> Path:
     """Write a model file (in half precision) with this focus; `output` may be the file itself. Returns the path.
 
     modality: the one it is for (None: all that the model knows).
@@ -119,7 +156,7 @@ def attach(model, network, output=None, accuracy=None, modality=None):
     return export.attach(model, "focus", network, entry, output, measured, modality)
 
 
-def teach(chosen):
+def teach(chosen: argparse.Namespace) -> Path:
     """Do what the command line says; returns the model file written."""
     card = read_card(chosen.model)
     if not Path(chosen.masks).is_dir():
@@ -136,10 +173,13 @@ def teach(chosen):
     if any(n % 4 for n in grid["size"]):
         size = "×".join(map(str, grid["size"]))
         raise InputError(f"{chosen.model} sees {size} voxels; a focus needs multiples of 4.")
-    parts = datasets.split(datasets.find_scans(chosen.train))
+    parts = split(find_scans(chosen.train))
     output = Path(chosen.output or chosen.model)
-    cache = datasets.build(chosen.cache or output.with_suffix(".cache"),
-                           [datasets.Source(modality, 1, *parts, masks=chosen.masks)], grid)
+    cache = datasets.build(
+        chosen.cache or output.with_suffix(".cache"),
+        [datasets.Source(modality, 1, parts.train, parts.held_out, masks=chosen.masks)],
+        grid,
+    )
     if not any(entry["masked"] for entry in cache.entries):
         raise InputError(f"None of the masks in {chosen.masks} is named like a scan of {chosen.train}.")
     settings = Settings()
@@ -150,19 +190,38 @@ def teach(chosen):
     return attach(chosen.model, network, output, figures(network, cache, settings), chosen.dataset and modality)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.focus", description=(
-        "Teach a model where to look: train its focus on scans with masks and write it into the model file."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.focus",
+        description=(
+            "Teach a model where to look: train its focus on scans with masks and write it into the model file."
+        ),
+    )
     parser.add_argument("model", metavar="MODEL.safetensors")
     parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training")
-    parser.add_argument("--masks", required=True, metavar="DIR", help="masks named like their scans; a scan without "
-                        "one counts as stripped, so leave heads without masks out of the list")
-    parser.add_argument("--dataset", default="", metavar="MODALITY", help="what the scans are, for a model that knows "
-                        "several; its focus is for these only")
-    parser.add_argument("--set", metavar="augmentation.NAME=VALUE", action="append", default=[], dest="assignments",
-                        help="as for training, over the preset brain; augmentation.artifacts.strip.probability=0 where "
-                        "nobody strips scans to their masks")
+    parser.add_argument(
+        "--masks",
+        required=True,
+        metavar="DIR",
+        help="masks named like their scans; a scan without "
+        "one counts as stripped, so leave heads without masks out of the list",
+    )
+    parser.add_argument(
+        "--dataset",
+        default="",
+        metavar="MODALITY",
+        help="what the scans are, for a model that knows several; its focus is for these only",
+    )
+    parser.add_argument(
+        "--set",
+        metavar="augmentation.NAME=VALUE",
+        action="append",
+        default=[],
+        dest="assignments",
+        help="as for training, over the preset brain; augmentation.artifacts.strip.probability=0 where "
+        "nobody strips scans to their masks",
+    )
     parser.add_argument("-o", "--output", metavar="FILE.safetensors", help="default: the model itself")
     parser.add_argument("--cache", default="", metavar="DIR", help="of the prepared scans (default: beside the output)")
     parser.add_argument("--minutes", type=float, default=20.0, help="default: 20; Ctrl-C ends earlier")

@@ -1,10 +1,13 @@
-"""Teaching a model which side is left (SpatialDiffusionCore/strategies/head_template.py), from scans whose headers are right.
+"""Teaching a model which side is left (SpatialDiffusionCore/strategies/head_template.py), from scans whose headers are
+right.
 
 No labels are needed: every scan is an example, and its mirror image the opposite one.
 """
+
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +16,19 @@ import torch
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile import catalog
 from SpatialDiffusionCore.modelfile.card import read_card
-from SpatialDiffusionCore.modelfile.model import load_model
+from SpatialDiffusionCore.modelfile.model import Model, load_model
 from SpatialDiffusionCore.modelfile.model_cube import model_cube, with_focus
 from SpatialDiffusionCore.networks.symmetric_template import SymmetricTemplate
 from SpatialDiffusionCore.pipeline.confidence import MIRRORED
 from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 from SpatialDiffusionCore.spatial.cube import bounds
+from SpatialDiffusionCore.spatial.volume import Volume
 from SpatialDiffusionCore.strategies.head_template import HeadTemplate
 
-from . import command, datasets, export
+from . import command, export
+from .datasets import Report
+from .people import split
+from .scans import find_scans
 
 #: Ridge of the fit, in units of the mean squared length of a difference.
 RIDGE = 0.1
@@ -33,7 +40,7 @@ FOLDS = 10
 OFF = (10.0, 10.0)
 
 
-def symmetric(template, spacing):
+def symmetric(template: Volume, spacing: float) -> SymmetricTemplate:
     """A SymmetricTemplate without weights, from a template: its tissue's box, both sides averaged."""
     prepared = sampling.prepare(template)
     grid = sampling.canonical_grid(prepared, [2 * int(120 // spacing)] * 3, spacing)
@@ -45,12 +52,12 @@ def symmetric(template, spacing):
     return sides
 
 
-def reflected(scan):
+def reflected(scan: Volume) -> Volume:
     """A volume as in a mirror: its header reflected."""
     return scan.moved(np.diag([-1.0, 1.0, 1.0, 1.0]))
 
 
-def off(number):
+def off(number: int) -> np.ndarray:
     """The 4×4 matrix by which header `number` is off, RAS mm."""
     random = np.random.default_rng(number)
     axis, shift = random.normal(size=(2, 3))
@@ -58,7 +65,14 @@ def off(number):
     return geometry.from_parts(turn, OFF[1] * random.uniform() * shift / np.linalg.norm(shift))
 
 
-def differences(sides, scans, model, modality, change=lambda scan, number: scan, report=print):
+def differences(
+    sides: SymmetricTemplate,
+    scans: Sequence[str | Path],
+    model: Model,
+    modality: str,
+    change: Callable[[Volume, int], Volume] = lambda scan, number: scan,
+    report: Report = print,
+) -> dict[int, np.ndarray]:
     """{number of the scan: its difference, a vector}, without scans on which the template cannot be laid."""
     found, template = {}, HeadTemplate(sides)
     for number, path in enumerate(scans):
@@ -75,16 +89,16 @@ def differences(sides, scans, model, modality, change=lambda scan, number: scan,
     return found
 
 
-def fit(examples):
+def fit(examples: np.ndarray) -> np.ndarray:
     """The weights (a vector) whose products with N examples (N×D) are about 1: ridge regression."""
     products = examples @ examples.T
     products += RIDGE * np.trace(products) / len(products) * np.eye(len(products))
     return examples.T @ np.linalg.solve(products, np.ones(len(products)))
 
 
-def judged(taught, *tests):
+def judged(taught: dict[int, np.ndarray], *tests: dict[int, np.ndarray]) -> list[np.ndarray]:
     """For each of some {number: difference} all measures of scans by what others teach, which `taught` holds."""
-    measures = [[] for _ in tests]
+    measures: list[list[float]] = [[] for _ in tests]
     for fold in range(FOLDS):
         others = np.array([difference for number, difference in taught.items() if number % FOLDS != fold])
         weights = fit(others)
@@ -93,14 +107,15 @@ def judged(taught, *tests):
     return [np.array(found) for found in measures]
 
 
-def teach(chosen):
+def teach(chosen: argparse.Namespace) -> Path:
     """Do what the command line says; returns the model file written."""
     card = read_card(chosen.model)
     modality = catalog.get(chosen.dataset).key
     if modality not in card["modalities"] or modality == "any":
         raise InputError(f"{chosen.model} knows {', '.join(card['modalities'])}; name one of them with --dataset.")
-    train, held_out = datasets.split(datasets.find_scans(chosen.train))
-    scans = [*train, *held_out]
+    parts = split(find_scans(chosen.train))
+    train = parts.train
+    scans = [*train, *parts.held_out]
     if len(train) < 2 * FOLDS:
         raise InputError(f"{len(train)} scans cannot teach which side is left; give {2 * FOLDS} or more.")
     if chosen.threads:
@@ -112,37 +127,62 @@ def teach(chosen):
         raise InputError(f"The template fits {len(taught)} scans only; give one that looks like them.")
     turned, mirrored = (
         differences(sides, scans, model, modality, change, report=command.say)
-        for change in (lambda scan, number: scan.moved(off(number)), lambda scan, number: reflected(scan.moved(off(number))))
+        for change in (
+            lambda scan, number: scan.moved(off(number)),
+            lambda scan, number: reflected(scan.moved(off(number))),
+        )
     )
     figures = {}
     for words, sign, found in zip(("true", "mirrored"), (1, -1), judged(taught, turned, mirrored)):
         right, wrong = int((sign * found > MIRRORED).sum()), int((sign * found < -MIRRORED).sum())
-        figures[words] = {"told": right, "told_wrong": wrong, "of": len(found), "least": round(float((sign * found).min()), 2)}
-        command.say(f"{words} scans, by what others teach, headers {OFF[0]:g}° and {OFF[1]:g} mm off: {right} of {len(found)} "
-                    f"told, {wrong} told wrongly, least {figures[words]['least']}")
+        figures[words] = {
+            "told": right,
+            "told_wrong": wrong,
+            "of": len(found),
+            "least": round(float((sign * found).min()), 2),
+        }
+        command.say(
+            f"{words} scans, by what others teach, headers {OFF[0]:g}° and {OFF[1]:g} mm off: {right} of {len(found)} "
+            f"told, {wrong} told wrongly, least {figures[words]['least']}"
+        )
     weights = fit(np.array([difference for number, difference in taught.items() if number < len(train)]))
-    weights = torch.from_numpy(weights).view(sides.weights.shape)
-    sides.weights.copy_(weights * weights.numel())  # ``measure`` takes the mean
+    values = torch.from_numpy(weights).view(sides.weights.shape)
+    sides.weights.copy_(values * values.numel())  # ``measure`` takes the mean
     settings = {"size": sides.size, "spacing": sides.spacing}
     return export.attach(chosen.model, "sides", sides, settings, chosen.output, {"sides": figures}, modality)
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m SpatialDiffusionTraining.sides", description=(
-        "Teach a model which side is left, so that it warns of mirrored volumes, and write that into the model file."))
+    parser = argparse.ArgumentParser(
+        prog="python -m SpatialDiffusionTraining.sides",
+        description=(
+            "Teach a model which side is left, so that it warns of mirrored volumes, and write that into "
+            "the model file."
+        ),
+    )
     parser.add_argument("model", metavar="MODEL.safetensors")
-    parser.add_argument("--train", required=True, metavar="SCANS", help="folder of scans or text list, as for training; their "
-                        "headers must be right")
-    parser.add_argument("--template", required=True, metavar="BRAIN", help="a volume like them, without what lies around the "
-                        "part in focus, about upright")
+    parser.add_argument(
+        "--train",
+        required=True,
+        metavar="SCANS",
+        help="folder of scans or text list, as for training; their headers must be right",
+    )
+    parser.add_argument(
+        "--template",
+        required=True,
+        metavar="BRAIN",
+        help="a volume like them, without what lies around the part in focus, about upright",
+    )
     parser.add_argument("--dataset", default="t1-brain", metavar="MODALITY")
-    parser.add_argument("--spacing", type=float, default=3.5, metavar="MM", help="of the template's voxels (default: 3.5)")
+    parser.add_argument(
+        "--spacing", type=float, default=3.5, metavar="MM", help="of the template's voxels (default: 3.5)"
+    )
     parser.add_argument("-o", "--output", metavar="FILE.safetensors", help="default: the model itself")
     parser.add_argument("--threads", type=int, default=0, metavar="N")
     chosen = parser.parse_args(argv)
 
-    def work():
+    def work() -> Path:
         if not Path(chosen.template).is_file():
             raise InputError(f"{chosen.template} does not exist.")
         return teach(chosen)

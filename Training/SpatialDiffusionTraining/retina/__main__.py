@@ -1,0 +1,7 @@
+"""`python -m SpatialDiffusionTraining.retina`."""
+
+from __future__ import annotations
+
+from .files import main
+
+raise SystemExit(main())
