@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import slicer
 import vtk
-from SpatialDiffusionRegistration import SpatialDiffusionRegistrationLogic
 from SpatialDiffusionRegistrationLib import engine, torchsetup
 from SpatialDiffusionRegistrationLib.sampledata import demoPair
+
+from SpatialDiffusionRegistration import SpatialDiffusionRegistrationLogic
 
 REPORT = "in_slicer_report.json"
 

@@ -144,13 +144,18 @@ def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypat
 
 
 def test_reading_and_resampling_are_done_under_a_wait_cursor(window, monkeypatch):
-    from SpatialDiffusionRegistrationLib import resampling, scene
+    from SpatialDiffusionRegistrationLib import resampling
+    from SpatialDiffusionRegistrationLib import scene as sceneLib
     depth = []
-    for module, name in ((resampling, "onGridOf"), (scene, "coreVolume")):
-        def note(*arguments, call=getattr(module, name), **options):
+
+    def noting(call):
+        def note(*arguments, **options):
             depth.append(qt.QApplication.overrideCursor() is not None)
             return call(*arguments, **options)
-        monkeypatch.setattr(module, name, note)
+        return note
+
+    for module, name in ((resampling, "onGridOf"), (sceneLib, "coreVolume")):
+        monkeypatch.setattr(module, name, noting(getattr(module, name)))
     window._parameterNode.outputVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Resampled")
     window.ui.registerButton.click()
     waitFor(window)

@@ -28,9 +28,10 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 def window(panel, monkeypatch):  # noqa: F811
     """Scripted steps; A is moving, F is fixed, X has nothing to do with them.  Views: A over X, zoomed and moved."""
     scripted(monkeypatch, panel)
-    panel.A, panel.F, panel.X = smallVolume("A", 1, (20, 30, 40)), smallVolume("F", 2, (50, 20, 20)), smallVolume("X")
+    panel.A, panel.F = smallVolume("A", 1, (20, 30, 40)), smallVolume("F", 2, (50, 20, 20))
+    panel.X = smallVolume("X")
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = panel.A, panel.F
-    slicer.util.setSliceViewerLayers(background=panel.X, foreground=panel.A, foregroundOpacity=0.3, label=None, fit=True)
+    slicer.util.setSliceViewerLayers(background=panel.X, foreground=panel.A, foregroundOpacity=0.3, fit=True)
     logic = slicer.app.layoutManager().sliceWidget("Red").sliceLogic()
     logic.SetSliceOffset(3.0)
     logic.GetSliceNode().SetFieldOfView(33, 33, 1)

@@ -12,7 +12,7 @@ def waitCursor():
 
     Unlike slicer.util.WaitCursor it handles no events: what the person does meanwhile must not come in between.
     """
-    qt.QApplication.setOverrideCursor(qt.QCursor(qt.Qt.WaitCursor))
+    qt.QApplication.setOverrideCursor(qt.Qt.WaitCursor)
     try:
         yield
     finally:
