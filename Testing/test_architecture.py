@@ -18,7 +18,7 @@ CORE = "SpatialDiffusionCore"
 
 #: Parts of the core, the lowest first; those in one row are on one floor.
 FLOORS = (
-    ("errors", "version"),
+    ("errors", "version", "heartbeat"),
     ("files", "modality", "device"),
     ("spatial",),
     ("method", "networks"),
