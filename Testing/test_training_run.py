@@ -319,7 +319,7 @@ def start(scans, output, *more, steps=100000):
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=900):
     limit = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stdout.read()
@@ -453,7 +453,7 @@ def test_two_processes_equal_one_on_the_same_global_batch(scans, tmp_path):
         processes.append(subprocess.Popen(
             [sys.executable, "-m", "SpatialDiffusionTraining.train", *command], cwd=ROOT, env=environment,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    said = [p.communicate(timeout=120)[0] for p in processes]
+    said = [p.communicate(timeout=900)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], said
     assert not said[1].strip() or "step" not in said[1]  # one process speaks
     one, two = last_state(tmp_path / "one"), last_state(tmp_path / "two")
