@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from .errors import InputError
 _PACKED = (".gz", ".bz2", ".zst", ".xz")
 
 
-def extension(path) -> str:
+def extension(path: str | os.PathLike) -> str:
     """The ending that decides a file's format, lower case: ``.tfm``, ``.nii.gz``; empty if there is none."""
     suffixes = Path(path).suffixes
     keep = 2 if len(suffixes) > 1 and suffixes[-1].lower() in _PACKED else 1
@@ -22,10 +24,10 @@ def extension(path) -> str:
 
 
 @contextmanager
-def written_whole(path):
+def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary file beside ``path`` to write; it takes the name ``path`` when the block ends well.
 
-    The temporary file has the same extensions (``.nii.gz`` too), since many writers choose the format by
+    The temporary file has the same extensions (``.nii.gz`` too, in lower case), since many writers choose the format by
     them. If the block raises, whatever it is, the temporary file is removed and a file that was already at
     ``path`` is left as it was. A symbolic link stays a link: the file that it points to is replaced.
 
@@ -37,7 +39,7 @@ def written_whole(path):
         raise InputError(f"Cannot write '{path}': it is a folder; give the name of a file.")
     if not target.parent.is_dir():
         raise InputError(f"Cannot write '{path}': there is no folder '{target.parent}'; create it or choose another.")
-    ending = target.name[len(target.name) - len(extension(target)) :]
+    ending = extension(target)  # in lower case, which is all that some writers know
     temporary = target.parent / f".{secrets.token_hex(6)}.part{ending}"
     try:
         # Created here to see whether one can, with the permissions of any new file (mkstemp's are private).
@@ -67,5 +69,30 @@ def written_whole(path):
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def written_together(path: str | os.PathLike) -> Iterator[Path]:
+    """Like :func:`written_whole`, for a header that names a file of data beside it (``.mhd``, ``.nhdr``).
+
+    Yields the :class:`pathlib.Path` to write, of the same name (its extension in lower case) in a temporary folder;
+    what the block writes beside it goes along, the header last.
+    """
+    target = Path(os.path.realpath(path))
+    beside = {"prefix": ".", "suffix": ".part", "dir": target.parent}
+    with written_whole(path) as placeholder, tempfile.TemporaryDirectory(**beside) as folder:
+        ending = extension(target)
+        header = Path(folder, target.name[: len(target.name) - len(ending)] + ending)
+        yield header
+        for part in sorted(Path(folder).iterdir()):
+            if part != header:
+                os.replace(part, target.parent / part.name)
+        os.replace(header, placeholder)
+
+
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
+
+
+def percent(share: float) -> str:
+    """A share of 0…1 in words: "12 %", "0.4 %", "less than 0.1 %"."""
+    number = 100 * share
+    return "less than 0.1 %" if number < 0.1 else f"{number:.1f} %" if number < 1 else f"{number:.0f} %"

@@ -97,6 +97,15 @@ class RegistrationOptions:
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
+    def to_dict(self) -> dict:
+        """JSON-ready, for reports; a loaded model by its name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        model = values["model"]
+        values["model"] = model if model is None or isinstance(model, str) else str(getattr(model, "name", model))
+        values["search"] = SearchMode.of(self.search).value
+        values["init"] = None if self.init is None else self.init.tolist()
+        return values
+
     def replaced(self, **changes: Any) -> RegistrationOptions:
         """The same with some fields changed."""
         return replace(self, **changes)
@@ -123,12 +132,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def takes_options(function: Function) -> Function:
-    """Give a function that takes **options the signature that names each of them, for help() and completion."""
+    """Give a function that takes **options a signature and a docstring that name each of them, for help()."""
     signature = inspect.signature(function)
     kept = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     named = [
         inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type)
         for f in fields(RegistrationOptions)
     ]
+    said = (inspect.getdoc(RegistrationOptions) or "").split("\n\n")
+    function.__doc__ = "\n\n".join([inspect.getdoc(function) or "", "The options:", *said[1:-1]])
     function.__signature__ = signature.replace(parameters=[*kept, *named])  # type: ignore[attr-defined]
     return function

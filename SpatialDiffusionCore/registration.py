@@ -11,20 +11,24 @@ import hashlib
 import os
 import time
 from dataclasses import replace
-from typing import Any, Callable, Generator, List, Optional, Sequence, Union
+from typing import Any, Callable, Generator, List, Optional, Sequence, TypeVar, Union
 
 import numpy as np
 
 from .alignment.pair import Pair
 from .device import resolve_device
 from .errors import InputError
+from .inputs import as_mask, as_matrix, as_volume
 from .modality import AUTO
 from .options import RegistrationOptions, takes_options
 from .pipeline.step import Step
 from .pipeline.work_scale import in_work_units
 from .result import Registration
 from .spatial import geometry
-from .spatial.volume import Volume, validate
+from .spatial.volume import validate
+
+#: What ``inputs.as_volume`` takes: a path, a Volume, an image of nibabel or SimpleITK, a pair (array, affine).
+VolumeLike = Any
 
 
 class Cancelled(Exception):
@@ -33,35 +37,39 @@ class Cancelled(Exception):
 
 @takes_options
 def registration_steps(
-    moving: Volume,
-    fixed: Volume,
+    moving: VolumeLike,
+    fixed: VolumeLike,
     *,
-    moving_mask: Optional[Volume] = None,
-    fixed_mask: Optional[Volume] = None,
+    moving_mask: Optional[VolumeLike] = None,
+    fixed_mask: Optional[VolumeLike] = None,
     **options: Any,
 ) -> Generator[Step, None, Registration]:
     """Register step by step: yields a Step after each, and returns the Registration (``StopIteration.value``).
 
     Arguments as in ``register``. All input is checked before the first step.
     """
-    checked = RegistrationOptions(**options)
+    moving, fixed = as_volume(moving, "moving"), as_volume(fixed, "fixed")
+    moving_mask, fixed_mask = as_mask(moving_mask, "moving mask"), as_mask(fixed_mask, "fixed mask")
+    checked = RegistrationOptions(**{**options, "init": as_matrix(options.get("init"), moving, fixed)})
     from .pipeline.prepared_input import PreparedInput
 
     device = resolve_device(checked.device)
     validate(moving, "moving")
     validate(fixed, "fixed")
     inputs = PreparedInput(moving, moving_mask, device), PreparedInput(fixed, fixed_mask, device)
-    return (yield from _steps(*inputs, checked))
+    result = yield from _steps(*inputs, checked)
+    result.volumes = moving, fixed
+    return result
 
 
 def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None, Registration]:
     """``registration_steps`` of two PreparedInputs."""
     started = time.perf_counter()
     from .modelfile.model_cube import in_common_focus
+    from .pipeline.plan import fast
     from .pipeline.prepared_input import modalities_of, model_for
     from .pipeline.reference import reference
     from .pipeline.settings import decided
-    from .pipeline.stages import fast
     from .pipeline.work_scale import work_scale
 
     keys = modalities_of(options, moving, fixed)
@@ -97,13 +105,31 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
         moving=moving.volume.name,
         fixed=fixed.volume.name,
         details=outcome.details,
+        record=_record(options, keys, moving, fixed),
     )
     from .pipeline.confidence import judge
 
-    judge(result.quality, result.decomposition, settings.strategy.limits, model.agreement_from(*keys))
     result.quality.in_millimeters(scale)
+    result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
+    judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
+
+
+def _record(options: RegistrationOptions, keys: tuple, moving, fixed) -> dict:
+    """What a report says of how an answer came about, beside the answer."""
+    from .modelfile.catalog import choose
+    from .modelfile.model import Model
+    from .modelfile.safetensors_file import file_hash
+
+    given = options.model
+    return {
+        "moving_file": moving.volume.path,
+        "fixed_file": fixed.volume.path,
+        "device": moving.device,
+        "model_sha256": None if isinstance(given, Model) else file_hash(choose(given, *keys)[0]),
+        "settings": options.to_dict(),
+    }
 
 
 def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool):
@@ -113,11 +139,18 @@ def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool
     from .strategies.head_template import HeadTemplate
 
     before = np.eye(4) if settings.init is None else np.linalg.inv(settings.init)
-    detour = outcome.way
+    detour, evidence = outcome.detour, outcome.evidence
     quality = Quality(
-        pair.alike(before), pair.alike(world), pair.over(world, moving=swap)[1], outcome.spread,
-        agreement=outcome.agreement, detour_mm=detour and detour.mm, confirmed=detour and detour.confirmed,
-    )  # fmt: skip
+        pair.alike(before),
+        pair.alike(world),
+        pair.over(world, moving=swap).overlap,
+        None if evidence.spread is None else evidence.spread * pair.size,
+        agreement=evidence.agreement,
+        detour_mm=None if detour is None else detour.mm,
+        confirmed=None if detour is None else detour.confirmed,
+        evidence=evidence.to_dict(),
+        probability=outcome.probability,
+    )
     symmetric = model.sides_of(*settings.keys) if settings.sampler == "fast" else None
     if symmetric is not None:
         sides = laterality(HeadTemplate.of(symmetric), pair.moving, pair.fixed, world)
@@ -146,10 +179,11 @@ def _signature(cube) -> bytes:
 
 
 OnStep = Optional[Callable[[Step], Optional[bool]]]
+Answer = TypeVar("Answer")
 
 
-def _finished(process: Generator[Step, None, Registration], on_step: OnStep) -> Registration:
-    """Run to the end; raises Cancelled where ``on_step`` returns False."""
+def run_steps(process: Generator[Step, None, Answer], on_step: OnStep) -> Answer:
+    """Run to the end and return what it returns; raises Cancelled where ``on_step`` returns False."""
     while True:
         try:
             step = next(process)
@@ -162,23 +196,25 @@ def _finished(process: Generator[Step, None, Registration], on_step: OnStep) -> 
 
 @takes_options
 def register(
-    moving: Volume,
-    fixed: Volume,
+    moving: VolumeLike,
+    fixed: VolumeLike,
     *,
     on_step: OnStep = None,
-    moving_mask: Optional[Volume] = None,
-    fixed_mask: Optional[Volume] = None,
+    moving_mask: Optional[VolumeLike] = None,
+    fixed_mask: Optional[VolumeLike] = None,
     **options: Any,
 ) -> Registration:
     """Find the transform that lays ``moving`` on ``fixed``.
 
-    moving_mask, fixed_mask: Volumes that are not 0 where the tissue matters. on_step: called with every Step; it may
-    raise, or return False, to stop. All other keywords are the fields of RegistrationOptions.
+    moving, fixed: each a path, a Volume, an image of nibabel or SimpleITK, or a pair (array, affine) of an (I, J, K)
+    array and the 4×4 matrix from voxels to RAS millimeters. moving_mask, fixed_mask: the same, not 0 where the tissue
+    matters. on_step: called with every Step; it may raise, or return False, to stop. All other keywords are the fields
+    of RegistrationOptions; ``init`` may also be a transform file or another Registration.
 
     The same input and seed give the same output. Returns a Registration. Raises InputError (one sentence) before any
     work where the input cannot be used, and Cancelled where ``on_step`` asked to stop.
     """
-    return _finished(
+    return run_steps(
         registration_steps(moving, fixed, moving_mask=moving_mask, fixed_mask=fixed_mask, **options), on_step
     )
 
@@ -194,23 +230,25 @@ OnResult = Optional[Callable[[int, Union[Registration, InputError]], None]]
 
 @takes_options
 def register_many(
-    movings: Sequence[Union[Volume, Callable[[], Volume]]],
-    fixed: Volume,
+    movings: Sequence[Union[VolumeLike, Callable[[], VolumeLike]]],
+    fixed: VolumeLike,
     *,
     on_step: OnStep = None,
     on_result: OnResult = None,
-    moving_mask: Optional[Volume] = None,
-    fixed_mask: Optional[Volume] = None,
+    moving_mask: Optional[VolumeLike] = None,
+    fixed_mask: Optional[VolumeLike] = None,
     **options: Any,
 ) -> List[Registration]:
     """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
 
-    movings: Volumes, or functions that return one (so that a long list need not be in memory). Under ``torchrun``
+    movings: volumes as for ``register`` (paths are read when their turn comes), or functions that return one. Under ``torchrun``
     each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned. The other
     arguments as in ``register``.
     """
-    checked = RegistrationOptions(**options)
+    fixed = as_volume(fixed, "fixed")
+    moving_mask, fixed_mask = as_mask(moving_mask, "moving mask"), as_mask(fixed_mask, "fixed mask")
+    checked = RegistrationOptions(**{**options, "init": as_matrix(options.get("init"), None, fixed)})
     from .pipeline.prepared_input import PreparedInput
 
     device = resolve_device(checked.device)
@@ -221,9 +259,9 @@ def register_many(
     for index in share_of_rank(range(len(movings))):
         moving = movings[index]
         try:
-            volume = moving() if callable(moving) else moving
+            volume = as_volume(moving() if callable(moving) else moving, "moving")
             validate(volume, "moving")
-            result = _finished(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
+            result = run_steps(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
         except InputError as error:
             if on_result is None:
                 raise

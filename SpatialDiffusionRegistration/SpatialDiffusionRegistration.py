@@ -3,6 +3,7 @@
 This file holds the four classes that Slicer looks for; the parts are in SpatialDiffusionRegistrationLib.  Nothing here
 needs PyTorch until a registration starts.
 """
+import dataclasses
 import os
 import sys
 import unittest
@@ -21,13 +22,17 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 from SpatialDiffusionRegistrationLib import batch as batchRuns
-from SpatialDiffusionRegistrationLib import engine, scene, torchsetup
+from SpatialDiffusionRegistrationLib import engine, masks, resampling, scene, torchsetup
 from SpatialDiffusionRegistrationLib.batch_tab import BatchTab
-from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode
+from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode, release
 from SpatialDiffusionRegistrationLib.problem import Problem
 from SpatialDiffusionRegistrationLib.register_tab import RegisterTab
+from SpatialDiffusionRegistrationLib.report import writeReport
+from SpatialDiffusionRegistrationLib.request import Request
 from SpatialDiffusionRegistrationLib.sampledata import registerSampleData
-from SpatialDiffusionRegistrationLib.task import Request, Task
+from SpatialDiffusionRegistrationLib.task import Task
+
+OLDEST_SLICER = 5, 8
 
 #
 # SpatialDiffusionRegistration
@@ -63,7 +68,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
-        self.logic = self.registerTab = self.batchTab = None
+        self.logic = self.registerTab = self.batchTab = self.torchSetup = None
         self._parameterNode = self._parameterNodeGuiTag = None
 
     def setup(self):
@@ -75,41 +80,44 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
 
         self.logic = SpatialDiffusionRegistrationLogic()
         self.registerTab = RegisterTab(self.ui, self.onSetup, self._onRunningChanged)
-        self.batchTab = BatchTab(self.ui, self._onRunningChanged)
-        self.ui.setupButton.connect("clicked(bool)", self.onSetup)
-
-        sceneEvents = slicer.mrmlScene
-        self.addObserver(sceneEvents, sceneEvents.StartCloseEvent, self.onSceneStartClose)
-        self.addObserver(sceneEvents, sceneEvents.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(sceneEvents, sceneEvents.StartImportEvent, self.onSceneStartImport)
-        self.addObserver(sceneEvents, sceneEvents.EndImportEvent, self.onSceneEndImport)
-        self.addObserver(sceneEvents, sceneEvents.NodeAddedEvent, self.onNodesChanged)
-        self.addObserver(sceneEvents, sceneEvents.NodeRemovedEvent, self.onNodesChanged)
-
-        self.updateSetup()
+        self.batchTab = BatchTab(self.ui, self._onRunningChanged, self.registerTab.lookAt)
+        self.torchSetup = torchsetup.SetupFrame(self.ui, self.resourcePath("requirements.txt"))
+        self.ui.noticeLabel.text = tooOld(slicer.app.majorVersion, slicer.app.minorVersion)
+        self.ui.noticeLabel.setVisible(bool(self.ui.noticeLabel.text))
+        self._observeScene()
+        self.torchSetup.update()
         self.registerTab.fillChoices()
         self.initializeParameterNode()
+
+    def _observeScene(self):
+        scene_ = slicer.mrmlScene
+        for event, method in (
+                (scene_.StartCloseEvent, self.onSceneStartClose), (scene_.EndCloseEvent, self.onSceneEndClose),
+                (scene_.StartImportEvent, self.onSceneStartImport), (scene_.EndImportEvent, self.onSceneEndImport),
+                (scene_.StartSaveEvent, self.onSceneStartSave), (scene_.NodeAddedEvent, self.onNodeAdded),
+                (scene_.NodeRemovedEvent, self.onNodeRemoved),
+                (scene_.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)):
+            self.addObserver(scene_, event, method)
 
     def cleanup(self):
         """The application closes, or the module is reloaded."""
         self.cancel()
         self.registerTab.review.leave()
+        self.batchTab.stopLooking()
         self.setParameterNode(None)
         self.removeObservers()
+        self.registerTab.cleanup()
+        self.batchTab.cleanup()
 
     def enter(self):
-        self.updateSetup()
+        self.torchSetup.update()
         self.registerTab.fillChoices()
         self.initializeParameterNode()
 
     def exit(self):
         """Another module is opened: a run goes on, but the views must not stay in a state of review."""
         self.registerTab.review.leave()
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            self._parameterNodeGuiTag = None
-            if self.hasObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified):
-                self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+        self._disconnect()
 
     def cancel(self):
         """Stop whatever runs, putting the scene back."""
@@ -130,6 +138,8 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
     def onSceneStartImport(self, caller=None, event=None):
         self.cancel()
         self.registerTab.review.leave()
+        # At the end of an import the node selectors begin anew, with nothing chosen: not for the parameter node.
+        self.setParameterNode(None)
 
     def onSceneEndImport(self, caller=None, event=None):
         # The wrapper caches node references, which an imported scene has just replaced: wrap anew.
@@ -137,13 +147,28 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         if self.parent.isEntered:
             self.initializeParameterNode()
 
-    def onNodesChanged(self, caller=None, event=None):
-        if slicer.mrmlScene.IsClosing() or slicer.mrmlScene.IsImporting() or self._parameterNode is None:
-            return
-        self.registerTab.onNodeRemoved()
-        self.batchTab.onNodeRemoved()
-        if self.parent.isEntered and not self.registerTab.running:
-            self.registerTab.update()
+    def onSceneStartSave(self, caller=None, event=None):
+        """What Review shows is not saved, so the views must not refer to it in the file."""
+        self.registerTab.review.leave()
+
+    def onNodeAdded(self, caller=None, event=None):
+        if self._mayFollow() and self.parent.isEntered:
+            self.registerTab.later.ask()
+            self.batchTab.later.ask()
+
+    @vtk.calldata_type(vtk.VTK_OBJECT)
+    def onNodeAboutToBeRemoved(self, caller, event, node):
+        if self._mayFollow():
+            release(self._parameterNode, node)
+
+    def onNodeRemoved(self, caller=None, event=None):
+        if self._mayFollow():
+            self.registerTab.onNodeRemoved()
+            self.batchTab.onNodeRemoved()
+
+    def _mayFollow(self):
+        scene_ = slicer.mrmlScene
+        return not scene_.IsClosing() and not scene_.IsImporting() and self._parameterNode is not None
 
     # Parameters
 
@@ -154,16 +179,20 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.setParameterNode(current)
 
     def setParameterNode(self, parameterNode):
-        if self._parameterNode:
-            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
-            if self.hasObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified):
-                self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
+        self._disconnect()
         self._parameterNode = parameterNode
         if parameterNode:
             self._parameterNodeGuiTag = parameterNode.connectGui(self.ui)
             self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self.registerTab.setParameters(parameterNode)
         self.batchTab.setParameters(parameterNode)
+
+    def _disconnect(self):
+        if self._parameterNode:
+            self._parameterNode.disconnectGui(self._parameterNodeGuiTag)
+            self._parameterNodeGuiTag = None
+            if self.hasObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified):
+                self.removeObserver(self._parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
 
     def _onParametersModified(self, caller=None, event=None):
         self.registerTab.update()
@@ -176,33 +205,24 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
 
     # PyTorch
 
-    def updateSetup(self):
-        """Say what is missing, from what is installed; nothing is imported."""
-        state = torchsetup.state()
-        self.ui.setupFrame.setVisible(not state.ready)
-        self.ui.setupLabel.text = state.sentence
-        self.ui.setupButton.text = state.action
-
     def onSetup(self, *_ignored):
         """Install or update PyTorch, after asking."""
-        try:
-            torchsetup.ensureRequirements(self.resourcePath("requirements.txt"))
-            torchsetup.install()
-        except Problem as problem:
-            self.updateSetup()
-            self.ui.setupLabel.text = str(problem)
-            self.ui.setupButton.text = self.ui.setupButton.text or _("Set up PyTorch…")
-            self.ui.setupFrame.setVisible(True)
-            return
-        except Exception as error:
-            slicer.util.errorDisplay(_("PyTorch could not be installed: {reason}").format(reason=error))
-        self.updateSetup()
+        self.torchSetup.onButton()
 
     def onReload(self):
         """Developers: the parts are reloaded, too."""
         for name in [name for name in sys.modules if name.split(".")[0] == "SpatialDiffusionRegistrationLib"]:
             del sys.modules[name]
         super().onReload()
+
+
+def tooOld(major, minor) -> str:
+    """One sentence in a Slicer that is older than what the module serves, or ""."""
+    if (int(major), int(minor)) >= OLDEST_SLICER:
+        return ""
+    return _("This module needs Slicer {oldest} or newer. In this one ({this}) choices may change when you leave the "
+             "module: check them before you register.").format(
+                 oldest=".".join(map(str, OLDEST_SLICER)), this=f"{major}.{minor}")
 
 
 #
@@ -226,9 +246,9 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         return SpatialDiffusionRegistrationParameterNode(super().getParameterNode())
 
     def register(self, movingVolume, fixedVolume, modality="auto", *, movingModality=None, fixedModality=None,
-                 transform="affine", outputTransform=None, outputVolume=None, alsoMove=(), initialTransform=None,
-                 movingMask=None, fixedMask=None, model=None, sampler=None, steps=None, bidirectional=None,
-                 polish=None, device="auto", threads=None, seed=0, search=True, progress=None):
+                 transform="affine", outputTransform=None, outputVolume=None, interpolation="linear", alsoMove=(),
+                 initialTransform=None, movingMask=None, fixedMask=None, movingSegment="", fixedSegment="",
+                 movingLandmarks=None, fixedLandmarks=None, progress=None, **settings):
         """Register and wait; return the transform node, with the moving volume under it.
 
         :param movingVolume, fixedVolume: scalar volume nodes, taken where they are seen, with the linear transforms
@@ -237,24 +257,26 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
           head-and-neck CTs. `movingModality` and `fixedModality` are for when they differ.
         :param transform: "rigid", "similarity" or "affine".
         :param outputTransform: linear transform node to fill; None makes a new one.
-        :param outputVolume: scalar volume node that receives the moving volume resampled on the fixed one's grid.
+        :param outputVolume: scalar volume node that receives the moving volume resampled on the fixed one's grid, with
+          the moving volume's pixel type. `interpolation`: "linear", "nearest" (no new values, for labels) or "cubic".
         :param alsoMove: segmentations, models, markups and volumes that follow the moving volume.
         :param initialTransform: linear transform node from moving to fixed to begin with.
-        :param movingMask, fixedMask: label volume or segmentation nodes; what is outside is ignored.
-        :param model, sampler, steps, bidirectional, polish, device, seed, search: as in SpatialDiffusionCore.register;
-          None leaves the choice to it.
-        :param threads: processor threads that PyTorch may use.
+        :param movingMask, fixedMask: label volume, segmentation or ROI nodes; what is outside is ignored.
+          `movingSegment`, `fixedSegment`: name or ID of the one segment that counts, to register bones one by one.
+        :param movingLandmarks, fixedLandmarks: point lists; `result.landmarkErrors()` tells their distances in mm.
         :param progress: called with every step (index, count, stage, matrix); if it returns False, the registration
           is cancelled, the scene is put back, and None is returned.
+        :param settings: model, sampler, steps, bidirectional, polish, device, seed, search as in
+          SpatialDiffusionCore.register; threads: processor threads that PyTorch may use.
         :raises ValueError: if something given can not be used; one sentence. The scene is unchanged after any error.
         """
-        settings = engine.Settings(
-            movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform,
-            model=model, sampler=sampler, steps=steps, bidirectional=bidirectional, polish=polish, device=device,
-            threads=threads, seed=seed, search=search)
-        task = Task(Request(movingVolume, fixedVolume, settings, outputTransform=outputTransform,
-                            outputVolume=outputVolume, alsoMove=tuple(alsoMove), initialTransform=initialTransform,
-                            movingMask=movingMask, fixedMask=fixedMask))
+        task = Task(Request(
+            movingVolume, fixedVolume, _settings(modality, movingModality, fixedModality, transform, settings),
+            outputTransform=outputTransform, outputVolume=outputVolume, interpolation=_known(interpolation),
+            alsoMove=tuple(alsoMove), initialTransform=initialTransform, movingMask=movingMask, fixedMask=fixedMask,
+            movingSegment=masks.segmentID(movingMask, movingSegment),
+            fixedSegment=masks.segmentID(fixedMask, fixedSegment),
+            movingLandmarks=movingLandmarks, fixedLandmarks=fixedLandmarks))
         run = task.run()
         for step in run:
             if progress is not None and progress(step) is False:
@@ -264,28 +286,29 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         return task.transformNode
 
     def registerMany(self, movingVolumes, fixedVolume, modality="auto", *, movingModality=None, fixedModality=None,
-                     transform="affine", model=None, sampler=None, steps=None, bidirectional=None, polish=None,
-                     device="auto", threads=None, seed=0, search=True, outputFolder="", keepVolumes=True, report="",
-                     progress=None):
+                     transform="affine", initialTransform=None, fixedMask=None, fixedSegment="", outputFolder="",
+                     keepVolumes=True, report="", progress=None, **settings):
         """Register many volumes to one, one after the other; return a transform node for each, None where it failed.
 
         :param movingVolumes: volume nodes, or paths of image files, or both.
+        :param initialTransform, fixedMask, fixedSegment: as in `register`, for every volume.
         :param outputFolder: if given, every transform is written there (.tfm).
         :param keepVolumes: whether volumes read from files stay in the scene.
         :param report: path of a CSV report with similarities, confidence, warnings, errors and matrices.
         :param progress: called with (item, step); if it returns False, the rest is left out.
+        :param settings: as in `register`.
         :raises ValueError: if the call can not start, or if every volume failed (with the first one's sentence).
         """
         nodes = [m for m in movingVolumes if not isinstance(m, (str, os.PathLike))]
         if None in nodes:
             raise Problem(_("One of the moving volumes is None."))
-        settings = engine.Settings(
-            movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform,
-            model=model, sampler=sampler, steps=steps, bidirectional=bidirectional, polish=polish, device=device,
-            threads=threads, seed=seed, search=search)
         items = [batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
                  for m in movingVolumes]
-        many = batchRuns.Batch(items, fixedVolume, settings, outputFolder, keepVolumes)
+        plan = batchRuns.Plan(
+            fixedVolume, _settings(modality, movingModality, fixedModality, transform, settings),
+            fixedMask=fixedMask, fixedSegment=masks.segmentID(fixedMask, fixedSegment),
+            initialTransform=initialTransform)
+        many = batchRuns.Batch(items, plan, outputFolder, keepVolumes)
         problem = many.problem()
         if problem:
             raise Problem(problem)
@@ -295,10 +318,60 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
                 run.close()
                 break
         if report:
-            batchRuns.writeReport(report, items)
+            writeReport(report, items)
         if all(item.status == batchRuns.FAILED for item in items):
             raise Problem(_("No volume could be registered: {reason}").format(reason=items[0].error))
         return [item.transformNode for item in items]
+
+    def resample(self, volume, reference, outputVolume=None, interpolation=None):
+        """Put a volume as it is seen on the grid of another; return the node.
+
+        So a label volume that has moved along ends on the fixed volume's grid, without new values.
+
+        :param volume: scalar or label volume node, under any linear transforms.
+        :param reference: volume node whose grid is taken.
+        :param outputVolume: node of the same class to fill; None makes a new one.
+        :param interpolation: "linear", "nearest" or "cubic"; None takes nearest for label volumes, else linear.
+        :raises ValueError: if something given can not be used; one sentence.
+        """
+        labels = volume is not None and volume.IsA("vtkMRMLLabelMapVolumeNode")
+        for node in (volume, reference):
+            if node is None or node.GetImageData() is None:
+                raise Problem(_("There is no image to resample, or none to resample it on."))
+            problem = scene.transformProblem(node)
+            if problem:
+                raise Problem(problem)
+        if outputVolume in (volume, reference):
+            raise Problem(_("The resampled volume would overwrite “{name}”: choose another.").format(
+                name=outputVolume.GetName()))
+        if outputVolume is not None and outputVolume.GetClassName() != volume.GetClassName():
+            raise Problem(_("The resampled volume can not be put into “{name}”, which is of another kind.").format(
+                name=outputVolume.GetName()))
+        with slicer.util.WaitCursor():
+            image = resampling.onGridOf(
+                volume, reference, _known(interpolation or (resampling.NEAREST if labels else resampling.LINEAR)))
+        if outputVolume is None:
+            outputVolume = resampling.newVolume(volume.GetClassName(), _("{name} resampled").format(
+                name=volume.GetName()))
+        resampling.fill(outputVolume, image, reference)
+        return outputVolume
+
+
+def _settings(modality, movingModality, fixedModality, transform, more):
+    """The core's settings out of the arguments of a call."""
+    try:
+        return engine.Settings(movingModality=movingModality or modality, fixedModality=fixedModality or modality,
+                               transform=transform, **more)
+    except TypeError:
+        known = [field.name for field in dataclasses.fields(engine.Settings)]
+        unknown = ", ".join(name for name in more if name not in known)
+        raise Problem(_("There is no such setting: {names}.").format(names=unknown)) from None
+
+
+def _known(interpolation):
+    if interpolation not in (resampling.LINEAR, resampling.NEAREST, resampling.CUBIC):
+        raise Problem(_("Unknown interpolation “{name}”: choose linear, nearest or cubic.").format(name=interpolation))
+    return interpolation
 
 
 #

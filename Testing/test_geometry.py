@@ -120,7 +120,7 @@ def test_angles_are_about_x_then_y_then_z_and_text_says_what_happens():
     rotation = about_z @ about_y @ about_x
     parts = g.decompose(g.from_parts(rotation, [3, 4, 0]))
     assert np.allclose(parts.rotations_deg, [10, 20, 30])
-    assert "moved 5.0 mm (3.0, 4.0, 0.0)" in parts.text() and "scaled 100.0, 100.0, 100.0 %" in parts.text()
+    assert "moved 5.0 mm (3.0 R, 4.0 A, 0.0 S)" in parts.text() and "scaled 100.0, 100.0, 100.0 %" in parts.text()
     assert "shear" not in parts.text()
 
 

@@ -266,4 +266,4 @@ def test_the_window_test_for_the_application(panel, monkeypatch):  # noqa: F811
     module = __import__(f"{NAME}WindowTest")
     result = unittest.TestResult()
     unittest.TestLoader().loadTestsFromModule(module).run(result)
-    assert result.testsRun == 2 and not result.errors and not result.failures, (result.errors, result.failures)
+    assert result.testsRun == 4 and not result.errors and not result.failures, (result.errors, result.failures)

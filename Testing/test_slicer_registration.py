@@ -13,6 +13,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     brainMask,
     duplicate,
     exceptionsFail,
+    idle,
     loaded,
     pair,
     panel,
@@ -71,7 +72,7 @@ def transforms():
 
 def diceOn(fixedNode, segmentationNode):
     """Dice of a segmentation, where it is seen, with the fixed brain."""
-    from SpatialDiffusionRegistrationLib.scene import coreMask
+    from SpatialDiffusionRegistrationLib.masks import coreMask
     seen, brain = coreMask(segmentationNode, fixedNode).data > 0, brainMask(fixedNode)
     return 2 * (seen & brain).sum() / (seen.sum() + brain.sum())
 
@@ -81,6 +82,7 @@ def test_a_brain_lands_on_the_template_with_its_segmentation(panel, pair):  # no
     p = panel._parameterNode
     p.movingVolume, p.fixedVolume = pair.moving, pair.fixed
     segmentation = segmentationOf(pair.moving)
+    idle()
     panel.ui.alsoMoveList.item(0).setCheckState(qt.Qt.Checked)
     before = diceOn(pair.fixed, segmentation)
     register(panel)

@@ -12,6 +12,7 @@ import vtk
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     exceptionsFail,
+    idle,
     loaded,
     panel,
     qt,
@@ -269,7 +270,17 @@ def test_the_button_asks_and_installs_through_the_extension(panel, loaded, monke
     loaded.enter()
     panel.ui.setupButton.click()
     assert asked == [(True, ">=2.1")]
-    assert panel.ui.setupFrame.isHidden() == agrees
+    assert not panel.ui.setupFrame.isHidden()
+    assert ("Restart Slicer" in panel.ui.setupLabel.text) == agrees
+    restarted = []
+    monkeypatch.setattr(slicer.util, "restart", lambda: restarted.append(True))
+    if agrees:
+        assert panel.ui.setupButton.text == "Restart Slicer"
+        panel.ui.setupButton.click()
+        panel.torchSetup._restart = False  # as in a new session
+    else:
+        assert panel.ui.setupButton.text == "Install PyTorch…"
+    assert bool(restarted) == agrees
 
 
 def test_other_requirements_are_asked_for_through_slicer_packaging(monkeypatch, tmp_path):
@@ -363,6 +374,7 @@ def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noq
     points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
     model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", "model")
     assert model is not points
+    idle()
     panel.ui.alsoMoveList.item([panel.ui.alsoMoveList.item(i).text() for i in range(2)].index("points")).setCheckState(
         qt.Qt.Checked)
     assert parameters.nodeList(p, parameters.ALSO_MOVE_ROLE) == [points]
@@ -407,8 +419,10 @@ def test_the_list_of_what_moves_along_follows_the_scene(panel, volumes):  # noqa
     segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "segmentation")
     slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsLineNode", "line")
     slicer.util.addVolumeFromArray(np.zeros((4, 4, 4)), name="other volume")
+    idle()
     assert names() == ["segmentation", "line", "other volume"]
     slicer.mrmlScene.RemoveNode(segmentation)
+    idle()
     assert names() == ["line", "other volume"]
 
 

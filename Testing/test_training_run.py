@@ -114,7 +114,7 @@ def test_the_how_to_of_the_readme_trains_a_modality_of_ones_own_and_registers_wi
     from SpatialDiffusionCore import cli
     from SpatialDiffusionCore.spatial import geometry, volume_file
 
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     block = text.partition("## Train your own")[2].partition("```sh\n")[2].partition("```")[0]
     commands = [shlex.split(line) for line in block.splitlines()]
     monkeypatch.chdir(tmp_path)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..heartbeat import beat
 from ..networks.layers import blur
 from ..spatial import geometry
 from .self_similarity import laid_on
@@ -32,6 +33,7 @@ ROUNDS, RIDGE = 3, 1e-3
 def refine(moving, fixed, world: np.ndarray, kind: str) -> np.ndarray:
     """Refine a fixed → moving RAS transform (4×4) of a kind between two Cubes; as it is where too few blocks can tell."""
     for _ in range(ROUNDS):
+        beat()
         places, moves, alike, frame = matches(moving, fixed, world)
         if len(places) < FEWEST:
             break

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..heartbeat import beat
 from ..spatial import geometry
-from .pose_search import _distinct, coarse
+from .pose_search import coarse, distinct
 from .wide_search import WIDE_CANDIDATES
 
 
@@ -31,7 +32,7 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: st
     matrices, score = consensus(*places)
     matrices, score = matrices.cpu().numpy(), (score * sure).cpu().numpy()
     a = coarse(fixed, 3.0, 0.7, 300, 0)
-    chosen = _distinct(a, matrices, score, keep)
+    chosen = distinct(a, matrices, score, keep)
     found = [matrices[i] for i in chosen]
     upright = fixed
     if chosen[0] >= count:
@@ -123,6 +124,7 @@ def _places(fixed: _Views, moving: _Views, pairs, correspond, batch: int = 6):
     how sure that is, P."""
     found = []
     for start in range(0, len(pairs), batch):
+        beat()
         a, b = (list(index) for index in zip(*pairs[start : start + batch]))
         x, y, trust, sure = correspond(fixed.of(a), moving.of(b))
         found.append((fixed.in_frame(a, x), moving.in_frame(b, y), trust.double(), sure.double()))

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..heartbeat import beat
+
 
 @dataclass
 class Side:
@@ -248,6 +250,7 @@ def refine(
     ahead, behind, basis = _Linear(fixed), _Linear(moving), _basis(kind)
     previous, factor = None, np.ones(len(matrices))
     for _ in range(iterations):
+        beat()
         inverses = np.linalg.inv(matrices)
         both = (
             ahead.equations(*_residuals(fixed, moving, matrices, linear_fit, tuning, chosen[0])),

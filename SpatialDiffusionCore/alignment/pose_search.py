@@ -1,31 +1,62 @@
-"""Finding the pose among all rotations, and ranking candidates.
+"""Finding the pose among all rotations.
 
 Transforms here map the fixed to the moving cube frame (gauss_newton.py), 4×4 float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import FrozenSet, List, NamedTuple, Sequence
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 
 from ..networks import layers
 from ..spatial import geometry
+from ..spatial.cube import Cube
 from . import gauss_newton
+from .gauss_newton import Side
 
 #: Number of candidate poses that go into the diffusion.
 CANDIDATES = 3
 
-#: A pose whose score is below this share of the best one's is no rival: on clean brains the best wrong pose reaches
-#: 0.77 to 0.90 of the right one's correlation, and the diffusion then has only one candidate to work on.
-RIVAL = 0.92
+#: Share of the size within which two transforms (RMS over the tissue) lie in one basin.
+BASIN = 0.1
 
 
-def coarse(cube, factor: float, sigma: float, count: int, seed: int):
-    """A Side of a cube at 1/factor of its resolution."""
+class Search(NamedTuple):
+    """One of the searches: the degrees by which its sixty starting rotations are turned, and what it compares."""
+
+    turn: float
+    edges: bool
+
+
+#: The searches, each from starts and points of its own. A second turn of the starts fills the gaps between those of the
+#: first (44° at most, 35° then); edges are compared whatever the contrast.
+SEARCHES = (Search(0.0, False), Search(36.0, False), Search(18.0, True))
+
+#: Axis about which the starts of a search are turned: none of the icosahedron's.
+TURN_AXIS = (0.36, 0.48, 0.8)
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A pose that was found: the transform, its score relative to the best of its search, at most 1, and for which searches its
+    basin is the best."""
+
+    matrix: np.ndarray
+    score: float
+    firsts: FrozenSet[int]
+
+
+def coarse(cube: Cube, factor: float, sigma: float, count: int, seed: int, edges: bool = False) -> Side:
+    """A Side of a cube at 1/factor of its resolution: its intensities, or how strong its edges are."""
     size = [max(12, int(round(n / factor))) for n in cube.grid.shape]
-    values = layers.blur(F.interpolate(cube.values, size=size, mode="area"), sigma)
+    values = cube.values
+    if edges:
+        values = edge_strength(layers.blur(values, 1.0)) * cube.support
+    values = layers.blur(F.interpolate(values, size=size, mode="area"), sigma)
     support, tissue = (F.interpolate(v, size=size, mode="area") for v in (cube.support, cube.tissue))
     if tissue.max() <= 0.5:  # thin structures vanish when averaged
         tissue = tissue / tissue.max().clamp_min(1e-6)
@@ -33,59 +64,89 @@ def coarse(cube, factor: float, sigma: float, count: int, seed: int):
     return gauss_newton.side(values, support, tissue, spacing, count, seed)
 
 
-def poses(moving, fixed, seed: int, keep: int = CANDIDATES) -> list:
-    """The most promising poses, best first.
+def edge_strength(values: torch.Tensor) -> torch.Tensor:
+    """Length of the intensities' gradient, B×1×D×H×W like the values, per voxel; it does not depend on the sign of contrast."""
+    squared = torch.zeros_like(values)
+    for axis in (2, 3, 4):
+        squared += torch.gradient(values, dim=axis)[0].square()
+    return squared.sqrt()
 
-    Sixty rotations about the tissue's centers and the headers' own pose are each refined rigidly on cubes of about
-    10 mm, in one batch, and the best that differ from each other are kept.
+
+def poses(moving: Cube, fixed: Cube, seed: int, keep: int = CANDIDATES) -> List[np.ndarray]:
+    """The most promising poses, best first."""
+    return [pose.matrix for pose in search_poses(moving, fixed, seed)[:keep]]
+
+
+def search_poses(moving: Cube, fixed: Cube, seed: int, searches: Sequence[Search] = SEARCHES) -> List[Pose]:
+    """What some searches find, best first, poses in one basin as one; none where a volume shows no tissue.
+
+    In each, sixty rotations about the tissue's centers and the headers' own pose are refined rigidly on cubes of about
+    10 mm, in one batch, and the best of them with scale.
     """
-    a, b = (coarse(s, 3.0, 0.7, 1500, seed) for s in (fixed, moving))
+    found = []
+    for number, search in enumerate(searches):
+        sides = tuple(coarse(s, 3.0, 0.7, 1500, seed + number, search.edges) for s in (fixed, moving))
+        if all(len(side.points) for side in sides):
+            found += [(matrix, score, number) for matrix, score in _one_search(*sides, moving, fixed, search)]
+    return _basins(found, fixed)
+
+
+def _one_search(a: Side, b: Side, moving: Cube, fixed: Cube, search: Search) -> list:
+    """[(matrix, score relative to the best)] of the twelve best ends of one search."""
+    turn = geometry.rotation_about(TURN_AXIS, np.radians(search.turn))
     center_a, center_b = a.points.mean(0).cpu().double().numpy(), b.points.mean(0).cpu().double().numpy()
-    starts = [geometry.about(r, center_a, center_b - center_a) for r in geometry.rotation_group()]
-    header = np.linalg.inv(moving.frame) @ fixed.frame
-    starts.append(header)
+    starts = [geometry.about(r @ turn, center_a, center_b - center_a) for r in geometry.rotation_group()]
+    starts.append(np.linalg.inv(moving.frame) @ fixed.frame)
     matrices = gauss_newton.refine(a, b, starts, kind="rigid", iterations=6, longest=25.0)
-    first = np.argsort(-_score(a, b, matrices), kind="stable")[: 4 * keep]
+    first = np.argsort(-_score(a, b, matrices), kind="stable")[: 4 * CANDIDATES]
     matrices = gauss_newton.refine(a, b, matrices[first], kind="similarity", iterations=6)
     score = _score(a, b, matrices)
-    best = score.max()
-    return [matrices[i] for i in _distinct(a, matrices, score, keep) if score[i] >= min(best, RIVAL * best)]
+    best = max(score.max(), 1e-6)
+    return [(matrices[i], float(score[i] / best)) for i in np.argsort(-score, kind="stable")]
 
 
-def _score(a, b, matrices):
+def _basins(found: list, fixed: Cube) -> List[Pose]:
+    """The poses found by all searches, those in one basin as one, the best first: those that most searches put first."""
+    tissue = tissue_of(fixed)
+    result: List[Pose] = []
+    for matrix, score, number in sorted(found, key=lambda entry: -entry[1]):
+        here = frozenset({number}) if score >= 1.0 else frozenset()
+        for index, pose in enumerate(result):
+            if geometry.displacement_rms(matrix, pose.matrix, *tissue) <= BASIN * size_of(tissue):
+                result[index] = replace(pose, firsts=pose.firsts | here)
+                break
+        else:
+            result.append(Pose(matrix, score, here))
+    return sorted(result, key=lambda pose: (-len(pose.firsts), -pose.score))
+
+
+def tissue_of(cube: Cube) -> tuple:
+    """(mean (3), covariance (3×3)) of a cube's tissue in its frame, mm."""
+    to_frame = np.linalg.inv(cube.frame)
+    prepared = cube.prepared
+    mean = geometry.transform_points(to_frame, prepared.tissue_center[None])[0]
+    return mean, to_frame[:3, :3] @ prepared.tissue_covariance @ to_frame[:3, :3].T
+
+
+def size_of(tissue: tuple) -> float:
+    """Twice the RMS radius of a tissue, (mean, covariance)."""
+    return float(2 * np.sqrt(np.trace(tissue[1])))
+
+
+def _score(a: Side, b: Side, matrices: np.ndarray) -> np.ndarray:
     """Correlation, with less trust where little overlaps."""
     similarity, overlap = gauss_newton.correlation(a, b, matrices)
     return np.nan_to_num(similarity * np.sqrt(overlap.clip(0, 1)), nan=-1.0)
 
 
-def _distinct(a, matrices, score, keep, apart: float = 15.0):
+def distinct(a: Side, matrices: np.ndarray, score: np.ndarray, keep: int, apart: float = 15.0) -> List[int]:
     """Indices of the best-scored transforms that lie more than ``apart`` mm (RMS) from each other."""
     points = a.points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
-    chosen = []
+    chosen: List[int] = []
     for index in np.argsort(-score, kind="stable"):
         if all(geometry.displacement_rms(matrices[index], matrices[c], mean, covariance) > apart for c in chosen):
             chosen.append(int(index))
         if len(chosen) == keep:
             break
     return chosen
-
-
-@dataclass
-class Ranking:
-    """Scores of candidates and the best one's index."""
-
-    scores: np.ndarray
-    best: int
-
-
-def rank(moving, fixed, matrices) -> Ranking:
-    """Rank transforms after a short affine refinement each at about 7 mm."""
-    a, b = (coarse(s, 2.0, 0.7, 4000, 0) for s in (fixed, moving))
-    scores = _score(a, b, gauss_newton.refine(a, b, matrices, kind="similarity", iterations=4))
-    return Ranking(scores, int(scores.argmax()))
-
-
-#: Likeness below which the best of the wide candidates is doubtful, too. Right answers between two people reached 0.53
-#: to 0.62 for stripped brains and 0.25 to 0.39 for whole heads, wrong ones 0.05 to 0.23.
-DOUBTFUL = 0.25

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Dict, Iterator, List
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..heartbeat import beat
 from ..spatial import geometry
+from ..spatial.cube import Cube
 from ..spatial.volume import Grid
 from . import gauss_newton
-from .pose_search import _distinct, coarse
+from .pose_search import coarse, distinct
 
 #: Candidates of each kind that go into the comparison.
 WIDE_CANDIDATES = 16
@@ -23,26 +26,34 @@ OVERVIEW, LONGEST = 12.0, 32
 SHARE = 0.25
 
 
-def wide_poses(moving, fixed, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> list:
+def wide_poses(moving: Cube, fixed: Cube, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> Iterator[List[np.ndarray]]:
     """Poses for volumes that show different parts of a body: sixty rotations, each at every shift of the whole volumes.
 
     The best by correlation, over the common field of view and over the common tissue in turns, refined rigidly, then
-    with scale, on cubes of about 10 mm.
+    with scale, on cubes of about 10 mm. Yields what there is after each part of the work, so that it can be stopped; the
+    last list is the answer.
     """
     views = [_overview(s) for s in (fixed, moving)]
-    found = [_at_every_shift(*views, within) for within in ("support", "tissue")]
-    best = [world for pair in zip(*found) for world in pair][: 6 * keep]
+    found: Dict[str, list] = {"support": [], "tissue": []}
+    for within in found:
+        for start in range(0, 60, 10):
+            found[within] += _at_every_shift(*views, within, geometry.rotation_group()[start : start + 10])
+            yield []
+    ranked = [[world for _, world in sorted(each, key=lambda pair: -pair[0])] for each in found.values()]
+    best = [world for pair in zip(*ranked) for world in pair][: 6 * keep]
     a, b = (coarse(s, 3.0, 0.9, 800, seed) for s in (fixed, moving))
+    if not (best and len(a.points) and len(b.points)):
+        return
     into, back = np.linalg.inv(moving.frame), fixed.frame
     matrices = np.array([into @ world @ back for world in best])
     for kind in ("rigid", "similarity"):
-        matrices = np.concatenate(
-            [
-                gauss_newton.refine(a, b, matrices[start : start + 64], kind=kind, iterations=6, longest=25.0)
-                for start in range(0, len(matrices), 64)
-            ]
-        )
-    return [matrices[i] for i in _distinct(a, matrices, -np.arange(float(len(matrices))), keep)]
+        parts = []
+        for start in range(0, len(matrices), 64):
+            part = matrices[start : start + 64]
+            parts.append(gauss_newton.refine(a, b, part, kind=kind, iterations=6, longest=25.0))
+            yield []
+        matrices = np.concatenate(parts)
+    yield [matrices[i] for i in distinct(a, matrices, -np.arange(float(len(matrices))), keep)]
 
 
 @dataclass(frozen=True)
@@ -86,8 +97,8 @@ def _overview(cube) -> Overview:
     )
 
 
-def _at_every_shift(fixed: Overview, moving: Overview, within: str, peaks: int = 2) -> list:
-    """Fixed → moving RAS matrices, best first: the ``peaks`` best shifts of each of sixty rotations."""
+def _at_every_shift(fixed: Overview, moving: Overview, within: str, rotations: np.ndarray, peaks: int = 2) -> list:
+    """[(correlation, fixed → moving RAS matrix)]: the ``peaks`` best shifts of each of N×3×3 rotations."""
     device = fixed.values.device
     f, mask = fixed.values, getattr(fixed, within)
     scale = moving.step / fixed.step
@@ -96,7 +107,8 @@ def _at_every_shift(fixed: Overview, moving: Overview, within: str, peaks: int =
     axes = fixed.voxel_to_ras[:3, :3]
     center = geometry.transform_points(moving.voxel_to_ras, (np.array([moving.values.shape]) - 1) / 2)[0]
     found = []
-    for rotation in geometry.rotation_group():
+    for rotation in rotations:
+        beat()
         turned = rotation @ axes
         to_ras = geometry.from_parts(turned, center - turned @ np.full(3, (count - 1) / 2))
         theta = (
@@ -121,7 +133,7 @@ def _at_every_shift(fixed: Overview, moving: Overview, within: str, peaks: int =
             shift = np.where(shift > np.array(score.shape) - np.array(f.shape), shift - np.array(score.shape), shift)
             there = geometry.from_parts(np.eye(3), shift + first.cpu().numpy().astype(float))
             found.append((value, to_ras @ there @ np.linalg.inv(fixed.voxel_to_ras)))
-    return [world for _, world in sorted(found, key=lambda pair: -pair[0])]
+    return found
 
 
 def masked_correlation(f, mask_f, g, mask_g):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import apply, convert, demo, models, register
+from . import apply, convert, demo, group, models, motion, register
 from .parser import EPILOG, PROGRAM, Parser, UsageError, formatter, wrapped
 
 OVERVIEW = """\
@@ -20,7 +20,15 @@ Aligns 3D medical images: finds the rigid, similarity or affine transform that l
 from any starting pose, and says how far the answer can be trusted.
 """
 
-_COMMANDS = {"register": register, "apply": apply, "convert": convert, "models": models, "demo": demo}
+_COMMANDS = {
+    "register": register,
+    "motion": motion,
+    "group": group,
+    "apply": apply,
+    "convert": convert,
+    "models": models,
+    "demo": demo,
+}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .parser import PROGRAM, add_command
+from . import register
+from .parser import PROGRAM, Commands, Parser, add_command
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(
         commands,
@@ -24,8 +25,6 @@ def add_parser(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; returns the exit status."""
-    from .command_line import main
-
     folder = Path(arguments.output)
     if not folder.is_dir():
         if folder.exists() or not folder.absolute().parent.is_dir():
@@ -34,19 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     pair = Path(__file__).parents[1] / "demo"
     moving, fixed = pair / "moving_t1_brain.nii.gz", pair / "fixed_mni152_brain.nii.gz"
     print(f"{PROGRAM} register {moving} {fixed} -o {folder}/moving_to_fixed.tfm …")
-    command = [
-        "register",
-        str(moving),
-        str(fixed),
-        "-o",
-        str(folder / "moving_to_fixed.tfm"),
-        "--moved",
-        str(folder / "moved.nii.gz"),
-        "--report",
-        str(folder / "report.json"),
-        "--picture",
-        str(folder / "picture.png"),
-    ]
+    command = [str(moving), str(fixed), "-o", str(folder / "moving_to_fixed.tfm")]
+    command += ["--moved", str(folder / "moved.nii.gz"), "--report", str(folder / "report.json")]
+    command += ["--picture", str(folder / "picture.png")]
     if arguments.threads:
         command += ["--threads", str(arguments.threads)]
-    return main(command)
+    parser = Parser(prog=f"{PROGRAM} register")
+    register.add_arguments(parser)
+    return register.run(parser.parse_args(command))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .. import modality
 from .outputs import differs
-from .parser import Parser, UsageError, add_command, formatter, wrapped
+from .parser import Commands, Parser, UsageError, add_command, formatter, wrapped
 
 IMPORT = """\
 Makes a model file of a checkpoint of the published implementation. Channels, classes and head are read from its
@@ -18,7 +18,7 @@ tensors; the volume size and the order of the modalities cannot be.
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(
         commands, "models", "list, describe and import trained models", "Lists, describes and imports models."
@@ -52,11 +52,10 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
     kinds = ("cosine", "linear")
     add("--schedule", default="cosine", choices=kinds, metavar="KIND", help="cosine or linear (default: cosine)")
     add("--timesteps", type=int, default=65, metavar="T", help="timesteps (default: 65)")
-    bounds = {"nargs": 2, "type": float, "metavar": ("MIN", "MAX")}
     steps = "step deviations of the 3×3 part (default: 0.01 0.07)"
-    add("--transform-range", default=(0.01, 0.07), help=steps, **bounds)
+    add("--transform-range", default=(0.01, 0.07), help=steps, nargs=2, type=float, metavar=("MIN", "MAX"))
     steps = "step deviations of the translation in voxels (default: 0.5 4.0)"
-    add("--translation-range", default=(0.5, 4.0), help=steps, **bounds)
+    add("--translation-range", default=(0.5, 4.0), help=steps, nargs=2, type=float, metavar=("MIN", "MAX"))
     add("--groups", type=int, metavar="N", help="groups of its GroupNorm (default: 32)")
     add("--name", help="name in the list of models (default: the file's)")
     add("-o", "--output", metavar="MODEL.safetensors", help="model file (default: your own models' folder)")

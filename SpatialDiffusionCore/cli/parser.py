@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import textwrap
+from typing import NoReturn
 
 PROGRAM = "spatial-diffusion"
 EPILOG = """\
@@ -18,12 +19,18 @@ ENVIRONMENT
   SPATIAL_DIFFUSION_DEBUG   set to 1 for full tracebacks
 
 EXIT STATUS
-  0 done; 1 an input cannot be used or the work failed; 2 the command line is wrong
+  0 done; 1 an input cannot be used or the work failed; 2 the command line is wrong; 3 an answer is no better than
+  --fail-on says. Warnings go to the standard error stream, with --quiet, too.
 
 REFERENCE
   If you use this in your work, please cite the method: Sumpena et al., Investigative Ophthalmology & Visual
   Science 66(8):1475, 2025.
 """
+
+
+#: What ``add_subparsers`` and ``add_argument_group`` give.
+Commands = argparse._SubParsersAction
+Group = argparse._ArgumentGroup
 
 
 class UsageError(Exception):
@@ -33,7 +40,7 @@ class UsageError(Exception):
 class Parser(argparse.ArgumentParser):
     """One line on stderr for a wrong command line, exit status 2."""
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message[:1].upper()}{message[1:]} (see {self.prog} --help)\n")
 
 
@@ -59,7 +66,9 @@ def wrapped(text: str) -> str:
     return "\n".join(lines[:-1])
 
 
-def add_command(commands, name: str, summary: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+def add_command(
+    commands: Commands, name: str, summary: str, description: str, epilog: str = ""
+) -> argparse.ArgumentParser:
     """A command's parser, put among ``commands`` (what ``add_subparsers`` gives)."""
     return commands.add_parser(
         name, help=summary, description=wrapped(description), formatter_class=formatter, epilog=epilog

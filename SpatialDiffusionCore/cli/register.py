@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from typing import TYPE_CHECKING, Any
 
 from .. import modality
-from ..errors import InputError
-from .outputs import OUTPUTS, plan_outputs, write_outputs
-from .parser import EPILOG, PROGRAM, UsageError, add_command, wrapped
-from .progress import Progress
+from .outputs import FORMATS, OUTPUTS, plan_outputs
+from .parser import EPILOG, Commands, Group, UsageError, add_command, wrapped
+from .selection import unique_names, volume_files
+
+if TYPE_CHECKING:
+    from ..options import RegistrationOptions
 
 REGISTER = """\
 Finds the transform that lays each MOVING volume on FIXED and writes what you ask for; at least one output is
-needed. With several MOVING volumes every output is a folder, the files in it are named after the volumes, and the
-model and FIXED are loaded once; under torchrun each process takes its share.
+needed. MOVING may be files, folders (with all below them) and patterns. An output that ends in /, is a folder, or has
+no extension, means a folder, in which files are named after the volumes; with several MOVING volumes each output must
+be one. One volume that cannot be used does not stop the others; a table of all of them, registrations.csv, is written
+into the folder as well. Under torchrun each process takes its share.
 """
 
 REGISTER_EXAMPLES = """\
@@ -26,14 +30,22 @@ EXAMPLES
   A T2 to a T1, from a pose already roughly known:
     spatial-diffusion register t2.nii.gz t1.nii.gz -o t2_to_t1.tfm --init guess.tfm
   A folder of scans to one template:
-    spatial-diffusion register scans/*.nii.gz template.nii.gz -o transforms/ --report reports/
+    spatial-diffusion register scans/ template.nii.gz -o transforms/ --picture pictures/
+  For FSL, and with the commands that use the transform:
+    spatial-diffusion register t2.nii.gz t1.nii.gz -o t2_to_t1.mat --format flirt --show-commands
+  In a script that must not go on with a poor answer:
+    spatial-diffusion register a.nii.gz b.nii.gz -o a_to_b.tfm --quiet --fail-on poor || exit 1
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     epilog = REGISTER_EXAMPLES + "\n" + wrapped(EPILOG)
-    parser = add_command(commands, "register", "align moving volumes to a fixed one", REGISTER, epilog)
+    add_arguments(add_command(commands, "register", "align moving volumes to a fixed one", REGISTER, epilog))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``register``, which the demo gives, too."""
     parser.add_argument("moving", nargs="+", metavar="MOVING", help="volume(s) to move")
     parser.add_argument("fixed", metavar="FIXED", help="volume that stays")
     _add_outputs(parser.add_argument_group("outputs"))
@@ -41,15 +53,28 @@ def add_parser(commands) -> None:
     _add_settings(parser.add_argument_group("how (rarely needed)"))
 
 
-def _add_outputs(outputs) -> None:
+def _add_outputs(outputs: Group) -> None:
     outputs.add_argument("-o", "--output", metavar="FILE", help="transform, moving to fixed")
+    outputs.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        metavar="FORMAT",
+        help="of the transforms, where the extension fits several: itk, flirt (FSL), lta (FreeSurfer) or ras (4×4)",
+    )
     outputs.add_argument("--inverse", metavar="FILE", help="transform, fixed to moving")
     outputs.add_argument("--moved", metavar="FILE", help="the moving volume resampled on the fixed one's voxels")
-    outputs.add_argument("--report", metavar="FILE.json", help="transform, quality, confidence and settings")
-    outputs.add_argument("--picture", metavar="FILE.png", help="overlay before and after, in three planes")
+    outputs.add_argument(
+        "--report", metavar="FILE.json", help="transform, quality and settings, each field explained in docs"
+    )
+    outputs.add_argument("--picture", metavar="FILE.png", help="before and after, in three planes, to judge by")
+    outputs.add_argument(
+        "--show-commands",
+        action="store_true",
+        help="print the commands of FSL, ANTs or FreeSurfer that use the transform",
+    )
 
 
-def _add_subject(what) -> None:
+def _add_subject(what: Group) -> None:
     known = ", ".join(modality.MODALITIES)
     what.add_argument(
         "--modality",
@@ -71,7 +96,7 @@ def _add_subject(what) -> None:
     what.add_argument("--fixed-mask", metavar="FILE", help="only the part of the fixed volume that is not 0 here")
 
 
-def _add_settings(how) -> None:
+def _add_settings(how: Group) -> None:
     how.add_argument("--model", metavar="NAME|FILE", help="trained model (default: the one for the modality)")
     how.add_argument(
         "--sampler",
@@ -104,15 +129,18 @@ def _add_settings(how) -> None:
     how.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps")
     how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the points drawn (default: 0)")
-    how.add_argument("--quiet", action="store_true", help="no progress and no summary")
+    how.add_argument("--quiet", action="store_true", help="no progress and no summary; warnings remain")
+    how.add_argument(
+        "--fail-on",
+        choices=("poor", "fair"),
+        help="exit with status 3 if an answer is poor, or no better than fair; everything is written all the same",
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError where options do not fit each other."""
     if arguments.modality and (arguments.moving_modality or arguments.fixed_modality):
         raise UsageError("Give --modality for both volumes, or --moving-modality and --fixed-modality, not both.")
-    if bool(arguments.moving_modality) != bool(arguments.fixed_modality):
-        raise UsageError("Give --moving-modality and --fixed-modality together.")
     if not any(getattr(arguments, name) for name in OUTPUTS):
         raise UsageError("Nothing would be written; give -o FILE or another output.")
     if arguments.threads is not None and arguments.threads < 1:
@@ -124,80 +152,53 @@ def _check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; returns the exit status."""
     _check(arguments)
-    from ..modelfile import catalog
+    from .batch import Batch, Loader, warn_if_inverted
 
-    moving_key, fixed_key = (
-        catalog.get(own or arguments.modality or "auto", auto=True).key
-        for own in (arguments.moving_modality, arguments.fixed_modality)
-    )
-    plans = plan_outputs(arguments)
-    # Reads the card only: fails before volumes are read.
-    if modality.AUTO.key not in (moving_key, fixed_key):
-        catalog.choose(arguments.model, moving_key, fixed_key)
-    elif arguments.model:
-        catalog.find(arguments.model)
-
-    from ..spatial import volume as volumes
+    movings = volume_files(arguments.moving, leave_out=(arguments.fixed, arguments.moving_mask, arguments.fixed_mask))
+    names = unique_names(movings)
+    from ..options import RegistrationOptions
     from ..spatial import volume_file
+
+    options = _options(arguments)
+    _check_model(RegistrationOptions(**options))
+    plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
+    from ..device import resolve_device
+    from ..inputs import as_volume
     from ..spatial.transform_file import read_transform
-
-    fixed = volume_file.load(arguments.fixed)
-    volumes.validate(fixed, "fixed")
-    first = volume_file.load(arguments.moving[0])
-    volumes.validate(first, "moving")
-    init = read_transform(arguments.init, moving=first, fixed=fixed) if arguments.init else None
-    masks = {
-        f"{role}_mask": volume_file.load(path)
-        for role, path in (("moving", arguments.moving_mask), ("fixed", arguments.fixed_mask))
-        if path
-    }
-    options = dict(_options(arguments), init=init, moving_modality=moving_key, fixed_modality=fixed_key, **masks)
-    return _register_all(arguments, first, fixed, plans, options)
-
-
-def _options(arguments: argparse.Namespace) -> dict:
-    """The options of ``register`` that are written on the command line as they are."""
-    names = ("transform", "model", "sampler", "steps", "bidirectional", "polish", "device", "seed")
-    search = arguments.search and (arguments.search_by == "similarity" or arguments.search_by)
-    return {**{name: getattr(arguments, name) for name in names}, "search": search}
-
-
-def _register_all(arguments: argparse.Namespace, first, fixed, plans: list, options: dict) -> int:
-    """Register every moving volume (the first one is loaded already) and write what was asked for."""
-    import torch
-
-    from ..registration import register_many, resolve_device
-    from ..spatial import volume_file
+    from ..spatial.volume import validate
 
     resolve_device(arguments.device)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    loaders = [lambda: first] + [lambda path=path: volume_file.load(path) for path in arguments.moving[1:]]
-    progress = Progress(arguments.quiet or not sys.stderr.isatty())
-    failed = []
-
-    def done(index, result):
-        progress.close()
-        if isinstance(result, InputError):
-            failed.append(index)
-            if len(loaders) == 1:
-                raise result
-            print(f"{PROGRAM}: {result}", file=sys.stderr)
-            return
-        moving = first if index == 0 else volume_file.load(arguments.moving[index])
-        write_outputs(result, plans[index], moving, fixed)
-        if not arguments.quiet:
-            _summarize(result, plans[index])
-
-    register_many(loaders, fixed, on_step=progress, on_result=done, **options)
-    return 1 if failed else 0
+    fixed = as_volume(arguments.fixed, "fixed")
+    validate(fixed, "fixed")
+    loader = Loader(movings)
+    if arguments.init:
+        # With several volumes, a matrix that needs its own moving volume cannot be meant for all of them.
+        first = loader(0) if len(movings) == 1 else None
+        options["init"] = read_transform(arguments.init, moving=first, fixed=fixed)
+        if first is not None:
+            warn_if_inverted(options["init"], first, fixed, arguments.init)
+    for role in ("moving_mask", "fixed_mask"):
+        if getattr(arguments, role):
+            options[role] = as_volume(getattr(arguments, role), role.replace("_", " "))
+    batch = Batch(arguments, movings, plans, loader, fixed)
+    return batch.run(options)
 
 
-def _summarize(result, plan) -> None:
-    print(f"{result.moving} → {result.fixed}: {result.decomposition.text()}")
-    print(f"  {result.quality.summary()}")
-    print(f"  taken for {result.kinds()}; {result.seconds:.1f} s, model {result.model}")
-    for warning in result.quality.warnings:
-        print(f"  Warning: {warning}")
-    for path in plan.values():
-        print(f"  wrote {path}")
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of ``register`` that are written on the command line as they are."""
+    names = ["transform", "model", "sampler", "steps", "bidirectional", "polish", "device", "seed"]
+    names += ["moving_modality", "fixed_modality"]
+    search = arguments.search and (arguments.search_by == "similarity" or arguments.search_by)
+    options = {name: getattr(arguments, name) for name in names}
+    return {**options, "modality": arguments.modality or modality.AUTO.key, "search": search}
+
+
+def _check_model(options: RegistrationOptions) -> None:
+    """Reads the model's card only, so that what is wrong with it is said before volumes are read."""
+    from ..modelfile import catalog
+
+    keys = str(options.moving_modality), str(options.fixed_modality)
+    if modality.AUTO.key not in keys:
+        catalog.choose(options.model, *keys)
+    elif options.model:
+        catalog.find(options.model)

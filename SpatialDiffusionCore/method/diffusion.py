@@ -13,6 +13,7 @@ from typing import Callable, Iterator, Optional, Sequence
 import torch
 import torch.nn.functional as F
 
+from ..heartbeat import beat
 from .schedule import Schedule
 
 #: Draws are clipped to this many cumulative standard deviations.
@@ -46,6 +47,7 @@ def identity(batch: int, like: Optional[torch.Tensor] = None) -> torch.Tensor:
 
 def warp(volume: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     """Sample B×C×D×H×W volumes (0…1) at θ of each output voxel: trilinear, 0 outside."""
+    beat()
     grid = F.affine_grid(theta, list(volume.shape), align_corners=False)
     return F.grid_sample(volume, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 

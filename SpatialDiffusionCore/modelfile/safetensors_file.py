@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
 
 from ..errors import ModelError
@@ -47,6 +49,17 @@ def read_weights(path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be read ({str(error).splitlines()[0]}); the file is damaged.") from error
     return weights
+
+
+def file_hash(path) -> str:
+    """SHA-256 of a model's file, in hexadecimal digits: which weights an answer is from."""
+    state = os.stat(path)
+    return _file_hash(os.fspath(path), state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _file_hash(path: str, modified: int, size: int) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _fill(network, weights: dict, where) -> None:

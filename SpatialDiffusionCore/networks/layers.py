@@ -9,6 +9,8 @@ from typing import Sequence
 import torch
 from torch import nn
 
+from ..heartbeat import beat
+
 
 def sinusoidal_code(t: torch.Tensor, width: int) -> torch.Tensor:
     """Sines then cosines of t at width/2 frequencies from 1 down to 1/10000, B×width."""
@@ -31,6 +33,7 @@ class Convolution(nn.Conv3d):
     as long for each."""
 
     def forward(self, x):
+        beat()
         alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
         if not alone or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
             return super().forward(x)

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Generator
+
 import numpy as np
 
 from ..alignment.pair import Pair
-from ..spatial import geometry
-from .refinement import refined
+from ..method import diffusion
+from ..modelfile.model import Model
 from .settings import Settings
+from .stages import Answer, Candidate, Course
 from .step import Outcome, Step
 
 
-def reference(pair: Pair, model, options: Settings):
-    """The published reverse process, whole."""
-    from ..method import diffusion
-
+def reference(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, Outcome]:
+    """Every timestep of the diffusion from where the volumes lie; refined only where somebody asked for it."""
+    course = Course(pair, model, settings)
     moving, fixed = pair.moving, pair.fixed
-    denoise = model.denoiser(options.moving_modality, options.fixed_modality)
-    schedule = model.schedule(options.fixed_modality)
-    start = None if options.init is None else pair.to_theta(np.linalg.inv(options.init))[None]
-    if options.bidirectional:
-        back = model.denoiser(options.fixed_modality, options.moving_modality)
+    denoise = model.denoiser(*settings.keys)
+    schedule = model.schedule(settings.fixed_modality)
+    start = None if settings.init is None else pair.to_theta(np.linalg.inv(settings.init))[None]
+    if settings.bidirectional:
+        back = model.denoiser(*settings.keys[::-1])
         steps = diffusion.reverse_bidirectional(denoise, back, fixed.values, moving.values, schedule, start=start)
     else:
         steps = diffusion.reverse(denoise, fixed.values, moving.values, schedule, start=start)
-    extra = 1 if options.polish else 0
     for step in steps:
         world = pair.from_theta(step.theta[0])
-        yield Step(step.index, step.count + extra, "Diffusion", geometry.inverse(world))
-    polished = False
-    if options.polish:
-        world, polished = refined(pair, world, options)
-        yield Step(step.count + 1, step.count + 1, "Refining", geometry.inverse(world))
-    return Outcome(world, polished)
+        course.count = step.count + settings.polish
+        yield course.step("Diffusion", world)
+    answer = Answer(world, "diffusion")
+    if settings.polish:
+        answer = yield from course.refine(Candidate(world, "diffusion"))
+    return course.outcome(course.verified(answer))

@@ -1,322 +1,338 @@
-"""The fast process: search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree."""
+"""The stages of the fast process: each adds candidates, or evidence of one; plan.py says in which order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import Optional
+from dataclasses import dataclass, replace
+from typing import Dict, Generator, Iterator, List, Optional
 
 import numpy as np
+import torch
 
+from ..alignment import block_matching, correspondence_search, wide_search
 from ..alignment.pair import Pair
+from ..alignment.pose_search import BASIN, CANDIDATES
+from ..alignment.similarity import global_likeness
 from ..errors import InputError
+from ..method import diffusion
+from ..modelfile.model import Model, templates
 from ..options import SearchMode
 from ..spatial import geometry
-from . import confidence as quality_module
-from .refinement import refined
+from ..spatial.cube import Cube
+from ..strategies.head_template import HeadTemplate
+from . import confidence
+from .evidence import Evidence, strain_of
 from .settings import Settings
 from .step import Outcome, Step
+from .template_check import TemplateDetour, template_detour
 
-#: Candidates of the search by the network's points that go through the diffusion.
-NETWORK_CANDIDATES = 6
-
-#: A refinement that ends so far below the agreement from which the network is trusted is undone, if it agreed before.
-LOST = 0.15
-
-#: Similarity below which the answer is also refined by blocks that vote (blocks.py), where the network cannot tell: brains of two
-#: people and heads in focus are alike by 0.46 or more, a volume with slabs moved by less.
-UNLIKE = 0.45
-
-#: Steps of the fast diffusion (see Schedule.visit): held-out heads end at 0.7 mm after three or four, at 1.1 after two. Of
-#: candidates whose likeness decides and which are refined, two steps are enough.
+#: Steps of the diffusion (see Schedule.visit): held-out heads end at 0.7 mm after three or four, at 1.1 after two. Of
+#: candidates that are compared and refined, two are enough.
 DEFAULT_STEPS, STEPS_BEFORE_REFINING = 3, 2
 
-#: Searches that compare the volumes.
-COMPARED = (SearchMode.SIMILARITY, SearchMode.SCREEN)
+#: Candidates of the search by the network's places that go through the diffusion.
+NETWORK_CANDIDATES = 6
+
+#: A pose whose score is below this share of the best one's is not diffused: on clean brains the best wrong pose reaches
+#: 0.77 to 0.90 of the right one's correlation.
+RIVAL = 0.92
+
+#: Basins that are compared after the search: the best, and so many more.
+COMPARED = 3
+
+#: Similarity below which the answer is also refined by blocks that vote (block_matching.py): brains of two people and heads
+#: in focus are alike by 0.46 or more, a volume with slabs moved by less.
+UNLIKE = 0.45
+
+#: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
+LOST = 0.15
 
 
-def fast(pair: Pair, model, options: Settings):
-    """Search the pose, diffuse the best candidates, refine the best, and see whether repeated runs agree.
-
-    Where the volumes are not alike enough in the end or repeated runs disagree, and neither the network, where it can tell, nor the
-    way round by a template confirms the answer, search once more: wider, and by what the network finds to correspond.
+@dataclass(frozen=True)
+class Candidate:
+    """A transform (fixed → moving, 4×4, RAS mm) and where it comes from; rank: how alike it makes the volumes (Pair.rank),
+    after a coarse refinement, None before. search: the searches (pose_search.SEARCHES) that ended in its basin first.
     """
-    return (yield from _Fast(pair, model, options).steps())
-
-
-@dataclass
-class _Answer:
-    """A transform, whether refinement changed it, and how far the network agrees (None where it cannot tell)."""
 
     world: np.ndarray
-    polished: bool = False
-    agreed: Optional[float] = None
+    source: str
+    rank: Optional[float] = None
+    score: float = 1.0
 
 
-class _Fast:
-    """One registration of the fast process."""
+@dataclass(frozen=True)
+class Answer:
+    """A refined candidate. kept: whether its refinement stands; probability: that it is right, from its evidence."""
 
-    def __init__(self, pair: Pair, model, options: Settings):
-        self.pair, self.model, self.options = pair, model, options
-        keys = options.keys
-        #: Steps of the diffusion; what the network finds to correspond; from which agreement on it is right (None: cannot tell).
-        self.deep = model.card.get("steps", DEFAULT_STEPS) if options.steps is None else options.steps
-        self.places = model.correspondences(*keys) if self.deep else None
-        self.least = model.agreement_from(*keys) if self.places is not None else None
-        #: Whether blocks may vote, and whether the search may go on.
-        self.voting = options.strategy.blocks_vote and self.least is None and options.search is not SearchMode.SCREEN
-        self.may_go_on = (
-            options.polish
-            and options.init is None
-            and options.search is SearchMode.SIMILARITY
-            and options.strategy.any_rotation
-        )
-        self.details = {}
+    world: np.ndarray
+    source: str
+    kept: bool = False
+    evidence: Optional[Evidence] = None
+    probability: float = 0.0
+    detour: Optional[TemplateDetour] = None
 
-    def steps(self):
-        pair, options = self.pair, self.options
-        brief = options.steps is None and options.polish and options.search in COMPARED and self.least is None
-        count = min(self.deep, STEPS_BEFORE_REFINING) if brief else self.deep
-        total = 2 + count + (1 if options.polish else 0)
-        candidates, upright, header = self.candidates()
-        yield Step(1, total, "Searching the pose", geometry.inverse(candidates[0]))
-        worlds = candidates
-        if count:
-            for index, worlds in self.diffused(candidates, upright, count):
-                yield Step(1 + index, total, "Diffusion", geometry.inverse(worlds[0]))
-            if options.polish and options.init is None:
-                worlds = pair.plausible(worlds)
-        self.details["candidates"] = len(candidates)
-        answer, way = _Answer(self.best(worlds, candidates, upright, count)), None
-        if options.polish:
-            answer = self.refined(answer.world)
-            if header is not None and answer.agreed < self.least:
-                other = self.refined(header)
-                if other.agreed > answer.agreed:
-                    answer, self.details["best"] = other, "network"
-            way = self.way_to(answer.world)
-            convincing = (
-                not self.may_go_on
-                or pair.alike(answer.world) >= options.strategy.limits.convincing
-                or way is not None
-                and way.confirms
-            )
-            # Blocks find something alike near a wrong answer, too, so they are not asked before that is known to be near.
-            if convincing:
-                before, answer = answer, self.voted(answer)
-                way = way if answer is before else self.way_to(answer.world)
-            yield Step(2 + count, total, "Refining", geometry.inverse(answer.world))
-        spread = self.spread(answer.world)
-        if self.may_go_on:
-            # Where volumes are hardly alike, the network's agreement counts for nothing.
-            word = (
-                None
-                if self.least is None
-                else answer.agreed
-                if pair.alike(answer.world) >= quality_module.SIMILARITY_LIMITS[0]
-                else 0.0
-            )
-            trusted = self.least is not None and word >= self.least
-            disagree = spread is not None and spread > quality_module.DISAGREEING
-            astray = way is not None and way.contradicts
-            if (disagree or astray or not convincing) and not trusted:
-                (better, found), total = yield from self.further(answer.world, total)
-                if better > (self.likeness(answer.world) if self.least is None else word):
-                    answer, self.details["best"] = self.refined(found, 1.0), "wider search"
-                elif not convincing:
-                    answer = self.voted(answer)
-                spread, way = self.spread(answer.world), self.way_to(answer.world)
-        agreed = self.agreement(answer.world) if answer.agreed is None else answer.agreed
-        yield Step(total, total, "Checking", geometry.inverse(answer.world))
-        return Outcome(answer.world, answer.polished, spread, agreed, way, self.details)
+
+class Course:
+    """One registration under way: the candidates so far, and what was seen of them."""
+
+    def __init__(self, pair: Pair, model: Model, settings: Settings):
+        self.pair, self.model, self.settings = pair, model, settings
+        #: Steps of the diffusion; what the network finds to correspond; its agreement from which an answer is right.
+        self.deep = model.card.get("steps", DEFAULT_STEPS) if settings.steps is None else settings.steps
+        self.places = model.correspondences(*settings.keys) if self.deep else None
+        self.trusted = model.agreement_from(*settings.keys) if self.places is not None else None
+        self.candidates: List[Candidate] = []
+        self.upright: Cube = pair.fixed
+        #: World transforms that the independent searches put first.
+        self.firsts: List[np.ndarray] = []
+        self.index, self.count = 0, 2 + self._few_steps() + self._compares() + settings.polish
+        self.agreements: Dict[bytes, float] = {}
+
+    def step(self, stage: str, world: np.ndarray) -> Step:
+        """The next step, for the caller."""
+        self.index += 1
+        self.count = max(self.count, self.index)  # grows where the search goes on
+        return Step(self.index, self.count, stage, geometry.inverse(world))
+
+    def _few_steps(self) -> int:
+        compared = self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.polish
+        brief = compared and self.settings.steps is None and self.trusted is None
+        return min(self.deep, STEPS_BEFORE_REFINING) if brief else self.deep
 
     # Where to begin
 
-    def candidates(self) -> tuple:
-        """(transforms to begin from, the fixed cube as the network is to see it, the network's pose if both headers are about
-        right, or None where it is not known to be good)."""
-
-        pair, options = self.pair, self.options
-        moving, fixed = pair.moving, pair.fixed
-        if options.init is not None:
-            return [np.linalg.inv(options.init)], fixed, None
-        if options.search is SearchMode.NETWORK:
+    def search(self) -> Iterator[Step]:
+        """The first candidates, best first."""
+        pair, settings = self.pair, self.settings
+        if settings.init is not None:
+            self.candidates = [Candidate(np.linalg.inv(settings.init), "start")]
+        elif settings.search is SearchMode.NETWORK:
             if self.places is None:
                 raise InputError(
                     f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
                     "leave the search to the similarity."
                 )
-            return (*self.network_poses(keep=NETWORK_CANDIDATES), None)
-        if options.search is SearchMode.NONE:
-            centers = moving.prepared.tissue_center - fixed.prepared.tissue_center
-            return [geometry.from_parts(np.eye(3), centers)], fixed, None
-        poses = options.strategy.poses(moving, fixed, options.seed)
-        candidates, header = [pair.to_world(m) for m in poses], None
-        if self.least is not None:
-            (header,), _ = self.network_poses(keep=1, turned="neither")
-            candidates.append(header)
-        return candidates, fixed, header
+            self.candidates = self._network_candidates("either", NETWORK_CANDIDATES)
+        elif settings.search is SearchMode.NONE:
+            shift = pair.moving.prepared.tissue_center - pair.fixed.prepared.tissue_center
+            self.candidates = [Candidate(geometry.from_parts(np.eye(3), shift), "start")]
+        else:
+            found = settings.strategy.poses(pair.moving, pair.fixed, settings.seed)
+            for pose in found:
+                self.firsts += [pair.to_world(pose.matrix)] * len(pose.firsts)
+            self.candidates = [
+                Candidate(pair.to_world(p.matrix), "search", score=p.score) for p in found[: 1 + COMPARED]
+            ]
+            if self.trusted is not None:
+                self.candidates += self._network_candidates("neither", 1)
+        yield self.step("Searching the pose", self.candidates[0].world)
 
-    def network_poses(self, **more) -> tuple:
-        """(transforms, the fixed cube upright): see search.network_poses."""
-        from ..alignment import correspondence_search
+    def _network_candidates(self, turned: str, keep: int) -> List[Candidate]:
+        found, self.upright = correspondence_search.network_poses(
+            self.pair.moving, self.pair.fixed, self.places, keep=keep, turned=turned
+        )
+        return [Candidate(self.pair.to_world(m), "network") for m in found]
 
-        poses, upright = correspondence_search.network_poses(self.pair.moving, self.pair.fixed, self.places, **more)
-        return [self.pair.to_world(m) for m in poses], upright
+    def diffuse(self) -> Iterator[Step]:
+        """The most promising candidates, pulled in by the diffusion, join the others."""
+        count = self._few_steps()
+        if not count:
+            return
+        promising = [c for c in self.candidates if c.score >= RIVAL or c.source == "network"]
+        promising = promising[: NETWORK_CANDIDATES if self.settings.search is SearchMode.NETWORK else CANDIDATES + 1]
+        worlds: List[np.ndarray] = []
+        for worlds in self._diffused([c.world for c in promising], count):
+            yield self.step("Diffusion", worlds[0])
+        if self.settings.polish and self.settings.init is None:
+            worlds = self.pair.plausible(worlds)
+        self.candidates = [Candidate(world, "diffusion") for world in worlds] + self.candidates
 
-    def diffused(self, candidates, upright, count: int):
-        """Yield (index, transforms) after each of ``count`` steps of the diffusion from all candidates at once. upright: the
-        fixed cube as the network is to see it."""
-        import torch
+    def _diffused(self, worlds: List[np.ndarray], count: int) -> Iterator[List[np.ndarray]]:
+        """Transforms after each of ``count`` steps of the diffusion, from all at once."""
+        pair, settings = Pair(self.pair.moving, self.upright), self.settings
+        denoise = self.model.denoiser(*settings.keys)
+        start = torch.stack([pair.to_theta(world) for world in worlds])
+        batch = (len(worlds), -1, -1, -1, -1)
+        fixed, moving = self.upright.values.expand(batch), pair.moving.values.expand(batch)
+        schedule = self.model.schedule(settings.fixed_modality)
+        for step in diffusion.reverse(denoise, fixed, moving, schedule, steps=count, start=start):
+            yield [pair.from_theta(theta) for theta in step.theta]
 
-        from ..method import diffusion
+    def compare(self) -> Iterator[Step]:
+        """Each candidate refined coarsely, and how alike it makes the volumes."""
+        if not self._compares():
+            return
+        self.candidates = [self._compared(c) if c.rank is None else c for c in self.candidates]
+        yield self.step("Comparing", self.best().world)
 
-        pair = Pair(self.pair.moving, upright)
-        denoise = self.model.denoiser(self.options.moving_modality, self.options.fixed_modality)
-        start = torch.stack([pair.to_theta(c) for c in candidates])
-        batch = (len(candidates), -1, -1, -1, -1)
-        schedule = self.model.schedule(self.options.fixed_modality)
-        for step in diffusion.reverse(
-            denoise, upright.values.expand(batch), pair.moving.values.expand(batch), schedule, steps=count, start=start
-        ):
-            yield step.index, [pair.from_theta(theta) for theta in step.theta]
+    def _compares(self) -> bool:
+        """Whether candidates are compared by how alike they make the volumes."""
+        return self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.init is None
 
-    def best(self, worlds, candidates, upright, count: int) -> np.ndarray:
-        """The best of what ``count`` steps of the diffusion made of the candidates, and of these."""
-        from ..alignment import correspondence_search
+    def _compared(self, candidate: Candidate) -> Candidate:
+        world = self.settings.strategy.compared(
+            self.pair.moving, self.pair.fixed, candidate.world, self.settings.transform, self.settings.seed
+        )
+        return replace(candidate, world=world, rank=self.settings.strategy.rank(self.pair, world))
 
-        pair, options = self.pair, self.options
-        if options.search is SearchMode.NETWORK and options.init is None:
-            return worlds[int(correspondence_search.agreements(pair.moving, upright, worlds, self.places).argmax())]
-        if options.search is SearchMode.NONE and not options.polish:
-            return worlds[0]
-        # The candidates compete as they were and as the diffusion left them: it may make none of them worse.
-        everything = worlds + candidates if count else candidates
-        frames = [pair.to_frames(w) for w in everything]
-        best = options.strategy.rank(pair.moving, pair.fixed, frames).best
-        self.details["best"] = "diffusion" if count and best < len(worlds) else "search"
-        return everything[best]
+    def best(self) -> Candidate:
+        """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the first."""
+        if any(c.rank is not None for c in self.candidates):
+            return max((c for c in self.candidates if c.rank is not None), key=lambda c: c.rank)
+        if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
+            worlds = [c.world for c in self.candidates if c.source == "diffusion"] or [c.world for c in self.candidates]
+            agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.places)
+            return self.candidates[int(agreed.argmax())]
+        return self.candidates[0]
+
+    def is_new(self, candidate: Candidate, answer: Answer) -> bool:
+        """Whether a candidate lies in another basin than an answer."""
+        return self.pair.apart(candidate.world, answer.world) > BASIN
 
     # Better answers
 
-    def refined(self, world: np.ndarray, enough: float = 5.0) -> _Answer:
-        """Undone where the network agreed before, and by far does not after."""
-        world = geometry.project(world, self.options.transform, *self.pair.tissue)
-        found, changed = refined(self.pair, world, self.options, enough)
-        agreed = self.agreement(found)
-        if changed and self.least is not None and agreed < self.least - LOST:
-            before = self.agreement(world)
-            if before >= self.least:
-                return _Answer(world, False, before)
-        return _Answer(found, changed, agreed)
+    def refine(self, candidate: Candidate) -> Generator[Step, None, Answer]:
+        """An Answer: the candidate, refined; as it was where refinement makes the volumes less alike, or loses the network's
+        agreement."""
+        settings, pair = self.settings, self.pair
+        world = geometry.project(candidate.world, settings.transform, *pair.tissue)
+        answer = Answer(world, candidate.source)
+        if settings.polish:
+            answer = self._refined(world, candidate.source, coarse=candidate.rank is not None)
+            yield self.step("Refining", answer.world)
+            votes = settings.strategy.blocks_vote and self.trusted is None and settings.search is not SearchMode.SCREEN
+            if votes and pair.alike(answer.world) < UNLIKE:
+                answer = self._voted(answer)
+                yield self.step("Refining", answer.world)
+        return answer
 
-    def voted(self, answer: _Answer) -> _Answer:
-        """The same, refined by blocks that vote, too, where that may help and does."""
-        from ..alignment import block_matching
+    def _refined(self, world: np.ndarray, source: str, coarse: bool) -> Answer:
+        settings, pair = self.settings, self.pair
+        strategy, seed = settings.strategy, settings.seed
+        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
+        if not strategy.is_better(pair, world, found, seed):
+            return Answer(world, source)
+        lost = self.trusted is not None and self.agreement(found) < self.trusted - LOST
+        if lost and self.agreement(world) >= self.trusted:
+            return Answer(world, source)
+        return Answer(found, source, kept=True)
 
-        alike = self.pair.alike(answer.world)
-        if not self.voting or alike >= UNLIKE:
-            return answer
-        voted = block_matching.refine(self.pair.moving, self.pair.fixed, answer.world, self.options.transform)
-        found = self.refined(voted, 1.0)
-        return _Answer(found.world, True, found.agreed) if self.pair.alike(found.world) > alike else answer
+    def _voted(self, answer: Answer) -> Answer:
+        """The same, refined by blocks that vote, where that makes the volumes more alike."""
+        voted = block_matching.refine(self.pair.moving, self.pair.fixed, answer.world, self.settings.transform)
+        found = self._refined(voted, answer.source, coarse=False)
+        return found if self.pair.alike(found.world) > self.pair.alike(answer.world) else answer
 
     # What tells whether an answer is right
 
     def agreement(self, world: np.ndarray) -> Optional[float]:
         """How far the network agrees with it, 0…1; None where it cannot tell."""
-        from ..alignment import correspondence_search
+        if self.trusted is None:
+            return None
+        key = world.tobytes()
+        if key not in self.agreements:
+            pair = self.pair
+            self.agreements[key] = correspondence_search.agreement(pair.moving, pair.fixed, world, self.places)
+        return self.agreements[key]
 
-        return (
-            None
-            if self.least is None
-            else correspondence_search.agreement(self.pair.moving, self.pair.fixed, world, self.places)
+    def verify(self, answer: Answer) -> Generator[Step, None, Answer]:
+        """The answer with its evidence, and the probability that it is right."""
+        yield self.step("Checking", answer.world)
+        return self.verified(answer)
+
+    def verified(self, answer: Answer) -> Answer:
+        """The same in one go."""
+        pair, world = self.pair, answer.world
+        both = (pair.over(world), pair.over(world, moving=True))
+        correlation, information = global_likeness(pair.moving, pair.fixed, world)
+        spread = self.settings.strategy.spread(
+            pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed
+        )
+        detour = self._detour(world)
+        evidence = Evidence(
+            similarity=max(one.similarity for one in both),
+            least_similarity=min(one.similarity for one in both),
+            correlation=correlation,
+            information=information,
+            overlap=max(one.overlap for one in both),
+            strain=strain_of(world),
+            spread=None if spread is None else spread / pair.size,
+            margin=self._margin(answer),
+            searches=self._searches(world),
+            refined=float(answer.kept or not self.settings.polish),
+            agreement=self.agreement(world),
+            detour=None if detour is None else detour.mm / pair.size,
+        )
+        return replace(
+            answer,
+            evidence=evidence,
+            probability=confidence.probability(evidence, self.settings.strategy.name),
+            detour=detour,
         )
 
-    def likeness(self, world: np.ndarray) -> float:
-        from ..alignment import similarity
+    def _margin(self, answer: Answer) -> Optional[float]:
+        """By how much the answer's basin ranks above the best other one; both after the same coarse refinement."""
+        ranked = [c for c in self.candidates if c.rank is not None]
+        here = [c.rank for c in ranked if not self.is_new(c, answer)]
+        others = [c.rank for c in ranked if self.is_new(c, answer)]
+        return max(here) - max(others) if here and others else None
 
-        return similarity.likeness(self.pair.moving, self.pair.fixed, world)
+    def _searches(self, world: np.ndarray) -> Optional[float]:
+        """The share of the independent searches that ended in the answer's basin first."""
+        if not self.firsts:
+            return None
+        return float(np.mean([self.pair.apart(first, world) <= BASIN for first in self.firsts]))
 
-    def spread(self, world: np.ndarray) -> Optional[float]:
-        """mm between repeated refinements."""
-        options = self.options
-        return options.strategy.spread(self.pair.moving, self.pair.fixed, world, options.transform, options.seed)
-
-    def way_to(self, world: np.ndarray):
-        """The way round by the template that fits best, where volumes are not very alike; None where none fits. Whatever the
-        contrast: a template may be more like both volumes than they are like each other."""
-        from ..modelfile.model import templates
-        from ..strategies.head_template import HeadTemplate
-        from .template_check import template_detour
-
-        if not self.options.strategy.any_rotation or self.least is not None or self.pair.alike(world) >= UNLIKE:
+    def _detour(self, world: np.ndarray) -> Optional[TemplateDetour]:
+        """The way round by the template that fits best, where volumes are not very alike. Whatever the contrast: a template
+        may be more like both volumes than they are like each other."""
+        strategy, pair = self.settings.strategy, self.pair
+        if not strategy.any_rotation or self.trusted is not None or pair.alike(world) >= UNLIKE:
             return None
         ways = [
-            template_detour(HeadTemplate.of(symmetric), self.pair.moving, self.pair.fixed, world)
-            for _, symmetric in templates(self.options.device)
+            template_detour(HeadTemplate.of(symmetric), pair.moving, pair.fixed, world)
+            for _, symmetric in templates(self.settings.device)
         ]
         return max((way for way in ways if way is not None), key=lambda way: way.alike, default=None)
 
-    # The further search
+    # Where the answer is doubtful
 
-    def further(self, world: np.ndarray, total: int):
-        """Many more candidates, compared by self-similarity: those of correlation and, where these do not convince, the
-        network's own. Where the network can tell a right answer its own come first, the likest of them is enough if the network
-        agrees with it, and the answers are compared by its agreement; where it cannot, ``world``, the answer so far, is a
-        candidate, too, and the first that is alike enough ends the search.
-
-        total: steps so far. Returns ((likeness or agreement, transform), steps in all).
-        """
-        from ..alignment import candidate_settling, pose_search, wide_search
-
-        pair, options, least = self.pair, self.options, self.least
-
-        def wide():
-            poses = [pair.to_world(m) for m in wide_search.wide_poses(pair.moving, pair.fixed, options.seed)]
-            return poses if least is not None else [world, *poses]
-
-        def led_in(candidates, upright):
-            for _, worlds in self.diffused(candidates[:NETWORK_CANDIDATES], upright, self.deep):
-                pass
-            return candidates + pair.plausible(worlds)
-
-        def by_network(turned):
-            return led_in(*self.network_poses(turned=turned))
-
-        stage, index, best = "Searching further", total - 1, None
-        kinds = ("moving", "fixed") if least is not None else ("either",) if self.places is not None else ()
-        voted, enough = candidate_settling.VOTED if self.voting else 0, UNLIKE if least is None else np.inf
-        of_network, rest = wide_search.WIDE_CANDIDATES + NETWORK_CANDIDATES, candidate_settling.SECOND + voted + 2
-        total += 2 * wide_search.WIDE_CANDIDATES + rest + len(kinds) * (of_network + rest + 1)
-        if least is None:
-            sources = [wide, *(partial(by_network, turned) for turned in kinds)]
+    def rescue(self, kind: str, answer: Answer) -> Iterator[Step]:
+        """More candidates, compared with those so far."""
+        if kind == "network":
+            yield from self._rescue_by_network(answer)
         else:
-            seen = []
-            for turned in kinds:
-                found = self.network_poses(turned=turned)
-                first = found[0][0]
-                seen.append((self.agreement(first), found))
-                index += 1
-                yield Step(index, total, stage, geometry.inverse(first))
-                if seen[-1][0] >= least:
-                    return (seen[-1][0], first), total
-            seen.sort(key=lambda pair: -pair[0])
-            sources = [*(partial(led_in, *found) for _, found in seen), wide]
-        for source in sources:
-            candidates = source()
-            index += 1
-            yield Step(index, total, stage, geometry.inverse(candidates[0]))
-            for found in candidate_settling.settle(
-                pair.moving, pair.fixed, candidates, options.transform, options.seed, voted, enough
-            ):
-                index += 1
-                yield Step(index, total, stage, geometry.inverse(found[1]))
-            if least is not None:
-                # The first pose, too: where volumes have little in common, the refinement of the network's leads away from it.
-                both = ((self.agreement(one), one) for one in (found[1], candidates[0]))
-                found = max(both, key=lambda pair: pair[0])
-            best = found if best is None else max(best, found, key=lambda pair: pair[0])
-            if best[0] >= (pose_search.DOUBTFUL if least is None else least):
-                break
-        return best, total
+            yield from self._rescue_by_wide_search(answer)
+
+    def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
+        """The network's own poses, one header after the other taken to be wrong, and what the diffusion makes of them."""
+        if self.places is None:
+            return
+        for turned in ("moving", "fixed"):
+            found = self._network_candidates(turned, wide_search.WIDE_CANDIDATES)
+            yield self.step("Searching further", answer.world)
+            for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.deep):
+                yield self.step("Searching further", answer.world)
+            led = [Candidate(world, "network") for world in self.pair.plausible(worlds)]
+            self.firsts.append(found[0].world)
+            for candidate in [*led, *found[:2]]:
+                self.candidates.append(self._compared(candidate))
+            yield self.step("Searching further", self.best().world)
+
+    def _rescue_by_wide_search(self, answer: Answer) -> Iterator[Step]:
+        """All rotations at every shift of the whole volumes."""
+        found: List[np.ndarray] = []
+        for found in wide_search.wide_poses(self.pair.moving, self.pair.fixed, self.settings.seed):
+            yield self.step("Searching further", answer.world)
+        compared = []
+        for number, matrix in enumerate(found, start=1):
+            compared.append(self._compared(Candidate(self.pair.to_world(matrix), "wide search")))
+            if number % 4 == 0:
+                yield self.step("Searching further", max(compared, key=lambda c: c.rank).world)
+        if compared:
+            self.firsts.append(max(compared, key=lambda c: c.rank).world)
+        self.candidates += compared
+
+    def outcome(self, answer: Answer) -> Outcome:
+        """What the process found."""
+        details = {"candidates": len(self.candidates), "best": answer.source}
+        return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, details)

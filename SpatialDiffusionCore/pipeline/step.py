@@ -7,6 +7,7 @@ from typing import Optional
 
 import numpy as np
 
+from .evidence import Evidence
 from .template_check import TemplateDetour
 
 
@@ -25,12 +26,12 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What a process found: the transform, whether refinement changed it, mm between repeated runs, how far the network agrees,
-    the way round by a template (TemplateDetour); the last three None where nobody asked. details: for the report."""
+    """What a process found: the transform (fixed → moving, 4×4, RAS mm), whether it was refined, what is known of it, the
+    probability that it is right, the way round by a template where it was asked. details: for the report."""
 
     world: np.ndarray
     polished: bool
-    spread: Optional[float] = None
-    agreement: Optional[float] = None
-    way: Optional[TemplateDetour] = None
+    evidence: Evidence
+    probability: float
+    detour: Optional[TemplateDetour] = None
     details: dict = field(default_factory=dict)

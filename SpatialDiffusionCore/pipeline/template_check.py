@@ -7,7 +7,7 @@ from typing import Optional
 
 import numpy as np
 
-from ..alignment.similarity import similarity
+from ..alignment.similarity import likeness
 from ..spatial import geometry
 from ..spatial.cube import Cube
 from ..strategies.head_template import LIKE, HeadTemplate
@@ -58,7 +58,7 @@ def template_detour(template: HeadTemplate, moving: Cube, fixed: Cube, world: np
     found, tissue = template.refined(moving, world @ laid), template.cube.prepared
     mm = geometry.displacement_rms(world @ laid, found, tissue.tissue_center, tissue.tissue_covariance)
     return TemplateDetour(
-        mm, min(similarity(fixed, template.cube, laid)[0], similarity(moving, template.cube, found)[0])
+        mm, min(likeness(fixed, template.cube, laid).similarity, likeness(moving, template.cube, found).similarity)
     )
 
 

@@ -144,8 +144,8 @@ def project(matrix, kind: str, mean, covariance) -> np.ndarray:
 
 
 def limit_strain(matrix, most: float, center) -> np.ndarray:
-    """A 4×4 affine whose logarithmic strains along its principal axes are cut to ±``most``; ``center`` (mm) goes where it
-    went."""
+    """A 4×4 affine whose logarithmic strains along its principal axes are cut to ±``most``; ``center`` (mm) goes
+    where it went."""
     u, stretches, vt = np.linalg.svd(matrix[:3, :3])
     linear = (u * np.exp(np.clip(np.log(stretches), -most, most))) @ vt
     return from_parts(linear, matrix[:3, :3] @ center + matrix[:3, 3] - linear @ center)
@@ -222,11 +222,17 @@ class Decomposition:
         numbers = "{:.1f}, {:.1f}, {:.1f}".format
         line = (
             f"turned {self.rotation_deg:.1f}°, moved {np.linalg.norm(self.translation_mm):.1f} mm "
-            f"({numbers(*self.translation_mm)}), scaled {numbers(*self.scales_percent)} %"
+            f"({directions(self.translation_mm)}), scaled {numbers(*self.scales_percent)} %"
         )
         if max(map(abs, self.shears)) > 5e-4:
             line += ", shear " + ", ".join(f"{s:.3f}" for s in self.shears)
         return line + (", mirrored" if self.mirrored else "")
+
+
+def directions(mm) -> str:
+    """A displacement (RAS, mm) as people say it: "2.9 L, 43.6 P, 1.0 S"."""
+    ends = ("R", "L"), ("A", "P"), ("S", "I")
+    return ", ".join(f"{abs(value):.1f} {pair[int(value < 0)]}" for value, pair in zip(mm, ends))
 
 
 def rotation_angle(rotation) -> float:

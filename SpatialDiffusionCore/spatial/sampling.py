@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Optional
+from itertools import permutations
 
 import numpy as np
 
 from ..errors import InputError
-from . import geometry
-from .volume import Grid, Volume, resample
+from ..files import percent
+from . import geometry, intensity
+from . import mask as mask_module
+from .volume import Grid, Volume
 
-#: The least Hounsfield unit of 12-bit scanners, air.
-AIR = -1024.0
+#: Of so few voxels of the subsample in a mask the mask's own say better where it lies.
+FEW = 100
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,13 @@ class Prepared:
     tissue_center: np.ndarray
     tissue_covariance: np.ndarray
     threshold: float
-    mask: Optional[Volume] = field(default=None)
+    mask: Volume | None = field(default=None)
     levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def warnings(self) -> tuple:
+        """Sentences about the headers and values of the volume and its mask."""
+        return self.volume.warnings + (() if self.mask is None else self.mask.warnings)
 
     @property
     def size(self) -> float:
@@ -54,53 +61,77 @@ class Prepared:
         return other
 
 
-def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
+def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
 
-    The window is taken from a subsample (air included at the low end, in CT what scanners put where they saw nothing cut off
-    there, and the brightest half per cent); tissue
-    is what Otsu's threshold separates from the background, or the mask where one is given (any shape, in world
-    space). Raises InputError where the mask is empty.
+    The window is taken from a subsample: air included at the low end, padding cut off there, and the brightest half per
+    cent. Tissue is what Otsu's threshold separates from the background, or the mask where one is given (any shape, in
+    world space). Raises InputError where the mask selects nothing of the volume.
     """
-    coarse, voxel = subsample(volume)
+    volume = usable(volume)
+    coarse, voxel = intensity.subsample(volume.data)
     if coarse.min() == coarse.max():  # the subsample missed what little there is
         coarse, voxel = np.asarray(volume.data, np.float32), np.eye(4)
     to_ras = volume.voxel_to_ras @ voxel
     low, high = (float(v) for v in np.percentile(coarse, percentiles))
+    low = max(low, intensity.floor(coarse))
     if high <= low:
         low, high = float(coarse.min()), float(coarse.max())
-    if _padded(coarse):
-        low = AIR
     threshold = otsu(np.clip(coarse, low, high))
     foreground = coarse > threshold
-    if mask is not None:
-        inside = resample(mask, Grid(coarse.shape, to_ras), interpolation="nearest").data != 0
-        if not inside.any():
-            raise InputError(f"The mask {mask.name} selects no part of {volume.name}; check that they overlap.")
-        foreground = foreground & inside if (foreground & inside).any() else inside
     if not foreground.any():
         foreground = coarse > coarse.min()
     points = geometry.transform_points(to_ras, np.argwhere(foreground))
-    center = points.mean(axis=0)
-    covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3) * volume.spacing.max() ** 2
-    covariance = covariance + np.eye(3) * 1e-6 * np.trace(covariance)
+    if mask is not None:
+        mask = mask_module.binary(mask)
+        inside = mask_module.on_grid(mask, Grid(coarse.shape, to_ras))
+        chosen = foreground & inside if (foreground & inside).any() else inside
+        points = geometry.transform_points(to_ras, np.argwhere(chosen))
+        if len(points) < FEW:  # or none, where all of it lies between the voxels of the subsample
+            points = mask_module.points_within(mask, volume)
+        if not len(points):
+            raise InputError(f"The mask {mask.name} selects no part of {volume.name}; check that they overlap.")
+    center, covariance = _cloud(points, volume.spacing)
     return Prepared(volume, (low, high), center, covariance, threshold, mask)
 
 
-def subsample(volume: Volume) -> tuple:
-    """(at most 64³ of a volume's voxels, evenly spaced, float32; their 4×4 voxel → voxel matrix)."""
-    stride = tuple(-(-n // 64) for n in volume.shape)
-    start = tuple(s // 2 for s in stride)
-    part = volume.data[tuple(slice(b, None, s) for b, s in zip(start, stride))]
-    return np.asarray(part, np.float32), geometry.from_parts(np.diag(stride), start)
+def usable(volume: Volume) -> Volume:
+    """The volume with finite values alone, and without padding that is brighter than everything else.
+
+    Such voxels get the least of the usual values, background; the ``warnings`` then say so. The same volume where there
+    are none.
+    """
+    data, warnings = volume.data, list(volume.warnings)
+    single = data
+    if data.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            single = np.asarray(data, np.float32)  # beyond float32 is infinite, too
+    if not intensity.is_finite(single):
+        wrong = ~np.isfinite(single)
+        data = np.where(wrong, np.float32(intensity.background(single[~wrong])), single)
+        warnings.append(
+            f"{percent(wrong.mean())} of {volume.name} hold NaN or infinite values; they are taken for background."
+        )
+    coarse = intensity.subsample(data)[0]
+    limit = intensity.padding_above(coarse)
+    if limit is not None:
+        wrong, value = data > limit, float(data.max())
+        data = np.where(wrong, np.float32(intensity.background(coarse)), data)
+        warnings.append(
+            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to "
+            "its borders; they are taken for what the scanner did not see, and for background."
+        )
+    return volume if data is volume.data else replace(volume, data=data, warnings=tuple(warnings))
 
 
-def _padded(values: np.ndarray) -> bool:
-    """Whether values are Hounsfield units with one for what the scanner did not see, far below that of air."""
-    padding = values < AIR - 100
-    if not padding.any() or not (np.abs(values - AIR) < 100).mean() > 0.01:
-        return False
-    return bool((values[padding] == values.min()).mean() > 0.9)
+def _cloud(points: np.ndarray, spacing: np.ndarray):
+    """(mean, covariance) of points that stand for voxels: that of a single voxel or layer is that of its extent."""
+    covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3) * spacing.max() ** 2
+    covariance = covariance + np.eye(3) * 1e-6 * np.trace(covariance)
+    least = spacing.min() ** 2 / 12
+    if np.linalg.eigvalsh(covariance)[0] < least:
+        covariance = covariance + np.eye(3) * least
+    return points.mean(axis=0), covariance
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:
@@ -138,15 +169,29 @@ def scan_axes(volume: Volume) -> np.ndarray:
     return axes
 
 
+def anatomical_axes(volume: Volume) -> np.ndarray:
+    """3×3: unit vectors in RAS, in columns, along the axes of the array, named and directed to be nearest to R, A, S.
+
+    A rotation. So an answer depends on how a volume was scanned, not on how its header is turned.
+    """
+    directions = volume.voxel_to_ras[:3, :3] / volume.spacing
+    order = max(permutations(range(3)), key=lambda order: np.abs(directions[range(3), order]).sum())
+    axes = directions[:, order] * np.where(np.diag(directions[:, order]) < 0, -1.0, 1.0)
+    if np.abs(axes - np.eye(3)).max() < 1e-6:
+        return np.eye(3)
+    u, _, vt = np.linalg.svd(axes)  # the nearest rotation, where the axes are sheared
+    return u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
+
+
 def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:
     """The model's cube around a volume's tissue.
 
     size: voxels (D, H, W); spacing: mm, one number or three, also along (D, H, W). Oriented volumes get these axes
-    along R, A, S; others (OCT) along their own array axes, see ``scan_axes``.
+    nearly along R, A, S (``anatomical_axes``); others (OCT) along their own array axes, see ``scan_axes``.
     """
     size = tuple(int(n) for n in np.broadcast_to(size, 3))
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
-    axes = np.eye(3) if oriented else scan_axes(prepared.volume)
+    axes = anatomical_axes(prepared.volume) if oriented else scan_axes(prepared.volume)
     linear = axes * spacing
     return Grid(size, geometry.from_parts(linear, prepared.tissue_center - linear @ ((np.array(size) - 1) / 2)))
 
@@ -187,7 +232,7 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
         support = support[None].to(values.dtype)
         values *= support
     if prepared.mask is not None:
-        inside = resample(prepared.mask, grid, interpolation="nearest").data != 0
+        inside = mask_module.on_grid(prepared.mask, grid)
         support = support * torch.as_tensor(inside, dtype=values.dtype, device=values.device)
     return values, support
 

@@ -6,33 +6,28 @@ between the cubes' frames (gauss_newton.py), as each method says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, List, Optional, Sequence
+from typing import List, Optional, Tuple
 
 import numpy as np
 
 from ..alignment import pose_search, repetition, self_similarity
+from ..alignment.pair import Pair
+from ..alignment.pose_search import Pose
 from ..spatial import geometry
 from ..spatial.cube import Cube
 
-#: How alike a world transform makes the volumes over the fixed tissue: (similarity, overlap).
-Over = Callable[[np.ndarray], tuple]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an answer must reach. good, fair: mm (RMS) up to which repeated runs may disagree. convincing: similarity below
-    which the search goes on and an answer is never good."""
-
-    good: float
-    fair: float
-    convincing: float
+#: How candidates are compared: kind of transform (at most), and the grid, blur and iterations of their refinement (see
+#: self_similarity.LEVELS).
+COMPARISON = ("similarity", (2.0, 0.8, 10))
 
 
 class Strategy:
     """Volumes of any kind, and what the others change."""
 
-    #: Whether any rotation is possible between two volumes, so that the search may go on where the answer is doubtful.
+    #: Under which name answers are calibrated (pipeline/confidence.json).
+    name = "any"
+
+    #: Whether any rotation is possible between two volumes.
     any_rotation = True
 
     #: Whether volumes are worked on at one size (pipeline/work_scale.py), because nothing is known of theirs.
@@ -42,19 +37,22 @@ class Strategy:
     #: better judge: T1 and FLAIR of one person end 2.6 mm off by blocks instead of 0.6.
     blocks_vote = False
 
-    #: In 214 benchmark registrations of heads and brains, between modalities, too, 178 of 189 right answers spread by less
-    #: than 1.2 mm, and the 25 wrong ones by 1.4 to 6.8; necks in CT, where people differ more, by 1.1 to 4.8 where right.
-    #: Wrong answers with small spreads had similarities of 0.26 to 0.28, right ones between heads of two people 0.29 to
-    #: 0.41 over whole heads, 0.36 to 0.54 in focus.
-    limits = Limits(good=1.2, fair=5.0, convincing=0.3)
+    #: What is tried in turn while an answer is doubtful (pipeline/stages.py).
+    rescues: Tuple[str, ...] = ("wide",)
 
-    def poses(self, moving: Cube, fixed: Cube, seed: int) -> List[np.ndarray]:
-        """The most promising poses between the cubes' frames, best first."""
-        return pose_search.poses(moving, fixed, seed)
+    def poses(self, moving: Cube, fixed: Cube, seed: int) -> List[Pose]:
+        """The most promising poses, best first."""
+        return pose_search.search_poses(moving, fixed, seed)
 
-    def rank(self, moving: Cube, fixed: Cube, matrices: Sequence[np.ndarray]) -> pose_search.Ranking:
-        """Which of some transforms between the cubes' frames is best."""
-        return pose_search.rank(moving, fixed, matrices)
+    def compared(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int) -> np.ndarray:
+        """A candidate (world) after the coarse refinement with which it is compared."""
+        largest, level = COMPARISON
+        world = geometry.project(world, kind, fixed.prepared.tissue_center, fixed.prepared.tissue_covariance)
+        return self_similarity.polish_level(moving, fixed, world, largest if kind == "affine" else kind, seed, *level)
+
+    def rank(self, pair: Pair, world: np.ndarray) -> float:
+        """What candidates are compared by, the larger the better."""
+        return pair.rank(world)
 
     def refine(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int, enough: float) -> np.ndarray:
         """A world transform, refined; repeated, at most three times, while it moves the tissue by more than ``enough`` mm."""
@@ -65,11 +63,9 @@ class Strategy:
                 break
         return world
 
-    def is_better(
-        self, moving: Cube, fixed: Cube, before: np.ndarray, after: np.ndarray, seed: int, over: Over
-    ) -> bool:
+    def is_better(self, pair: Pair, before: np.ndarray, after: np.ndarray, seed: int) -> bool:
         """Whether a refinement may stand: it makes the volumes no less alike."""
-        return over(after)[0] >= over(before)[0]
+        return pair.alike(after) >= pair.alike(before)
 
     def spread(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int) -> Optional[float]:
         """mm (RMS) between repeated refinements; None where the volumes do not meet."""

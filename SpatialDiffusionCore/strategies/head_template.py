@@ -17,7 +17,7 @@ import torch
 
 from ..alignment import gauss_newton, self_similarity
 from ..alignment.pose_search import coarse
-from ..alignment.similarity import similarity
+from ..alignment.similarity import likeness
 from ..networks import layers
 from ..networks.symmetric_template import SymmetricTemplate
 from ..spatial import geometry
@@ -98,7 +98,7 @@ class HeadTemplate:
         frames = gauss_newton.refine(a, b, frames, kind="similarity", iterations=8)
         best = frames[int(gauss_newton.correlation(a, b, frames)[0].argmax())]
         world = self.refined(cube, cube.frame @ best @ np.linalg.inv(self.cube.frame), seed)
-        return world if similarity(cube, self.cube, world)[0] >= LIKE else None
+        return world if likeness(cube, self.cube, world).similarity >= LIKE else None
 
     def refined(self, cube: Cube, world: np.ndarray, seed: int = 0) -> np.ndarray:
         """A template → volume transform (4×4, RAS mm) refined."""
@@ -121,7 +121,7 @@ class HeadTemplate:
     def resemblance(self, cube: Cube, world: Optional[np.ndarray]) -> float:
         """How alike a volume is to the template that is laid on it by ``world`` (4×4, RAS mm); 0 where it is not, or in another
         contrast."""
-        alike = 0.0 if world is None else similarity(cube, self.cube, world)[0]
+        alike = 0.0 if world is None else likeness(cube, self.cube, world).similarity
         if alike < LIKE:
             return 0.0
         there = cube.on(self.grid.moved(world))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Tuple
+
 from .base import Strategy
 from .retina import Retina
 
@@ -9,8 +11,10 @@ from .retina import Retina
 class OneContrast(Strategy):
     """Two volumes of one modality, whichever."""
 
+    name = "one-contrast"
     blocks_vote = True
     any_size = False
+    rescues: Tuple[str, ...] = ("wide", "network")
 
 
 ANY = Strategy()

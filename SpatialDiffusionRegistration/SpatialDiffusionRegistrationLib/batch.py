@@ -1,20 +1,21 @@
-"""Many moving volumes, nodes or files, to one fixed volume: one after the other, a transform each, a CSV report."""
+"""Many moving volumes, nodes or files, to one fixed volume: one after the other, a transform each."""
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
+from typing import Callable
 
 import slicer
 from slicer.i18n import tr as _
 
+from . import engine, masks, scene
+from .change import removeNode
 from .problem import Problem, explain
+from .request import Request
 from .result import Result
-from .task import Request, Task
+from .task import Task
 
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -29,11 +30,13 @@ class Item:
     status: str = WAITING
     progress: str = ""
     error: str = ""
-    result: Optional[Result] = None
+    result: Result | None = None
     transformNode: object = None
     transformFile: str = ""
     fixed: object = None
     """The fixed volume that it was registered to."""
+    loaded: object = None
+    """The volume read from `path`, while it is in the scene."""
 
     def isDone(self, fixedVolume):
         return self.status == DONE and self.fixed is fixedVolume
@@ -43,6 +46,62 @@ class Item:
         if self.node is not None:
             return self.node.GetName()
         return stem(self.path)
+
+    @property
+    def volume(self):
+        """The volume node, if it is in the scene now."""
+        node = self.node if self.node is not None else self.loaded
+        return node if node is not None and node.GetScene() is not None else None
+
+    def forgetRemoved(self):
+        """Let go of nodes that have left the scene, so that they can be freed."""
+        for name in ("transformNode", "fixed", "loaded"):
+            node = getattr(self, name)
+            if node is not None and node.GetScene() is None:
+                setattr(self, name, None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What holds for a batch.  The moving mask and landmarks hold for `own` only, the volume they belong to."""
+
+    fixedVolume: object
+    settings: engine.Settings
+    fixedMask: object = None
+    fixedSegment: str = ""
+    initialTransform: object = None
+    own: object = None
+    movingMask: object = None
+    movingSegment: str = ""
+    movingLandmarks: object = None
+    fixedLandmarks: object = None
+    beat: Callable | None = field(default=None, compare=False)
+
+    def request(self, moving) -> Request:
+        isOwn = moving is not None and moving is self.own
+        return Request(
+            moving, self.fixedVolume, self.settings, initialTransform=self.initialTransform,
+            fixedMask=self.fixedMask, fixedSegment=self.fixedSegment,
+            movingMask=self.movingMask if isOwn else None, movingSegment=self.movingSegment if isOwn else "",
+            movingLandmarks=self.movingLandmarks if isOwn else None,
+            fixedLandmarks=self.fixedLandmarks if isOwn and self.movingLandmarks is not None else None,
+            beat=self.beat)
+
+    def problem(self) -> str:
+        """One sentence on what would make every volume fail, or ""."""
+        if self.fixedVolume is None:
+            return _("Select a fixed volume on the Register tab.")
+        sentence = scene.volumeProblem(self.fixedVolume, scene.FIXED) or masks.problem(
+            self.fixedMask, self.fixedSegment)
+        initial = self.initialTransform
+        if not sentence and initial is not None and not initial.IsTransformToWorldLinear():
+            return _("The initial transform “{name}” is nonlinear: choose a linear one.").format(
+                name=initial.GetName())
+        return sentence
+
+    def nodes(self):
+        """The nodes that every volume needs."""
+        return [node for node in (self.fixedVolume, self.fixedMask, self.initialTransform) if node is not None]
 
 
 def stem(path):
@@ -63,23 +122,52 @@ def volumeFiles(folder) -> list[str]:
     return found
 
 
+def load(path):
+    """The volume of a file, not shown; what reading left in the scene goes again if it fails."""
+    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+    try:
+        with slicer.util.WaitCursor():
+            return slicer.util.loadVolume(os.path.abspath(path), {"show": False})
+    except BaseException:
+        for node in slicer.util.getNodesByClass("vtkMRMLNode"):
+            if node.GetID() not in before:
+                removeNode(node)
+        raise
+
+
+def unload(node):
+    """Take a volume that was read out of the scene, with its display and storage nodes."""
+    if node is None or node.GetScene() is None:
+        return
+    helpers = [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
+    helpers += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
+    slicer.mrmlScene.RemoveNode(node)
+    for helper in helpers:
+        removeNode(helper)
+
+
 class Batch:
     """Registers the items one after the other; one that fails does not stop the others."""
 
-    def __init__(self, items, fixedVolume, settings, outputFolder="", keepVolumes=False):
-        self.items, self.fixedVolume, self.settings = list(items), fixedVolume, settings
+    def __init__(self, items, plan: Plan, outputFolder="", keepVolumes=False):
+        self.items, self.plan = list(items), plan
         # Absolute, because storage nodes take a relative path from the scene's folder.
         self.outputFolder = os.path.abspath(str(outputFolder)) if str(outputFolder) else ""
         self.keepVolumes = keepVolumes
         self.sceneClosed = False
-        self._task = None
+        self._task = self._loaded = None
+
+    @property
+    def fixedVolume(self):
+        return self.plan.fixedVolume
 
     def problem(self) -> str:
         """One sentence on why the batch can not start, or ""."""
         if not self.items:
             return _("Add the volumes to register.")
-        if self.fixedVolume is None:
-            return _("Select a fixed volume on the Register tab.")
+        sentence = self.plan.problem()
+        if sentence:
+            return sentence
         if any(item.node is self.fixedVolume for item in self.items):
             return _("“{name}” is the fixed volume: remove it from the list.").format(name=self.fixedVolume.GetName())
         if self.outputFolder and not os.path.isdir(self.outputFolder):
@@ -88,6 +176,9 @@ class Batch:
 
     def run(self):
         """Generator of (item, step); closing it undoes the item under way and keeps those that are done."""
+        # What every volume would fail for is said once, before any work: an empty mask, a constant fixed volume.
+        masks.coreMask(self.plan.fixedMask, self.fixedVolume, self.plan.fixedSegment)
+        engine.validate(scene.coreVolume(self.fixedVolume, scene.FIXED), scene.FIXED)
         todo = [item for item in self.items if not item.isDone(self.fixedVolume)]
         for item in todo:
             item.status, item.error, item.fixed = WAITING, "", self.fixedVolume
@@ -103,22 +194,22 @@ class Batch:
                     item.status, item.error = FAILED, explain(error).sentence
                     logging.error("%s: %s", item.name, explain(error).details)
                 item.progress = ""
-        except GeneratorExit:
+        except BaseException:  # closed, or stopped from inside a step
             for item in self.items:
                 if item.status in (WAITING, RUNNING):
                     item.status, item.progress = STOPPED, ""
             raise
 
     def _runItem(self, item):
-        moving, loaded = item.node, False
+        moving = item.node
         if moving is None:
-            moving, loaded = slicer.util.loadVolume(os.path.abspath(item.path), {"show": False}), True
+            moving = self._loaded = load(item.path)
         elif moving.GetScene() is None:
             raise Problem(_("The volume was removed from the scene."))
         finished = False
         try:
-            self._task = Task(Request(moving, self.fixedVolume, self.settings))
-            for step in self._steps(self._task):
+            self._task = Task(self.plan.request(moving))
+            for step in self._task.run():
                 item.progress = _("Step {index}/{count}").format(index=step.index, count=step.count)
                 yield item, step
             item.result, item.transformNode = self._task.result, self._task.transformNode
@@ -128,17 +219,30 @@ class Batch:
                     raise Problem(_("The transform could not be written to “{file}”.").format(file=item.transformFile))
             finished = True
         finally:
-            if loaded and not self.sceneClosed and not (finished and self.keepVolumes):
-                slicer.mrmlScene.RemoveNode(moving)
+            if not finished:
+                self.putBack()
+                item.result = item.transformNode = None
+            elif self._loaded is not None and self.keepVolumes:
+                item.loaded = self._loaded
+            else:
+                unload(self._loaded)
+            self._loaded = self._task = None
 
-    def _steps(self, task):
-        steps = task.run()
-        try:
-            yield from steps
-        except GeneratorExit:
-            task.sceneClosed = self.sceneClosed
-            steps.close()
-            raise
+    def putBack(self):
+        """Take back what the item under way has changed, now; nothing happens the second time."""
+        if self._task is not None and not self.sceneClosed:
+            self._task.putBack()
+            unload(self._loaded)
+
+    def abandon(self):
+        """The scene goes away: there is nothing to put back."""
+        self.sceneClosed = True
+        if self._task is not None:
+            self._task.sceneClosed = True
+
+    def removedNode(self):
+        """A node that every volume needs and that has left the scene, or None."""
+        return next((node for node in self.plan.nodes() if node.GetScene() is None), None)
 
 
 def _freeName(folder, name):
@@ -149,47 +253,6 @@ def _freeName(folder, name):
         number += 1
         path = os.path.join(folder, f"{safe}_{number}.tfm")
     return path
-
-
-COLUMNS = ("volume", "file", "fixed", "status", "similarity_before", "similarity_after", "overlap", "confidence",
-           "spread_mm", "seconds", "transform", "transform_file", "model", "modality", "result", "warnings", "error",
-           "matrix_moving_to_fixed_ras")
-
-
-def rows(items):
-    """One dictionary of COLUMNS per item.  The matrix has 16 numbers, row by row, in millimeters."""
-    for item in items:
-        row = dict.fromkeys(COLUMNS, "")
-        row.update(volume=item.name, file=item.path, fixed=item.fixed.GetName() if item.fixed is not None else "",
-                   status=item.status, error=item.error, transform_file=item.transformFile,
-                   transform=item.transformNode.GetName() if item.transformNode is not None else "")
-        result = item.result
-        if result is not None:
-            row.update(similarity_before=f"{result.similarityBefore:.4f}",
-                       similarity_after=f"{result.similarityAfter:.4f}",
-                       overlap="" if result.overlap is None else f"{result.overlap:.4f}",
-                       spread_mm="" if result.spread is None else f"{result.spread:.3f}",
-                       confidence=result.confidence, seconds=f"{result.seconds:.2f}", model=result.model,
-                       modality=result.modality, result=result.decomposition.replace("\n", "; "),
-                       warnings="; ".join(result.warnings),
-                       matrix_moving_to_fixed_ras=" ".join(f"{v:.9g}" for line in result.after for v in line))
-        yield row
-
-
-def writeReport(path, items):
-    """Write the CSV report whole or not at all."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows(items))
-    temporary = f"{path}.part"
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise Problem(_("The report could not be written to “{path}”: {reason}.").format(
-            path=path, reason=error.strerror)) from error
 
 
 def newItems(nodes=(), paths=()):

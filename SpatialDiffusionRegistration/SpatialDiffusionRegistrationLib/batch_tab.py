@@ -2,45 +2,52 @@
 from __future__ import annotations
 
 import os
+import time
 
 import ctk
 import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import batch, parameters, scene
+from . import batch, parameters, report, scene
+from .batch_table import BatchTable
 from .problem import Problem, explain
+from .result_panel import Shown
 from .runner import Runner
+from .watching import Later, Watch
 
 REPORT_NAME = "registration_report.csv"
 SHOWN_FAILURES = 5  # the others are in the table's tooltips and in the report
+WHOLE_SCENE = -1
 
 
 class BatchTab:
-    def __init__(self, ui, onRunningChanged):
-        self.ui, self._onRunningChanged = ui, onRunningChanged
+    """`onLook(shown)` is called with what the person wants to look at."""
+
+    def __init__(self, ui, onRunningChanged, onLook):
+        self.ui, self._onRunningChanged, self._onLook = ui, onRunningChanged, onLook
         self.parameters = None
         self.items = []
         self.batch = self.runner = None
         self._available, self._updating = True, False
+        self._looked = None  # an Item whose file was read to be looked at
+        self._started, self._todo = 0.0, 0
+        self._folders = None
+        self._table = BatchTable(ui.batchTable)
+        self.later = Later(self.update)
+        self._watch = Watch(self._onWatched)
         ui.batchAddSceneButton.connect("clicked(bool)", self.onAddScene)
         ui.batchAddFolderButton.connect("clicked(bool)", self.onAddFolder)
         ui.batchRemoveButton.connect("clicked(bool)", self.onRemove)
         ui.batchClearButton.connect("clicked(bool)", self.onClear)
         ui.batchRunButton.connect("clicked(bool)", self.onRunButton)
         ui.batchReportButton.connect("clicked(bool)", self.onReport)
+        ui.batchLookButton.connect("clicked(bool)", self.onLook)
+        ui.batchTable.connect("itemSelectionChanged()", self.updateButtons)
+        ui.batchTable.connect("cellDoubleClicked(int,int)", self.onLook)
         ui.batchOutputPath.connect("currentPathChanged(QString)", self.onOutputFolder)
         for path in (ui.batchFolderPath, ui.batchOutputPath):
             path.filters = ctk.ctkPathLineEdit.Dirs
-        ui.batchTable.setColumnCount(5)
-        ui.batchTable.setHorizontalHeaderLabels(
-            [_("Volume"), _("Status"), _("Similarity"), _("Confidence"), _("Seconds")])
-        ui.batchTable.verticalHeader().setVisible(False)
-        ui.batchTable.setWordWrap(False)
-        header = ui.batchTable.horizontalHeader()
-        for column in range(5):
-            header.setSectionResizeMode(column, qt.QHeaderView.ResizeToContents)
-        header.setSectionResizeMode(0, qt.QHeaderView.Stretch)
         ui.batchProgressBar.setVisible(False)
         ui.batchMessageLabel.setVisible(False)
 
@@ -60,7 +67,7 @@ class BatchTab:
 
     def setAvailable(self, available):
         self._available = available
-        self.updateButton()
+        self.updateButtons()
 
     def update(self, *_ignored):
         if self.parameters is None or self._updating:
@@ -71,57 +78,71 @@ class BatchTab:
             self.ui.batchFixedLabel.text = _("Fixed volume: {name}").format(
                 name=fixed.GetName() if fixed is not None else _("none (select it on the Register tab)"))
             self.ui.batchOutputPath.currentPath = self.parameters.batchOutputFolder
+            self._showSources()
         finally:
             self._updating = False
         self.items = [item for item in self.items if item.node is None or item.node.GetScene() is not None]
-        self.updateTable()
-        self.updateButton()
+        for item in self.items:
+            item.forgetRemoved()
+        self._watch.follow([fixed, *(item.volume for item in self.items)])
+        self._table.show(self.items)
+        self.updateButtons()
 
-    def updateTable(self):
-        table = self.ui.batchTable
-        table.setRowCount(len(self.items))
-        words = {batch.WAITING: _("Waiting"), batch.RUNNING: _("Running"), batch.DONE: _("Done"),
-                 batch.FAILED: _("Failed"), batch.STOPPED: _("Stopped")}
-        for row, item in enumerate(self.items):
-            status = words[item.status]
-            if item.status == batch.RUNNING and item.progress:
-                status = item.progress
-            result = item.result
-            texts = (item.name, status, result.similarityText() if result else "",
-                     result.confidence if result else "", f"{result.seconds:.1f}" if result else "")
-            tips = (item.path or item.name, item.error, "", "\n".join(result.warnings) if result else "", "")
-            for column, (text, tip) in enumerate(zip(texts, tips)):
-                cell = table.item(row, column)
-                if cell is None:
-                    cell = qt.QTableWidgetItem()
-                    cell.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsSelectable)
-                    table.setItem(row, column, cell)
-                cell.setText(text)
-                cell.setToolTip(tip)
+    def _showSources(self):
+        """Where volumes can be taken from: the whole scene, or a folder of its subject hierarchy."""
+        names = [name for name, _volumes in scene.folders()]
+        if names != self._folders:
+            self._folders = names
+            combo = self.ui.batchSourceCombo
+            combo.clear()
+            combo.addItem(_("All volumes of the scene"), WHOLE_SCENE)
+            for index, name in enumerate(names):
+                combo.addItem(_("Volumes of “{name}”").format(name=name), index)
+
+    def _onWatched(self):
+        if not self._updating:
+            self.later.ask()
 
     def newBatch(self):
         p = self.parameters
-        return batch.Batch(self.items, p.fixedVolume, parameters.settings(p), p.batchOutputFolder, p.batchKeepVolumes)
+        plan = batch.Plan(
+            p.fixedVolume, parameters.settings(p), fixedMask=p.fixedMask, fixedSegment=p.fixedSegment,
+            initialTransform=p.initialTransform, own=p.movingVolume, movingMask=p.movingMask,
+            movingSegment=p.movingSegment, movingLandmarks=p.movingLandmarks, fixedLandmarks=p.fixedLandmarks,
+            beat=self._beat)
+        return batch.Batch(self.items, plan, p.batchOutputFolder, p.batchKeepVolumes)
 
-    def updateButton(self):
-        ui = self.ui
-        idle = not self.running
+    def _beat(self):
+        if self.runner is not None:
+            self.runner.beat()
+
+    def updateButtons(self, *_ignored):
+        ui, idle = self.ui, not self.running
         for widget in (ui.batchAddSceneButton, ui.batchAddFolderButton, ui.batchRemoveButton, ui.batchClearButton,
-                       ui.batchFolderPath, ui.batchOutputPath, ui.batchKeepBox):
+                       ui.batchSourceCombo, ui.batchFolderPath, ui.batchOutputPath, ui.batchKeepBox):
             widget.setEnabled(idle)
         ui.batchReportButton.setEnabled(idle and any(item.status != batch.WAITING for item in self.items))
+        selected = self._selected()
+        ui.batchLookButton.setEnabled(idle and self._available and selected is not None
+                                      and selected.status == batch.DONE)
         if not idle:
             ui.batchRunButton.text, ui.batchRunButton.enabled = _("Stop"), True
             ui.batchRunButton.toolTip = _("Stop now; the volumes that are done keep their transforms.")
             return
-        ui.batchRunButton.text = _("Register all")
-        problem = self.newBatch().problem() if self.parameters is not None else _("There is no scene.")
-        if not self._available:
-            problem = _("A registration is running.")
-        elif not problem and all(item.isDone(self.parameters.fixedVolume) for item in self.items):
-            problem = _("All are done.")
+        problem = self._problem()
+        ui.batchRunButton.text = problem.split(":")[0].rstrip(".") if problem else _("Register all")
         ui.batchRunButton.enabled = not problem
         ui.batchRunButton.toolTip = problem or _("Register every volume of the table to the fixed volume.")
+
+    def _problem(self):
+        if self.parameters is None:
+            return _("There is no scene.")
+        if not self._available:
+            return _("A registration is running.")
+        problem = self.newBatch().problem()
+        if not problem and all(item.isDone(self.parameters.fixedVolume) for item in self.items):
+            return _("All are done.")
+        return problem
 
     # The list
 
@@ -137,12 +158,18 @@ class BatchTab:
         self.update()
 
     def onAddScene(self, *_ignored):
-        known = [item.node for item in self.items]
-        nodes = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
-                 if node is not self.parameters.fixedVolume and node not in known and not node.GetHideFromEditors()
-                 and not scene.volumeProblem(node, scene.MOVING)]
+        source = self.ui.batchSourceCombo.itemData(self.ui.batchSourceCombo.currentIndex)
+        folders = scene.folders()
+        if source in (None, WHOLE_SCENE) or source >= len(folders):
+            candidates = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
+        else:
+            candidates = folders[source][1]
+        known = {item.node.GetID() for item in self.items if item.node is not None}
+        nodes = [node for node in candidates
+                 if node is not self.parameters.fixedVolume and node.GetID() not in known
+                 and not node.GetHideFromEditors() and not scene.volumeProblem(node, scene.MOVING)]
         self.items += batch.newItems(nodes=nodes)
-        self.tell("" if nodes else _("The scene has no other volumes that can be registered."))
+        self.tell("" if nodes else _("There are no other volumes that can be registered."))
         self._remember()
 
     def onAddFolder(self, *_ignored):
@@ -157,7 +184,7 @@ class BatchTab:
         self._remember()
 
     def onRemove(self, *_ignored):
-        selected = {index.row() for index in self.ui.batchTable.selectionModel().selectedRows()}
+        selected = self._table.selectedRows()
         self.items = [item for row, item in enumerate(self.items) if row not in selected]
         self._remember()
 
@@ -170,6 +197,41 @@ class BatchTab:
         if not self._updating and self.parameters is not None:
             self.parameters.batchOutputFolder = path
 
+    # Looking at results
+
+    def _selected(self):
+        rows = self._table.selectedRows()
+        return self.items[min(rows)] if rows and min(rows) < len(self.items) else None
+
+    def onLook(self, *_ignored):
+        """Show the volume of the selected row over the fixed one; one that was a file is read again."""
+        item = self._selected()
+        if item is None or item.status != batch.DONE or self.running or not self._available:
+            return
+        if item.transformNode is None or item.fixed is None:
+            self.tell(_("The transform or the fixed volume of “{name}” is not in the scene any more.").format(
+                name=item.name))
+            return
+        try:
+            volume = item.volume or self._read(item)
+        except Exception as error:
+            self.tell(explain(error).sentence)
+            return
+        self._onLook(Shown(item.result, volume, item.fixed, item.transformNode, volume))
+
+    def _read(self, item):
+        self.stopLooking()
+        item.loaded, self._looked = batch.load(item.path), item
+        item.loaded.SetAndObserveTransformNodeID(item.transformNode.GetID())
+        return item.loaded
+
+    def stopLooking(self):
+        """Take a volume that was read to be looked at out of the scene again."""
+        item, self._looked = self._looked, None
+        if item is not None:
+            batch.unload(item.loaded)
+            item.loaded = None
+
     # Running
 
     def onRunButton(self, *_ignored):
@@ -180,62 +242,77 @@ class BatchTab:
 
     def start(self):
         self.tell("")
+        self.stopLooking()
         self.batch = self.newBatch()
+        self._started = time.monotonic()
+        self._todo = sum(not item.isDone(self.batch.fixedVolume) for item in self.items)
         self.runner = Runner(self.batch.run(), self.onStep, self.onDone, self.onError)
         self.ui.batchProgressBar.setRange(0, len(self.items))
         self.ui.batchProgressBar.setValue(0)
         self.ui.batchProgressBar.setVisible(True)
-        self.updateTable()
-        self.updateButton()
+        self._table.show(self.items)
+        self.updateButtons()
         self._onRunningChanged()
 
-    def stop(self):
+    def stop(self, message=None):
         if self.running:
             self.runner.stop()
-            self._ended(_("Stopped; the volumes that are done keep their transforms."))
+            self.batch.putBack()  # now, even if the step that is under way can not be left yet
+            self._ended(message or _("Stopped; the volumes that are done keep their transforms."))
 
     def abandon(self):
         """Stop because the scene is closing."""
         if self.running:
-            self.batch.sceneClosed = True
+            self.batch.abandon()
             self.runner.stop()
             self._ended("")
+        self._looked = None
+        self._watch.forget()
         self.items = []
 
+    def cleanup(self):
+        """The window goes: nothing may be called any more."""
+        self.later.forget()
+        self._watch.forget()
+
     def onNodeRemoved(self):
-        if self.running and self.batch.fixedVolume.GetScene() is None:
-            self.runner.stop()
-            self._ended(_("The fixed volume was removed from the scene, so the batch was stopped."))
-        elif not self.running:
-            self.update()
+        removed = self.batch.removedNode() if self.running else None
+        if removed is not None:
+            self.stop(_("“{name}” was removed from the scene, so the batch was stopped.").format(
+                name=removed.GetName()))
+        self.later.ask()
 
     def onStep(self, itemAndStep):
-        finished = (batch.DONE, batch.FAILED)
-        self.ui.batchProgressBar.setValue(sum(item.status in finished for item in self.items))
-        self.updateTable()
+        finished = sum(item.status in (batch.DONE, batch.FAILED) for item in self.items)
+        self.ui.batchProgressBar.setValue(finished)
+        done = self._todo - sum(item.status in (batch.WAITING, batch.RUNNING) for item in self.items)
+        if done > 0:
+            left = (time.monotonic() - self._started) / done * (self._todo - done)
+            self.tell(_("About {time} left.").format(time=duration(left)))
+        self._table.show(self.items)
 
     def onDone(self):
         failed = [item for item in self.items if item.status == batch.FAILED]
         message = _("Done: {done} registered, {failed} failed.").format(
             done=len(self.items) - len(failed), failed=len(failed))
-        folder = self.batch.outputFolder
-        if folder:
-            path = os.path.join(folder, REPORT_NAME)
-            try:
-                batch.writeReport(path, self.items)
-                message += " " + _("The report is {path}.").format(path=path)
-            except Problem as problem:
-                message += " " + str(problem)
+        if self.batch.outputFolder:
+            path = os.path.join(self.batch.outputFolder, REPORT_NAME)
+            message += " " + self._written(path)
         self._ended("\n".join([message, *(f"{item.name}: {item.error}" for item in failed[:SHOWN_FAILURES])]))
 
     def onError(self, error):
+        self.batch.putBack()
+        for item in self.items:
+            if item.status in (batch.WAITING, batch.RUNNING):
+                item.status, item.progress = batch.STOPPED, ""
         self._ended(explain(error).sentence)
 
     def _ended(self, message):
+        self.batch = self.runner = None
         self.ui.batchProgressBar.setVisible(False)
         self.tell(message)
-        self.updateTable()
-        self.updateButton()
+        self._table.show(self.items)
+        self.updateButtons()
         self._onRunningChanged()
 
     def tell(self, message):
@@ -245,8 +322,17 @@ class BatchTab:
     def onReport(self, *_ignored):
         path = qt.QFileDialog.getSaveFileName(self.ui.batchTab, _("Save the report"), REPORT_NAME, _("CSV (*.csv)"))
         if path:
-            try:
-                batch.writeReport(path, self.items)
-                self.tell(_("The report is {path}.").format(path=path))
-            except Problem as problem:
-                self.tell(str(problem))
+            self.tell(self._written(path))
+
+    def _written(self, path):
+        """Write the report; what to say about it."""
+        try:
+            report.writeReport(path, self.items)
+        except Problem as problem:
+            return str(problem)
+        return _("The report is {path}.").format(path=path)
+
+
+def duration(seconds) -> str:
+    """A length of time for people."""
+    return _("{count:.0f} min").format(count=seconds / 60) if seconds > 90 else _("{count:.0f} s").format(count=seconds)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+
+import numpy as np
 
 from .problem import REMEDY_TORCH, Problem
 
@@ -33,15 +34,15 @@ class Settings:
     """How to register; None leaves the choice to the core."""
 
     movingModality: str = "auto"
-    fixedModality: Optional[str] = None  # None: as the moving volume
+    fixedModality: str | None = None  # None: as the moving volume
     transform: str = "affine"
-    model: Optional[str] = None
-    sampler: Optional[str] = None
-    steps: Optional[int] = None
-    bidirectional: Optional[bool] = None
-    polish: Optional[bool] = None
+    model: str | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    bidirectional: bool | None = None
+    polish: bool | None = None
     device: str = "auto"
-    threads: Optional[int] = None
+    threads: int | None = None
     seed: int = 0
     search: bool = True
 
@@ -96,11 +97,25 @@ def validate(volume, role):
     check(volume, role)
 
 
-def resample(moving, reference, matrix, interpolation="linear"):
-    """`moving`, moved by the 4x4 RAS `matrix`, in the grid of `reference`."""
+def inverse(matrix):
+    """The inverse of a 4x4 affine matrix."""
+    return _geometry().inverse(matrix)
+
+
+def transformPoints(matrix, points):
+    """Points (N x 3, mm) under a 4x4 matrix."""
+    return _geometry().transform_points(matrix, np.asarray(points, float))
+
+
+def distances(points, others) -> tuple:
+    """Distances in mm between corresponding points (N x 3)."""
+    return tuple(float(mm) for mm in np.linalg.norm(np.asarray(points, float) - np.asarray(others, float), axis=1))
+
+
+def _geometry():
     core()
-    from SpatialDiffusionCore.spatial.volume import resample as resampled
-    return resampled(moving, reference, matrix, interpolation)
+    from SpatialDiffusionCore.spatial import geometry
+    return geometry
 
 
 GLIDE_FRAMES = 8
@@ -113,8 +128,7 @@ def glide(start, end, volume) -> list:
     Just `end` where a corner of the core Volume moves less than GLIDE_MILLIMETERS, or where there is no way between
     (a mirrored volume, or a half turn).
     """
-    core()
-    from SpatialDiffusionCore.spatial import geometry
+    geometry = _geometry()
     corners = volume.corners()
     distances = geometry.transform_points(end, corners) - geometry.transform_points(start, corners)
     if (distances ** 2).sum(axis=1).max() < GLIDE_MILLIMETERS ** 2:
@@ -126,23 +140,38 @@ def glide(start, end, volume) -> list:
     return [start @ geometry.exp(way * frame / GLIDE_FRAMES) for frame in range(1, GLIDE_FRAMES)] + [end]
 
 
-def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixedMask=None):
+def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixedMask=None, beat=None):
     """Generator of the core's steps (index, count, stage, matrix); returns its Registration.
 
-    `moving` and `fixed` are core Volumes in world coordinates, `init` a 4x4 RAS matrix from moving to fixed.
+    `moving` and `fixed` are core Volumes in world coordinates, `init` a 4x4 RAS matrix from moving to fixed; `beat` is
+    called often between two steps, and what it raises ends the run.
     """
     torch = importTorch()
     threads = torch.get_num_threads()
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        return (yield from core().registration_steps(
+        return (yield from _alive(core().registration_steps(
             moving, fixed, modality=settings.movingModality, fixed_modality=settings.fixedModality,
             transform=settings.transform, model=settings.model, sampler=settings.sampler, steps=settings.steps,
             bidirectional=settings.bidirectional, polish=settings.polish, device=settings.device, seed=settings.seed,
-            search=settings.search, init=init, moving_mask=movingMask, fixed_mask=fixedMask))
+            search=settings.search, init=init, moving_mask=movingMask, fixed_mask=fixedMask), beat))
     finally:
         torch.set_num_threads(threads)
+        if torch.cuda.is_available():  # give back what others may need: PyTorch keeps what it once had
+            torch.cuda.empty_cache()
+
+
+def _alive(steps, beat):
+    """The same steps, with `beat` called while they are computed."""
+    from SpatialDiffusionCore.heartbeat import listening
+    while True:
+        try:
+            with listening(beat):
+                step = next(steps)
+        except StopIteration as end:
+            return end.value
+        yield step
 
 
 def importTorch():

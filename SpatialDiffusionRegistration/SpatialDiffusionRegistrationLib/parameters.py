@@ -7,6 +7,8 @@ from typing import Annotated, Union
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
     vtkMRMLLinearTransformNode,
+    vtkMRMLMarkupsFiducialNode,
+    vtkMRMLMarkupsROINode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
     vtkMRMLTransformNode,
@@ -14,7 +16,7 @@ from slicer import (
 from slicer.i18n import tr as _
 from slicer.parameterNodeWrapper import WithinRange, parameterNodeWrapper
 
-from . import engine
+from . import engine, resampling
 
 # The names of the enumerations' members are written into scenes: never rename them.
 
@@ -60,6 +62,16 @@ class Device(enum.Enum):
                 "mps": _("Apple graphics (MPS)")}[self.value]
 
 
+class Interpolation(enum.Enum):
+    LINEAR = resampling.LINEAR
+    NEAREST = resampling.NEAREST
+    CUBIC = resampling.CUBIC
+
+    def label(self):
+        return {resampling.LINEAR: _("Linear"), resampling.NEAREST: _("Nearest neighbor (labels)"),
+                resampling.CUBIC: _("Cubic")}[self.value]
+
+
 ALSO_MOVE_ROLE = "alsoMove"
 BATCH_VOLUME_ROLE = "batchVolume"
 
@@ -72,6 +84,9 @@ class SpatialDiffusionRegistrationParameterNode:
     outputTransform - Receives the transform from moving to fixed; None makes a new one.
     outputVolume - If set, receives the moving volume resampled on the grid of the fixed one.
     initialTransform, movingMask, fixedMask - Optional helps.
+    movingSegment, fixedSegment - ID of the one segment of a mask that counts; empty for all of them.
+    movingLandmarks, fixedLandmarks - Points whose distances before and after are told.
+    interpolation - Of the resampled volume.
     modelName - Name or file of a trained model; empty leaves the choice to the core.
     steps, threads - 0 leaves the choice to the core.
     search - Whether the starting pose is looked for among all rotations.
@@ -87,8 +102,13 @@ class SpatialDiffusionRegistrationParameterNode:
     outputTransform: Union[vtkMRMLLinearTransformNode, vtkMRMLTransformNode, None] = None
     outputVolume: vtkMRMLScalarVolumeNode
     initialTransform: Union[vtkMRMLLinearTransformNode, vtkMRMLTransformNode, None] = None
-    movingMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None] = None
-    fixedMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, None] = None
+    movingMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, vtkMRMLMarkupsROINode, None] = None
+    fixedMask: Union[vtkMRMLLabelMapVolumeNode, vtkMRMLSegmentationNode, vtkMRMLMarkupsROINode, None] = None
+    movingSegment: str = ""
+    fixedSegment: str = ""
+    movingLandmarks: vtkMRMLMarkupsFiducialNode
+    fixedLandmarks: vtkMRMLMarkupsFiducialNode
+    interpolation: Interpolation = Interpolation.LINEAR
     livePreview: bool = True
     modelName: str = ""
     sampler: Sampler = Sampler.AUTOMATIC
@@ -122,6 +142,8 @@ def nodeList(parameters, role):
 
 def setNodeList(parameters, role, nodes):
     node = parameters.parameterNode
+    if [each.GetID() for each in nodes] == [each.GetID() for each in nodeList(parameters, role)]:
+        return
     modifying = node.StartModify()
     node.RemoveNodeReferenceIDs(role)
     for each in nodes:
@@ -138,3 +160,19 @@ def batchFiles(parameters):
 
 def setBatchFiles(parameters, paths):
     parameters.batchFiles = json.dumps([str(path) for path in paths])
+
+
+NODES = ("movingVolume", "fixedVolume", "outputTransform", "outputVolume", "initialTransform", "movingMask",
+         "fixedMask", "movingLandmarks", "fixedLandmarks")
+"""Parameters that are nodes."""
+
+
+def release(parameters, node):
+    """Choose no node wherever `node` is chosen.
+
+    To be called before it leaves the scene: then a node selector makes another one of its rows the current one, and the
+    person's transform would become the output.
+    """
+    for name in NODES:
+        if getattr(parameters, name) is node:
+            setattr(parameters, name, None)

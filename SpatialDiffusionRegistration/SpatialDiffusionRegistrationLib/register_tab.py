@@ -1,22 +1,24 @@
 """The Register tab: choose, register, see the result."""
 from __future__ import annotations
 
-import logging
+import time
 
-import qt
 import slicer
 from slicer.i18n import tr as _
 
-from . import engine, parameters, scene
+from . import parameters, scene
+from .also_move import AlsoMoveList
+from .choices import Choices
+from .messages import Messages
 from .problem import REMEDY_CPU, REMEDY_TORCH, Explanation, explain
-from .result import Result
+from .request import Request, named
+from .result_panel import ResultPanel, Shown, canBeSeen
 from .review import Review
 from .runner import Runner
-from .task import Request, Task
+from .task import Task
+from .watching import Later, Watch
 
 PREVIEW_MILLISECONDS = 20  # so that the views are drawn between two steps
-SAME = ""
-"""Value of the fixed modality that means "as the moving volume"."""
 
 
 class RegisterTab:
@@ -29,21 +31,20 @@ class RegisterTab:
         self._onTorchNeeded, self._onRunningChanged = onTorchNeeded, onRunningChanged
         self._updating = False
         self._available = True  # false while the batch runs
-        self._remedy = self._details = ""
-        self._volumeResult = None  # (Result, nodes) of a run whose only output was a volume
+        self._pair = None  # (moving, fixed) at the last update
+        self._last = None  # (Shown, SceneChange, chosen output) of the last run that ended well, while its nodes live
+        self._reviewed = None  # a Shown from elsewhere (the batch), until something else is chosen here
+        self._started = 0.0
+        self._choices = Choices(ui)
+        self._alsoMove = AlsoMoveList(ui.alsoMoveList)
+        self._messages = Messages(ui, self._onRemedy)
+        self._results = ResultPanel(ui, self.undo)
         self.review = Review(ui, self.tell)
-        self._modalities = self._models = ()
-
+        self.later = Later(self.update)
+        self._watch = Watch(self._onWatched)
         ui.registerButton.connect("clicked(bool)", self.onRegisterButton)
-        ui.detailsButton.connect("clicked(bool)", self.onDetails)
-        ui.remedyButton.connect("clicked(bool)", self.onRemedy)
-        ui.movingModalityCombo.connect("currentIndexChanged(int)", self.onModality)
-        ui.fixedModalityCombo.connect("currentIndexChanged(int)", self.onModality)
-        ui.modelCombo.connect("currentIndexChanged(int)", self.onModel)
-        ui.modelFileButton.connect("clicked(bool)", self.onModelFile)
-        ui.alsoMoveList.connect("itemChanged(QListWidgetItem*)", self.onAlsoMove)
+        ui.swapButton.connect("clicked(bool)", self.onSwap)
         ui.progressFrame.setVisible(False)
-        ui.messageFrame.setVisible(False)
         self.showResult()
 
     @property
@@ -54,27 +55,16 @@ class RegisterTab:
 
     def fillChoices(self):
         """Fill the lists of modalities and models; reads names only, so it is quick."""
-        self._modalities, self._models = engine.modalities(), engine.models()
-        self._updating = True
-        try:
-            for combo, first in ((self.ui.movingModalityCombo, None), (self.ui.fixedModalityCombo, SAME)):
-                combo.clear()
-                if first is not None:
-                    combo.addItem(_("Same as the moving volume"), first)
-                for choice in self._modalities:
-                    combo.addItem(choice.label, choice.key)
-                    combo.setItemData(combo.count - 1, choice.description, qt.Qt.ToolTipRole)
-            self.ui.modelCombo.clear()
-            self.ui.modelCombo.addItem(_("Automatic (by modality)"), "")
-            for choice in self._models:
-                self.ui.modelCombo.addItem(choice.label, choice.key)
-                self.ui.modelCombo.setItemData(self.ui.modelCombo.count - 1, choice.description, qt.Qt.ToolTipRole)
-        finally:
-            self._updating = False
+        self._choices.fill()
 
     def setParameters(self, parameterNode):
         self.parameters = parameterNode
+        self._pair = self._chosen()  # of another scene: no change of the pair
         self.update()
+
+    def _chosen(self):
+        p = self.parameters
+        return (p.movingVolume, p.fixedVolume) if p is not None else (None, None)
 
     def update(self, *_ignored):
         """Show what the parameter node says."""
@@ -83,70 +73,59 @@ class RegisterTab:
             return
         self._updating = True
         try:
-            p = self.parameters
-            for combo, key in ((self.ui.movingModalityCombo, p.movingModality),
-                               (self.ui.fixedModalityCombo, p.fixedModality), (self.ui.modelCombo, p.modelName)):
-                if combo.findData(key) < 0:  # a file, or something that another computer has
-                    combo.addItem(key, key)
-                combo.setCurrentIndex(combo.findData(key))
-            self.ui.outputTransformSelector.noneDisplay = (
-                _("Create a new transform") if p.outputVolume is None else _("None: resampled volume only"))
-            self._updateAlsoMove()
+            if not self.running:
+                self._followPair()
+            self._choices.update(self.parameters)
+            self._alsoMove.update(self.parameters)
         finally:
             self._updating = False
         self.updateButton()
         if not self.running:
             self.showResult()
+        self._followNodes()
 
-    def _updateAlsoMove(self):
-        p, widget = self.parameters, self.ui.alsoMoveList
-        checked = parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)
-        nodes = scene.transformables(exclude=(p.movingVolume, p.fixedVolume, p.outputVolume, p.movingMask, p.fixedMask)
-                                     if p.movingVolume else ())
-        nodes += [node for node in (p.movingMask,) if node is not None and node not in nodes]
-        shown = [(node.GetID(), node.GetName(), node in checked) for node in nodes]
-        if shown == getattr(self, "_shownAlsoMove", None):
+    def _followPair(self):
+        """What was chosen for one pair must not be overwritten or moved by the registration of another."""
+        before, now = self._pair, self._chosen()
+        if now == before:
             return
-        self._shownAlsoMove = shown
-        widget.clear()
-        for nodeID, name, isChecked in shown:
-            item = qt.QListWidgetItem(name)
-            item.setData(qt.Qt.UserRole, nodeID)
-            item.setFlags(qt.Qt.ItemIsEnabled | qt.Qt.ItemIsUserCheckable)
-            item.setCheckState(qt.Qt.Checked if isChecked else qt.Qt.Unchecked)
-            widget.addItem(item)
-        if not shown:
-            item = qt.QListWidgetItem(_("Nothing else in the scene to move yet"))
-            item.setFlags(qt.Qt.NoItemFlags)
-            widget.addItem(item)
-
-    def onAlsoMove(self, *_ignored):
-        if self._updating or self.parameters is None:
+        self._pair, self._reviewed = now, None
+        if before is None or before[0] is None:
             return
-        widget, nodes = self.ui.alsoMoveList, []
-        for row in range(widget.count):
-            item = widget.item(row)
-            if item.data(qt.Qt.UserRole) and item.checkState() == qt.Qt.Checked:
-                nodes.append(slicer.mrmlScene.GetNodeByID(item.data(qt.Qt.UserRole)))
-        parameters.setNodeList(self.parameters, parameters.ALSO_MOVE_ROLE, [n for n in nodes if n is not None])
-
-    def onModality(self, *_ignored):
-        if self._updating or self.parameters is None:
+        p = self.parameters
+        if now[0] is not before[0]:
+            parameters.setNodeList(p, parameters.ALSO_MOVE_ROLE, [])
+        if before[1] is None:
             return
-        moving, fixed = (combo.itemData(combo.currentIndex) for combo in (
-            self.ui.movingModalityCombo, self.ui.fixedModalityCombo))
-        self.parameters.movingModality = moving
-        self.parameters.fixedModality = fixed
+        p.outputTransform = None
+        if p.outputVolume is not None and p.outputVolume.GetImageData() is not None:
+            p.outputVolume = None
 
-    def onModel(self, *_ignored):
-        if not self._updating and self.parameters is not None:
-            combo = self.ui.modelCombo
-            self.parameters.modelName = combo.itemData(combo.currentIndex)
+    def _followNodes(self):
+        p, shown = self.parameters, self._shown()
+        self._watch.follow([p.movingVolume, p.fixedVolume, p.outputTransform, p.outputVolume, p.movingMask,
+                            p.fixedMask, p.movingLandmarks, p.fixedLandmarks, p.initialTransform,
+                            *shown.nodes(), *self._alsoMove.nodes()])
 
-    def onModelFile(self, *_ignored):
-        path = qt.QFileDialog.getOpenFileName(self.ui.registerTab, _("Model file"), "", _("Models (*.safetensors)"))
-        if path and self.parameters is not None:
-            self.parameters.modelName = path
+    def _onWatched(self):
+        if not self.running and not self._updating:
+            self.later.ask()
+
+    def onSwap(self, *_ignored):
+        """Exchange the volumes and what was said about each."""
+        p = self.parameters
+        if p is None:
+            return
+        modifying = p.StartModify()
+        p.movingVolume, p.fixedVolume = p.fixedVolume, p.movingVolume
+        p.movingMask, p.fixedMask = p.fixedMask, p.movingMask
+        p.movingSegment, p.fixedSegment = p.fixedSegment, p.movingSegment
+        p.movingLandmarks, p.fixedLandmarks = p.fixedLandmarks, p.movingLandmarks
+        if p.fixedModality:  # else both are the same
+            p.movingModality, p.fixedModality = p.fixedModality, p.movingModality
+        p.initialTransform = None  # it leads the other way
+        p.EndModify(modifying)
+        self.update()
 
     # Running
 
@@ -154,9 +133,10 @@ class RegisterTab:
         p = self.parameters
         return Request(
             movingVolume=p.movingVolume, fixedVolume=p.fixedVolume, settings=parameters.settings(p, device),
-            outputTransform=p.outputTransform, outputVolume=p.outputVolume,
+            outputTransform=p.outputTransform, outputVolume=p.outputVolume, interpolation=p.interpolation.value,
             alsoMove=tuple(parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)), initialTransform=p.initialTransform,
-            movingMask=p.movingMask, fixedMask=p.fixedMask,
+            movingMask=p.movingMask, fixedMask=p.fixedMask, movingSegment=p.movingSegment,
+            fixedSegment=p.fixedSegment, movingLandmarks=p.movingLandmarks, fixedLandmarks=p.fixedLandmarks,
             wantTransform=p.outputTransform is not None or p.outputVolume is None, preview=p.livePreview, show=True)
 
     def updateButton(self):
@@ -164,14 +144,34 @@ class RegisterTab:
         if self.running:
             button.text, button.toolTip = _("Cancel"), _("Stop and put the scene back as it was.")
             button.enabled = True
+            self.ui.reasonLabel.setVisible(False)
             return
-        button.text = _("Register")
+        request = self.request() if self.parameters is not None else None
         if not self._available:
             problem = _("The batch is running.")
         else:
-            problem = self.request().problem() if self.parameters is not None else _("There is no scene.")
+            problem = request.problem() if request is not None else _("There is no scene.")
         button.enabled = not problem
+        button.text = shortened(problem) if problem else _("Register")
         button.toolTip = problem or _("Move the moving volume onto the fixed volume.")
+        # The button has room for the beginning of a sentence only.
+        self.ui.reasonLabel.text = problem
+        self.ui.reasonLabel.setVisible(bool(problem) and shortened(problem) != problem.rstrip("."))
+        self._showHint(request, problem)
+
+    def _showHint(self, request, problem):
+        """What will become of the outputs."""
+        hint = ""
+        if request is not None and not problem:
+            if not request.wantTransform:
+                hint = _("Only a resampled volume is made; the moving volume stays where it is.")
+            elif request.outputTransform is None:
+                hint = _("A new transform will be made.")
+            else:
+                hint = _("“{name}” will be overwritten.").format(name=request.outputTransform.GetName())
+            hint = " ".join([hint, *request.questions()])
+        self.ui.outputHintLabel.text = hint
+        self.ui.outputHintLabel.setVisible(bool(hint))
 
     def setAvailable(self, available):
         self._available = available
@@ -180,66 +180,89 @@ class RegisterTab:
     def onRegisterButton(self, *_ignored):
         if self.running:
             self.cancel()
-        else:
+        elif self._confirmed():
             self.start()
+
+    def _confirmed(self):
+        questions = self.request().questions()
+        return not questions or slicer.util.confirmOkCancelDisplay(
+            " ".join(questions), windowTitle=_("Spatial Diffusion Registration"))
 
     def start(self, device=None):
         self.review.leave()
-        self.clearMessage()
-        self._volumeResult = None
+        self._messages.clear()
+        self._reviewed = None
         self.task = Task(self.request(device))
         self.runner = Runner(self.task.run(), self.onStep, self.onDone, self.onError,
                              PREVIEW_MILLISECONDS if self.task.request.preview else 1)
-        self.showResult()
+        self.task.request.beat = self.runner.beat
+        self._started = time.monotonic()
         self._setRunning(True)
+        self.showResult()
         self.ui.progressBar.setRange(0, 0)  # busy, until the first step tells how many there are
-        self.ui.progressLabel.text = _("Loading PyTorch and the model…")
+        self.ui.progressLabel.text = _("Reading the volumes, loading PyTorch and the model…")
 
     def cancel(self, message=None):
         """Stop a run, if there is one; the scene is put back."""
         if self.running:
             self.runner.stop()
+            self.task.putBack()  # now, even if the step that is under way can not be left yet
             self._ended()
             self.tell(Explanation(message or _("Cancelled; the scene is as it was before."), ""))
 
     def abandon(self):
-        """Stop because the scene is closing: there is nothing to put back."""
+        """Stop because the scene is closing: nothing is to be put back."""
         if self.running:
             self.task.sceneClosed = True
             self.runner.stop()
             self._ended()
-        self.task = None
-        self._volumeResult = None
+        self._last = self._reviewed = None
+        self._watch.forget()
         self.review.forget()
-        self.clearMessage()
+
+    def cleanup(self):
+        """The window goes: nothing may be called any more."""
+        self.later.forget()
+        self._watch.forget()
+        self._last = self._reviewed = None
 
     def onNodeRemoved(self):
-        """A node has left the scene: end a run that needs it."""
+        """Nodes have left the scene: end a run that needs one of them, and forget what can not be undone any more."""
         removed = self.task.removedNode() if self.running else None
         if removed is not None:
             self.cancel(_("“{name}” was removed from the scene, so the registration was stopped.").format(
                 name=removed.GetName()))
+        if self._last is not None and _anyGone([*self._last[0].nodes(), *self._last[1].nodes()]):
+            self._last = None
+        if self._reviewed is not None and _anyGone(self._reviewed.nodes()):
+            self._reviewed = None
+        if _anyGone(self.review.nodes()):
+            self.review.show(None, None, None)
+        if not self.running:
+            self.later.ask()  # a volume that is gone changes the pair
 
     def onStep(self, step):
         self.ui.progressBar.setRange(0, step.count)
         self.ui.progressBar.setValue(step.index)
-        self.ui.progressLabel.text = _("{stage}: step {index} of {count}").format(
-            stage=step.stage, index=step.index, count=step.count)
+        self.ui.progressLabel.text = _("{stage}: step {index} of {count}, {seconds:.0f} s").format(
+            stage=step.stage, index=step.index, count=step.count, seconds=time.monotonic() - self._started)
 
     def onDone(self):
         task = self.task
+        request = task.request
+        volume = None if request.wantTransform else request.outputVolume
+        self._last = (Shown(task.result, request.movingVolume, request.fixedVolume, task.transformNode,
+                            volume or request.movingVolume), task.change, request.outputTransform)
         self._ended()
-        if self.parameters is not None:
-            if task.transformNode is not None:
-                self.parameters.outputTransform = task.transformNode
-            else:
-                self._volumeResult = (task.result, task.request)
+        if self.parameters is not None and task.transformNode is not None:
+            self.parameters.outputTransform = task.transformNode
         self.ui.resultSection.collapsed = False
         self.ui.reviewSection.collapsed = False
         self.ui.fadeSlider.setValue(50)
         self.update()
 
     def onError(self, error):
+        self.task.putBack()
         self._ended()
         self.tell(explain(error))
 
@@ -251,33 +274,16 @@ class RegisterTab:
         self._onRunningChanged()
 
     def _ended(self):
+        self.task = self.runner = None
         self._setRunning(False)
         self.update()
 
     # Messages
 
     def tell(self, explanation: Explanation):
-        if explanation.details:
-            logging.error("%s\n%s", explanation.sentence, explanation.details)
-        self._details, self._remedy = explanation.details, explanation.remedy
-        self.ui.messageLabel.text = explanation.sentence
-        self.ui.messageButtons.setVisible(bool(explanation.details or explanation.remedy))
-        self.ui.detailsButton.setVisible(bool(explanation.details))
-        self.ui.remedyButton.setVisible(bool(explanation.remedy))
-        self.ui.remedyButton.text = {REMEDY_CPU: _("Use the CPU"), REMEDY_TORCH: _("Set up PyTorch…")}.get(
-            explanation.remedy, "")
-        self.ui.messageFrame.setVisible(True)
+        self._messages.tell(explanation)
 
-    def clearMessage(self):
-        self._details = self._remedy = ""
-        self.ui.messageFrame.setVisible(False)
-
-    def onDetails(self, *_ignored):
-        slicer.util.errorDisplay(self.ui.messageLabel.text, detailedText=self._details)
-
-    def onRemedy(self, *_ignored):
-        remedy = self._remedy
-        self.clearMessage()
+    def _onRemedy(self, remedy):
         if remedy == REMEDY_CPU and self.parameters is not None:
             self.parameters.device = parameters.Device.CPU
             if not self.request().problem():
@@ -287,28 +293,68 @@ class RegisterTab:
 
     # Result
 
+    def lookAt(self, shown: Shown):
+        """Review a result from elsewhere, until other volumes are chosen or a registration starts."""
+        self._reviewed = shown
+        self.showResult()
+
+    def _shown(self) -> Shown:
+        """The result to show: what the chosen output holds, else that of the last run."""
+        p = self.parameters
+        if p is None or self.running:
+            return Shown()
+        if self._reviewed is not None:
+            return self._reviewed
+        shown = Shown.of(p.outputTransform)
+        if shown.result is None and p.outputTransform is None and self._last is not None:
+            return self._last[0]
+        return shown
+
     def showResult(self):
-        """Show the result that the chosen output holds, and offer its review."""
-        p, ui = self.parameters, self.ui
-        result = moving = fixed = transform = None
-        if p is not None and not self.running:
-            moving, fixed, transform = p.movingVolume, p.fixedVolume, p.outputTransform
-            if transform is not None:
-                result = Result.stored(transform)
-                if result is not None:  # the volumes it was made for, whatever is selected now
-                    moving = transform.GetNodeReference(transform.GetMovingNodeReferenceRole())
-                    fixed = transform.GetNodeReference(transform.GetFixedNodeReferenceRole())
-            elif self._volumeResult is not None and not self._volumeResult[1].removedFromScene():
-                result, request = self._volumeResult
-                moving, fixed = request.outputVolume, request.fixedVolume
-        ui.resultSection.setEnabled(result is not None)
-        ui.similarityValue.text = result.similarityText() if result else "–"
-        ui.transformValue.text = result.decomposition if result else "–"
-        ui.confidenceValue.text = result.confidenceText() if result else "–"
-        ui.kindsValue.text = (result.kinds or "–") if result else "–"
-        ui.warningsValue.text = "\n".join(f"⚠ {warning}" for warning in result.warnings) if result else ""
-        ui.warningsValue.setVisible(bool(result and result.warnings))
-        ui.warningsTitle.setVisible(bool(result and result.warnings))
-        usable = moving is not None and fixed is not None and moving is not fixed and not any(
-            scene.volumeProblem(node, role) for node, role in ((moving, scene.MOVING), (fixed, scene.FIXED)))
-        self.review.show(moving if usable else None, fixed if usable else None, result)
+        """Show the result and offer its review; without one, the pair that is selected can be reviewed as it is."""
+        shown, chosen = self._shown(), self._chosen()
+        if self._reviewed is not None:
+            chosen = shown.moving, shown.fixed
+        self._results.show(shown, chosen, self._undoProblem(shown))
+        moving, fixed, result = shown.reviewed, shown.fixed, shown.result
+        if result is None and not self.running:
+            moving, fixed = chosen
+        usable = canBeSeen(moving, fixed)
+        self.review.show(moving if usable else None, fixed if usable else None, result, shown.moving)
+
+    def _undoProblem(self, shown):
+        """Why the last run can not be undone, "" if it can, None if it is not what is shown."""
+        if self._last is None or shown.result is None:
+            return None
+        last, change, _chosen = self._last
+        if shown is not last and (shown.transform is None or shown.transform is not last.transform):
+            return None
+        reason = last.result.untrue(last.moving, last.fixed, last.transform)
+        if reason:
+            return reason
+        own = {id(node) for node in change.nodes()}
+        others = [node for node in scene.movedBy(last.transform) if id(node) not in own] if last.transform else []
+        if others:
+            return _("The transform also moves {others}: take that out of it first.").format(others=named(others))
+        return ""
+
+    def undo(self, *_ignored):
+        """Put everything back as it was before the last run."""
+        if self._last is None or self._undoProblem(self._last[0]) != "":
+            return
+        (shown, change, chosen), self._last = self._last, None
+        self.review.leave()
+        if self.parameters is not None and self.parameters.outputTransform is shown.transform:
+            self.parameters.outputTransform = chosen
+        change.undo()
+        self.update()
+        self.tell(Explanation(_("Undone; the scene is as it was before the registration."), ""))
+
+
+def shortened(sentence) -> str:
+    """The beginning of a sentence, which says what is wrong; the rest says what to do."""
+    return sentence.split(":")[0].rstrip(".")
+
+
+def _anyGone(nodes) -> bool:
+    return any(node.GetScene() is None for node in nodes)

@@ -1,4 +1,4 @@
-"""Judging a result in the slice views: fade, flicker, checkerboard, before and after."""
+"""Judging a result in the slice views: fade, flicker, checkerboard, colors, before and after."""
 from __future__ import annotations
 
 import numpy as np
@@ -7,200 +7,248 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import engine, scene
+from . import resampling
+from .change import hiddenNode, removeNode
 from .problem import explain
+from .views import ViewState, viewsOf
 
 FLICKER_MILLISECONDS = 600
-SQUARE_MILLIMETERS = 25.0
+RED, CYAN = "vtkMRMLColorTableNodeRed", "vtkMRMLColorTableNodeCyan"
 
 
 class Review:
-    """Drives the widgets of the Review section.  Everything it adds to the scene is hidden, is not saved with it, and
-    goes when it is switched off; the volumes themselves are never touched."""
+    """Drives the widgets of the Review section, in the views that show the pair.
+
+    Everything it adds to the scene is hidden, is not saved with it, and goes when it is switched off; then the views
+    show what they showed before.  The volumes themselves are never touched.
+    """
 
     def __init__(self, ui, onProblem):
         self._ui, self._onProblem = ui, onProblem
-        self._moving = self._fixed = self._result = None
-        self._board = None  # the checkerboard
-        self._before = self._beforeTransform = None  # the moving volume's voxels where they were
+        self._moving = self._fixed = self._result = self._original = None
+        self._helpers = {}  # name -> hidden node that is in the scene now
+        self._states = []  # of the views, before the first switch was turned on
+        self._quiet = False
+        self._showsMoving = True  # while flickering
         self._timer = qt.QTimer()
         self._timer.setInterval(FLICKER_MILLISECONDS)
         self._timer.connect("timeout()", self._flick)
         ui.fadeSlider.connect("valueChanged(int)", self._onFade)
         ui.flickerBox.connect("toggled(bool)", self._onFlicker)
         ui.checkerboardBox.connect("toggled(bool)", self._onCheckerboard)
+        ui.colorBox.connect("toggled(bool)", self._onColors)
         ui.beforeButton.connect("toggled(bool)", self._onBefore)
 
-    def show(self, moving, fixed, result):
-        """What to review; None for nothing.  `result` is needed for before and after only."""
+    def show(self, moving, fixed, result=None, original=None):
+        """What to review; None for nothing.
+
+        :param moving: what stands for the moving volume: itself, or its resampled copy.
+        :param result: needed for before and after only.
+        :param original: the moving volume itself, which is shown where it was before.
+        """
         if moving is not self._moving or fixed is not self._fixed or result != self._result:
             self.leave()
-        self._moving, self._fixed, self._result = moving, fixed, result
+        self._moving, self._fixed, self._result, self._original = moving, fixed, result, original
         self._ui.reviewSection.setEnabled(moving is not None and fixed is not None)
-        self._ui.beforeButton.setEnabled(moving is not None and result is not None)
+        self._ui.beforeButton.setEnabled(
+            moving is not None and result is not None and result.knowsBefore(original))
 
     def leave(self):
         """Switch everything off."""
-        for box in (self._ui.flickerBox, self._ui.checkerboardBox, self._ui.beforeButton):
+        for box in (self._ui.flickerBox, self._ui.checkerboardBox, self._ui.colorBox, self._ui.beforeButton):
             box.setChecked(False)  # their slots put things back
 
     def forget(self):
         """The scene is going away: drop the nodes without touching them."""
         self._timer.stop()
-        self._moving = self._fixed = self._result = self._board = self._before = self._beforeTransform = None
+        self._moving = self._fixed = self._result = self._original = None
+        self._helpers, self._states = {}, []
+        self._quiet = True
         self.leave()
+        self._quiet = False
+        self._ui.beforeButton.setText(_("Show before"))
         self._ui.reviewSection.setEnabled(False)
 
-    def _shown(self):
-        """The node that stands for the moving volume now."""
-        return self._before if self._before is not None else self._moving
+    def nodes(self):
+        return [node for node in (self._moving, self._fixed, self._original) if node is not None]
 
-    def _layers(self, opacity):
-        if self._moving is not None and self._fixed is not None:
-            slicer.util.setSliceViewerLayers(background=self._fixed, foreground=self._shown(),
-                                             foregroundOpacity=opacity)
+    # The switches
 
-    def _plain(self):
-        self._layers(self._ui.fadeSlider.value / 100.0)
-
-    # Fade and flicker
+    @property
+    def _isOn(self):
+        ui = self._ui
+        return any(box.isChecked() for box in (ui.flickerBox, ui.checkerboardBox, ui.colorBox, ui.beforeButton))
 
     def _onFade(self, percent):
-        if not self._ui.checkerboardBox.isChecked():
-            self._layers(percent / 100.0)
+        """Fade; without a switch it is the views' own opacity, with one also what comes back after it."""
+        for state in self._states:
+            state.opacity = percent / 100.0
+        if self._isOn:
+            self._draw()
+        elif self._moving is not None and self._fixed is not None:
+            for view in viewsOf(self._fixed, self._moving):
+                view.setLayers(self._fixed, self._moving, percent / 100.0)
 
     def _onFlicker(self, on):
         if on:
-            self._ui.checkerboardBox.setChecked(False)
-            self._flick()
+            self._only(self._ui.flickerBox)
+            self._showsMoving = True
             self._timer.start()
         else:
             self._timer.stop()
-            self._plain()
-
-    def _flick(self):
-        composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
-        showsMoving = bool(composite) and composite[0].GetForegroundOpacity() > 0.5
-        self._layers(0.0 if showsMoving else 1.0)
-
-    # Before and after
-
-    def _onBefore(self, on):
-        self._ui.beforeButton.setText(_("Show after") if on else _("Show before"))
-        if on and self._moving is not None and self._result is not None:
-            self._beforeTransform = _hidden("vtkMRMLLinearTransformNode", _("Before registration"))
-            slicer.mrmlScene.AddNode(self._beforeTransform)
-            slicer.util.updateTransformMatrixFromArray(self._beforeTransform, np.array(self._result.before))
-            self._before = _hidden("vtkMRMLScalarVolumeNode", _("{name} before registration").format(
-                name=self._moving.GetName()))
-            self._before.SetAndObserveImageData(self._moving.GetImageData())
-            matrix = vtk.vtkMatrix4x4()
-            self._moving.GetIJKToRASMatrix(matrix)
-            self._before.SetIJKToRASMatrix(matrix)
-            slicer.mrmlScene.AddNode(self._before)
-            self._before.SetAndObserveDisplayNodeID(self._moving.GetDisplayNodeID())
-            self._before.SetAndObserveTransformNodeID(self._beforeTransform.GetID())
-        else:
-            gone, self._before = self._before, None
-            if gone is not None and not self._ui.checkerboardBox.isChecked():
-                self._plain()  # before the node goes, or the views would be empty for a moment
-            _remove(gone)  # but not its display node, which is the moving volume's
-            _remove(self._beforeTransform)
-            self._beforeTransform = None
-        if self._ui.checkerboardBox.isChecked():
-            self._removeBoard()
-            self._showBoard()
-        elif on:
-            self._plain()
-
-    # Checkerboard
+        self._draw()
 
     def _onCheckerboard(self, on):
         if on:
-            self._ui.flickerBox.setChecked(False)
-            self._showBoard()
-        else:
-            self._plain()
-            self._removeBoard()
+            self._only(self._ui.checkerboardBox)
+        self._draw()
 
-    def _showBoard(self):
-        try:
-            with slicer.util.WaitCursor():
-                self._board = checkerboard(self._shown(), self._fixed)
-        except Exception as error:
-            self._ui.checkerboardBox.setChecked(False)
-            self._onProblem(explain(error))
+    def _onColors(self, on):
+        if on:
+            self._only(self._ui.colorBox)
+        self._draw()
+
+    def _onBefore(self, on):
+        self._ui.beforeButton.setText(_("Show after") if on else _("Show before"))
+        self._draw()
+
+    def _only(self, box):
+        """Flicker, checkerboard and colors exclude each other."""
+        was, self._quiet = self._quiet, True
+        for other in (self._ui.flickerBox, self._ui.checkerboardBox, self._ui.colorBox):
+            if other is not box:
+                other.setChecked(False)
+        self._quiet = was
+
+    def _flick(self):
+        self._showsMoving = not self._showsMoving
+        self._draw()
+
+    # Drawing
+
+    def _draw(self):
+        """Let the views show what the switches say, then remove what nobody shows any more."""
+        if self._quiet:
             return
-        slicer.util.setSliceViewerLayers(background=self._board, foreground=None)
+        if not self._isOn or self._moving is None or self._fixed is None:
+            self._restore()
+            return
+        if not self._states:
+            self._states = [ViewState.of(view) for view in viewsOf(self._fixed, self._moving)]
+        old, self._helpers = self._helpers, {}
+        try:
+            with slicer.util.WaitCursor(self._ui.checkerboardBox.isChecked()):
+                layers = self._layers(old)
+        except Exception as error:
+            self._helpers = {**old, **self._helpers}
+            self._onProblem(explain(error))
+            self.leave()
+            return
+        for state in self._states:
+            if state.view.isAlive():
+                state.view.setLayers(*layers)
+        self._remove(node for name, node in old.items() if self._helpers.get(name) is not node)
 
-    def _removeBoard(self):
-        board, self._board = self._board, None
-        if board is not None:
-            display = board.GetDisplayNode()
-            _remove(board)  # first: a view that shows a volume without a display node would make it a new one
-            _remove(display)
+    def _layers(self, old):
+        """(background, foreground, opacity, compositing) for the views."""
+        ui = self._ui
+        moving = self._moving
+        alpha, add = _compositings()
+        if ui.beforeButton.isChecked() and self._result is not None:
+            moving = self._keep("before", old, self._makeBefore)
+        if ui.checkerboardBox.isChecked():
+            kind = "board before" if moving is not self._moving else "board"
+            return self._keep(kind, old, lambda: self._makeBoard(moving)), None, 1.0, alpha
+        if ui.colorBox.isChecked():
+            kind = "red before" if moving is not self._moving else "red"
+            red = self._keep(kind, old, lambda: self._makeColored(moving, RED))
+            cyan = self._keep("cyan", old, lambda: self._makeColored(self._fixed, CYAN))
+            return cyan, red, 1.0, add
+        opacity = ui.fadeSlider.value / 100.0
+        if ui.flickerBox.isChecked():
+            opacity = 1.0 if self._showsMoving else 0.0
+        return self._fixed, moving, opacity, alpha
+
+    def _keep(self, name, old, make):
+        node = old.get(name)
+        self._helpers[name] = node if node is not None and node.GetScene() is not None else make()
+        return self._helpers[name]
+
+    def _restore(self):
+        states, self._states = self._states, []
+        for state in states:
+            state.restore()
+        old, self._helpers = self._helpers, {}
+        self._remove(old.values())
+
+    @staticmethod
+    def _remove(nodes):
+        for node in nodes:
+            helpers = [node.GetDisplayNode() if node.IsA("vtkMRMLDisplayableNode") else None,
+                       node.GetNodeReference("ownTransform")]
+            # First the node: a view that shows a volume without a display node would make it a new one.
+            removeNode(node)
+            for helper in helpers:
+                if helper is not None and helper.GetHideFromEditors() and not helper.GetSaveWithScene():
+                    removeNode(helper)
+
+    # Hidden volumes that share the voxels of the originals
+
+    def _makeBefore(self):
+        """The moving volume's voxels where they were."""
+        transform = hiddenNode("vtkMRMLLinearTransformNode", _("Before registration"))
+        slicer.mrmlScene.AddNode(transform)
+        slicer.util.updateTransformMatrixFromArray(transform, np.array(self._result.before))
+        header = self._result.movingHeader  # hardening has changed that of the node
+        node = self._makeCopy(
+            self._original, _("{name} before registration").format(name=self._original.GetName()), header)
+        node.SetNodeReferenceID("ownTransform", transform.GetID())
+        node.SetAndObserveTransformNodeID(transform.GetID())
+        return node
+
+    def _makeColored(self, source, colorID):
+        node = self._makeCopy(source, _("{name} in color").format(name=source.GetName()))
+        node.GetDisplayNode().SetAndObserveColorNodeID(colorID)
+        node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
+        return node
+
+    @staticmethod
+    def _makeCopy(source, name, header=None):
+        node = hiddenNode("vtkMRMLScalarVolumeNode", name)
+        matrix = vtk.vtkMatrix4x4()
+        source.GetIJKToRASMatrix(matrix)
+        node.SetIJKToRASMatrix(matrix if header is None else slicer.util.vtkMatrixFromArray(np.array(header)))
+        node.SetAndObserveImageData(source.GetImageData())
+        slicer.mrmlScene.AddNode(node)
+        display = hiddenNode("vtkMRMLScalarVolumeDisplayNode", name)
+        slicer.mrmlScene.AddNode(display)
+        original = source.GetScalarVolumeDisplayNode()
+        if original is not None:
+            display.SetAndObserveColorNodeID(original.GetColorNodeID())
+            display.SetInterpolate(original.GetInterpolate())
+        node.SetAndObserveDisplayNodeID(display.GetID())
+        resampling.copyWindow(source, node)
+        return node
+
+    def _makeBoard(self, moving):
+        image = resampling.checkerboardImage(moving, self._fixed)
+        node = hiddenNode("vtkMRMLScalarVolumeNode", _("Checkerboard"))
+        matrix = vtk.vtkMatrix4x4()
+        self._fixed.GetIJKToRASMatrix(matrix)
+        node.SetIJKToRASMatrix(matrix)
+        node.SetAndObserveImageData(image)
+        slicer.mrmlScene.AddNode(node)
+        display = hiddenNode("vtkMRMLScalarVolumeDisplayNode", _("Checkerboard"))
+        slicer.mrmlScene.AddNode(display)
+        display.SetAndObserveColorNodeID("vtkMRMLColorTableNodeGrey")
+        display.SetAutoWindowLevel(False)
+        display.SetWindowLevelMinMax(0, 255)
+        node.SetAndObserveDisplayNodeID(display.GetID())
+        node.SetAndObserveTransformNodeID(self._fixed.GetTransformNodeID())
+        return node
 
 
-def _hidden(className, name):
-    """A new node that people do not see in lists, and that is not saved; not in the scene yet."""
-    node = slicer.mrmlScene.CreateNodeByClass(className)
-    node.UnRegister(None)
-    node.SetName(name)
-    node.SetHideFromEditors(True)
-    node.SetSaveWithScene(False)
-    return node
-
-
-def _remove(node):
-    if node is not None and node.GetScene() is not None:
-        slicer.mrmlScene.RemoveNode(node)
-
-
-def checkerboard(movingNode, fixedNode):
-    """A hidden volume node on the fixed volume's grid, with squares of either volume as both are seen now."""
-    moving = scene.coreVolume(movingNode, scene.MOVING)
-    fixed = scene.coreVolume(fixedNode, scene.FIXED)
-    moved = engine.resample(moving, fixed, np.eye(4))
-    divisions = [max(2, int(round(size * spacing / SQUARE_MILLIMETERS)))
-                 for size, spacing in zip(fixed.data.shape, np.linalg.norm(fixed.voxel_to_ras[:3, :3], axis=0))]
-    board = vtk.vtkImageCheckerboard()
-    board.SetNumberOfDivisions(divisions)
-    board.SetInput1Data(_asShown(fixed.data, fixedNode))
-    board.SetInput2Data(_asShown(moved.data, movingNode))
-    board.Update()
-
-    node = _hidden("vtkMRMLScalarVolumeNode", _("Checkerboard"))
-    node.SetAndObserveImageData(board.GetOutput())
-    matrix = vtk.vtkMatrix4x4()
-    fixedNode.GetIJKToRASMatrix(matrix)
-    node.SetIJKToRASMatrix(matrix)
-    slicer.mrmlScene.AddNode(node)
-    node.CreateDefaultDisplayNodes()
-    node.GetDisplayNode().SetAutoWindowLevel(False)
-    node.GetDisplayNode().SetWindowLevelMinMax(0, 255)
-    node.GetDisplayNode().SetHideFromEditors(True)
-    node.GetDisplayNode().SetSaveWithScene(False)
-    node.SetAndObserveTransformNodeID(fixedNode.GetTransformNodeID())
-    return node
-
-
-def _asShown(data, volumeNode):
-    """Voxels as gray values 0..255 under the volume's window and level."""
-    from vtk.util.numpy_support import numpy_to_vtk
-    image = vtk.vtkImageData()
-    image.SetDimensions(data.shape)
-    flat = np.ascontiguousarray(data.transpose(2, 1, 0), dtype=np.float32).ravel()
-    image.GetPointData().SetScalars(numpy_to_vtk(flat, deep=True))
-    gray = vtk.vtkImageMapToWindowLevelColors()
-    gray.SetInputData(image)
-    display = volumeNode.GetScalarVolumeDisplayNode()
-    if display is not None:
-        gray.SetWindow(display.GetWindow())
-        gray.SetLevel(display.GetLevel())
-    else:
-        low, high = np.percentile(data, (1, 99))
-        gray.SetWindow(high - low)
-        gray.SetLevel((high + low) / 2)
-    gray.SetOutputFormatToLuminance()
-    gray.Update()
-    return gray.GetOutput()
+def _compositings():
+    """How the foreground is laid over the background: by opacity, or by adding the colors up."""
+    node = slicer.vtkMRMLSliceCompositeNode
+    return node.Alpha, node.Add

@@ -12,6 +12,9 @@ ICONS = Path(__file__).resolve().parents[1] / "Resources" / "Icons"
 _SLICER_DATA = "https://github.com/Slicer/SlicerTestingData/releases/download/SHA256/"
 _TUMOR_1 = "998cb522173839c78657f4bc0ea907cea09fd04e44601f17c82ea27927937b95"
 _TUMOR_2 = "1a64f3f422eb3d1c9b093d1a18da354b13bcf307907c66317e2463ee530b7a97"
+# The bundled pair: of a file that was cached from an older version of the extension, the checksum says so.
+_BRAIN = "2237ae74d3940137dc07e91f52abca6af91cddc9c7c7ff35b2b897270ede0290"
+_TEMPLATE = "a6a3296180968f06ee0ad0d02ddf07a5d8e40630bbd5c14932b8c501305ac25e"
 
 
 def demoPair():
@@ -34,6 +37,7 @@ def registerSampleData():
             category=CATEGORY, sampleName="BrainToTemplate",
             uris=[path.as_uri() for path in pair], fileNames=[path.name for path in pair],
             nodeNames=["Brain (moving)", "MNI152 template (fixed)"],
+            checksums=["SHA256:" + _BRAIN, "SHA256:" + _TEMPLATE],
             thumbnailFileName=str(ICONS / "BrainToTemplate.png"))
     logic.registerCustomSampleDataSource(
         category=CATEGORY, sampleName="HeadToHead",

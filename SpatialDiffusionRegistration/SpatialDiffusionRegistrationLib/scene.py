@@ -72,11 +72,18 @@ def matrixToWorld(transformNode) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def voxelToWorld(volumeNode) -> np.ndarray:
-    """From voxel i, j, k to where the views show the voxel."""
+def voxelToOwn(volumeNode) -> np.ndarray:
+    """From voxel i, j, k to the volume's own coordinates, as its header says; 4x4."""
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
-    return matrixToWorld(volumeNode.GetParentTransformNode()) @ slicer.util.arrayFromVTKMatrix(matrix)
+    return slicer.util.arrayFromVTKMatrix(matrix)
+
+
+def voxelToWorld(volumeNode, parent=None) -> np.ndarray:
+    """From voxel i, j, k to where the views show the voxel; `parent`: 4x4, in place of the transforms it is under."""
+    if parent is None:
+        parent = matrixToWorld(volumeNode.GetParentTransformNode())
+    return parent @ voxelToOwn(volumeNode)
 
 
 def coreVolume(volumeNode, role):
@@ -92,44 +99,6 @@ def _coreVolume(volumeNode):
     return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName())
 
 
-def coreMask(maskNode, volumeNode):
-    """A label volume or segmentation as a core Volume of 0 and 1; None for None.
-
-    Segments are all taken together, drawn on the grid of `volumeNode`, which they mask.
-    """
-    if maskNode is None:
-        return None
-    problem = transformProblem(maskNode)
-    if problem:
-        raise Problem(problem)
-    if maskNode.IsA("vtkMRMLVolumeNode"):
-        mask = _coreVolume(maskNode)
-    else:
-        mask = _segmentsOnGrid(maskNode, volumeNode)
-    inside = (mask.data > 0).astype(np.uint8)
-    if not inside.any():
-        raise Problem(_("The mask “{name}” is empty.").format(name=maskNode.GetName()))
-    return engine.volume(inside, mask.voxel_to_ras, maskNode.GetName())
-
-
-def _segmentsOnGrid(segmentationNode, volumeNode):
-    labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
-    try:
-        segments = vtk.vtkStringArray()
-        segmentationNode.GetSegmentation().GetSegmentIDs(segments)
-        if not slicer.modules.segmentations.logic().ExportSegmentsToLabelmapNode(
-                segmentationNode, segments, labels, volumeNode):
-            raise Problem(_("The segments of “{name}” could not be drawn on the grid of “{volume}”.").format(
-                name=segmentationNode.GetName(), volume=volumeNode.GetName()))
-        data = slicer.util.arrayFromVolume(labels).transpose(2, 1, 0).copy()
-        return engine.volume(data, voxelToWorld(volumeNode), segmentationNode.GetName())
-    finally:
-        display = labels.GetDisplayNode()
-        if display is not None and display.GetColorNode() is not None:
-            slicer.mrmlScene.RemoveNode(display.GetColorNode())
-        slicer.mrmlScene.RemoveNode(labels)
-
-
 def isUnder(node, transformNode) -> bool:
     """Whether the transform moves the node, directly or through others."""
     parent = node.GetParentTransformNode()
@@ -142,89 +111,52 @@ def isUnder(node, transformNode) -> bool:
 
 def transformables(exclude=()):
     """Nodes that can be moved along: segmentations, models, markups, volumes."""
+    excluded = {id(node) for node in exclude}
+    return [node for className in ("vtkMRMLSegmentationNode", "vtkMRMLModelNode", "vtkMRMLMarkupsNode",
+                                   "vtkMRMLVolumeNode")
+            for node in slicer.util.getNodesByClass(className)
+            if id(node) not in excluded and not node.GetHideFromEditors()]
+
+
+def movedBy(transformNode):
+    """What people see that the transform moves, directly or through others: no transforms, nothing hidden."""
+    return [node for node in slicer.util.getNodesByClass("vtkMRMLTransformableNode")
+            if not node.IsA("vtkMRMLTransformNode") and not node.GetHideFromEditors() and isUnder(node, transformNode)]
+
+
+def belongsTo(node, volumeNode) -> bool:
+    """Whether a node seems to be of the same scan: same study or folder, same parent transform, drawn on the volume."""
+    parent = volumeNode.GetParentTransformNode()
+    if parent is not None and node.GetParentTransformNode() is parent:
+        return True
+    if node.IsA("vtkMRMLSegmentationNode"):
+        role = node.GetReferenceImageGeometryReferenceRole()
+        if node.GetNodeReference(role) is volumeNode:
+            return True
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    items = [hierarchy.GetItemByDataNode(each) for each in (node, volumeNode)] if hierarchy is not None else []
+    if not items or hierarchy.GetInvalidItemID() in items:
+        return False
+    parents = [hierarchy.GetItemParent(item) for item in items]
+    return parents[0] == parents[1] != hierarchy.GetSceneItemID() or parents[0] == items[1]
+
+
+def folders():
+    """Folders, studies and subjects of the subject hierarchy that hold volumes: [(name, [volume nodes])]."""
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    if hierarchy is None:
+        return []
     found = []
-    for className in ("vtkMRMLSegmentationNode", "vtkMRMLModelNode", "vtkMRMLMarkupsNode", "vtkMRMLVolumeNode"):
-        for node in slicer.util.getNodesByClass(className):
-            if node not in exclude and node not in found and not node.GetHideFromEditors():
-                found.append(node)
+    items = vtk.vtkIdList()
+    hierarchy.GetItemChildren(hierarchy.GetSceneItemID(), items, True)
+    for index in range(items.GetNumberOfIds()):
+        item = items.GetId(index)
+        if hierarchy.GetItemDataNode(item) is not None:
+            continue
+        below = vtk.vtkIdList()
+        hierarchy.GetItemChildren(item, below, True)
+        nodes = [hierarchy.GetItemDataNode(below.GetId(i)) for i in range(below.GetNumberOfIds())]
+        volumes = [node for node in nodes if node is not None and not volumeProblem(node, MOVING)]
+        if volumes:
+            found.append((hierarchy.GetItemName(item), volumes))
     return found
-
-
-# Slice views
-
-def sliceLayers():
-    """What each slice view shows now: [(composite node, background ID, foreground ID, opacity)]."""
-    return [(node, node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity())
-            for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")]
-
-
-def restoreSliceLayers(layers):
-    for node, background, foreground, opacity in layers:
-        node.SetBackgroundVolumeID(background)
-        node.SetForegroundVolumeID(foreground)
-        node.SetForegroundOpacity(opacity)
-
-
-class SceneChange:
-    """The changes of one run; `undo` puts back exactly what was there."""
-
-    def __init__(self):
-        self._undo = []
-
-    def _alive(self, node):
-        return node is not None and node.GetScene() is not None
-
-    def addNode(self, className, name, hidden=False):
-        node = slicer.mrmlScene.CreateNodeByClass(className)
-        node.UnRegister(None)
-        node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
-        if hidden:
-            node.SetHideFromEditors(True)
-            node.SetSaveWithScene(False)
-        slicer.mrmlScene.AddNode(node)
-        self._undo.append(lambda: self._alive(node) and slicer.mrmlScene.RemoveNode(node))
-        return node
-
-    def setParent(self, node, transformNode):
-        before = node.GetParentTransformNode()
-        if before is transformNode:
-            return
-
-        def undo():
-            if self._alive(node):
-                node.SetAndObserveTransformNodeID(before.GetID() if self._alive(before) else None)
-
-        self._undo.append(undo)
-        node.SetAndObserveTransformNodeID(transformNode.GetID() if transformNode is not None else None)
-
-    def remember(self, transformNode):
-        """Keep a transform's matrix, references and attributes, to be put back by `undo`."""
-        matrix = slicer.util.arrayFromTransformMatrix(transformNode).copy()
-        roles = (transformNode.GetMovingNodeReferenceRole(), transformNode.GetFixedNodeReferenceRole())
-        references = [(role, transformNode.GetNodeReferenceID(role)) for role in roles]
-        attributes = {name: transformNode.GetAttribute(name) for name in (REPORT_ATTRIBUTE,)}
-
-        def undo():
-            if self._alive(transformNode):
-                slicer.util.updateTransformMatrixFromArray(transformNode, matrix)
-                for role, nodeID in references:
-                    transformNode.SetNodeReferenceID(role, nodeID)
-                for name, value in attributes.items():
-                    transformNode.SetAttribute(name, value)
-
-        self._undo.append(undo)
-
-    def showOver(self, fixedNode, movingNode, opacity=0.5):
-        """Show `movingNode` over `fixedNode` in the slice views."""
-        layers = sliceLayers()
-        self._undo.append(lambda: restoreSliceLayers(layers))
-        slicer.util.setSliceViewerLayers(background=fixedNode, foreground=movingNode, foregroundOpacity=opacity,
-                                         fit=True)
-
-    def undo(self):
-        while self._undo:
-            self._undo.pop()()
-
-
-REPORT_ATTRIBUTE = "SpatialDiffusionRegistration.Report"
-"""Attribute of an output transform that holds the report of its registration (JSON)."""

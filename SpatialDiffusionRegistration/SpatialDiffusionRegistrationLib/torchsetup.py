@@ -47,7 +47,7 @@ def brokenSentence(version: str) -> str:
 
 
 def install() -> bool:
-    """Ask, then install or update PyTorch.  Return whether it is usable now; raise Problem if it can not be done."""
+    """Ask, then install or update PyTorch.  Return whether that was done; raise Problem if it can not be done."""
     try:
         import PyTorchUtils
     except ModuleNotFoundError as error:
@@ -57,6 +57,49 @@ def install() -> bool:
     torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True,
                                                           torchVersionRequirement=f">={MINIMUM}")
     return torch is not None and state().ready
+
+
+class SetupFrame:
+    """The line at the top of the window that says what is missing, and its button."""
+
+    def __init__(self, ui, requirements):
+        self._ui, self._requirements = ui, requirements
+        self._restart = False
+        """Whether something was installed since the application started."""
+        ui.setupButton.connect("clicked(bool)", self.onButton)
+
+    def update(self):
+        """Say what is missing, from what is installed; nothing is imported."""
+        missing = state()
+        if missing.ready and self._restart:
+            self._show(_("PyTorch {version} is installed. Restart Slicer before you register.").format(
+                version=missing.version), _("Restart Slicer"))
+        else:
+            self._show(missing.sentence, missing.action)
+
+    def _show(self, sentence, action):
+        self._ui.setupFrame.setVisible(bool(sentence))
+        self._ui.setupLabel.text = sentence
+        self._ui.setupButton.text = action
+        self._ui.setupButton.setVisible(bool(action))
+
+    def onButton(self, *_ignored):
+        """Install or update PyTorch after asking, or restart."""
+        if self._restart and state().ready:
+            slicer.util.restart()
+            return
+        self._show(_("PyTorch is being installed. This takes some minutes; Slicer does not react meanwhile."), "")
+        slicer.app.processEvents()  # so that it is seen
+        try:
+            with slicer.util.WaitCursor():
+                ensureRequirements(self._requirements)
+                self._restart = install() or self._restart
+        except Problem as problem:
+            self._show(str(problem), state().action or _("Set up PyTorch…"))
+            return
+        except Exception as error:
+            slicer.util.errorDisplay(_("PyTorch could not be installed: {reason}").format(reason=error))
+        self.update()
 
 
 def missingRequirements(path) -> list[str]:

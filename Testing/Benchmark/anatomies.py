@@ -1,8 +1,8 @@
 """Task ``anatomies``: other organs, animals and sizes; copies of known truth, pairs of individuals, hopeless pairs.
 
-A case's name says all: "K/mouse-brain/mouse_brain_01/0" is kind, collection, volume (or moving and fixed volume), draw;
-its random numbers belong to the name and the seed. Kinds A, K, R, C, I are copies (copies.py), P pairs, X pairs in which
-nothing is right. *Size* is twice the root mean square radius of the fixed tissue.
+A case's name says all: "K/mouse-brain/mouse_brain_01/0" is kind, collection, volume (or moving and fixed volume) and
+draw; its random numbers belong to the name and the seed. Kinds A, K, R, C, I are copies (copies.py), P pairs, X
+pairs in which nothing is right. *Size* is twice the root mean square radius of the fixed tissue.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from SpatialDiffusionCore.spatial import geometry, volume_file
 from SpatialDiffusionCore.spatial.sampling import Prepared, prepare
 from SpatialDiffusionCore.spatial.volume import Volume
 
-from . import anatomy_report, contrast, copies, measures, subjects
+from . import anatomy_report, contrast, copies, measures, people, subjects
 from .cases import Arguments, Case, Task, Todo, data_root, rng
 from .subjects import Subject
 
@@ -35,6 +35,9 @@ COPY_LIMITS = (0.01, 0.03)
 
 #: The same of pairs whose truth is known within a few millimeters only: peers' consensus, or templates' common space.
 CONTRAST_LIMITS = (0.025, 0.05)
+
+#: The same of heads or necks of two people, whose truth is the median of two peers that end within 6 mm.
+PEOPLE_LIMITS = (0.04, 0.07)
 
 #: Landmarks of two skulls: the best affine fit of the landmarks themselves leaves 2 to 4 % of the size.
 SKULL_LIMITS = (0.06, 0.10)
@@ -78,7 +81,7 @@ class AnatomyCase(Case):
     volumes: tuple = ()
     size: float = 0.0
     limits: tuple = ()
-    points: Optional[tuple] = None
+    points: tuple | None = None
     coarsest: float = 0.0
     hopeless: bool = False
     fixed_tissue: tuple = field(default=(), repr=False)
@@ -113,7 +116,7 @@ def _base(name: str, seed: int, root: Path, moving: Subject, fixed: Subject, kin
         seed,
         *paths,
         moved,
-        modality=("auto", "auto"),
+        modality=("any", "any"),
         volumes=(made, fixed_volume),
         size=size,
         limits=_within(COPY_LIMITS, size, coarsest),
@@ -132,11 +135,12 @@ def _copy(name: str, seed: int, root: Path, subject: Subject, kind: str) -> Anat
     return replace(case, truth=np.linalg.inv(case.moved))
 
 
-def _pair(name: str, seed: int, root: Path, moving: Subject, fixed: Subject, known: Optional[np.ndarray]):
+def _pair(name: str, seed: int, root: Path, moving: Subject, fixed: Subject, known: np.ndarray | None):
     """Two volumes; known: 4×4 moving → fixed under the files' own headers, where it is known."""
     case = _base(name, seed, root, moving, fixed, "P")
     if known is not None:
         limits = COPY_LIMITS if moving.collection == "chest-ct" else CONTRAST_LIMITS
+        limits = limits if moving.person == fixed.person else PEOPLE_LIMITS
         limits = _within(limits, case.size, case.coarsest)
         return replace(case, truth=known @ np.linalg.inv(case.moved), limits=limits)
     if moving.collection == "mouse-brain":
@@ -196,6 +200,7 @@ def _known_pairs(mine: list[Subject]) -> Iterator[tuple[Subject, Subject, np.nda
         known = np.eye(4) if (first, second) == chest else contrast.known(first, second, table)
         if known is not None:
             yield by_path[first], by_path[second], known
+    yield from people.known(mine)
 
 
 def _individuals(mine: list[Subject]) -> Iterator[tuple[Subject, Subject]]:
@@ -204,32 +209,51 @@ def _individuals(mine: list[Subject]) -> Iterator[tuple[Subject, Subject]]:
         yield from _ring(group)
 
 
-def todos(root: Path, half: str, kinds: tuple = tuple(KINDS), draws: int = DRAWS, seed: int = 0) -> list[Todo]:
-    """The cases of a half, kinds and collections in turn, so that any first part of the list has some of each."""
+def todos(
+    root: Path,
+    half: str,
+    kinds: tuple = tuple(KINDS),
+    draws: int = DRAWS,
+    seed: int = 0,
+    calibration: bool = False,
+) -> list[Todo]:
+    """The cases of a half, kinds and collections in turn, so that any first part of the list has some of each.
+
+    calibration: only of volumes that may calibrate.
+    """
     mine = [subject for subject in subjects.read() if subject.half == subjects.check_half(half)]
-    unknown = set(kinds) - set(KINDS)
+    mine = [subject for subject in mine if subject.calibrates or not calibration]
+    unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
-        raise InputError(f"Unknown kinds {sorted(unknown)}; choose among: {', '.join(KINDS)}.")
+        raise InputError(f"Unknown kinds: {', '.join(unknown)}; choose among: {', '.join(KINDS)}.")
     queues: dict[tuple, list[Todo]] = {}
-
-    def add(kind: str, collection: str, what: str, make: Callable) -> None:
+    for kind, collection, what, make in _families(mine, seed, root):
         if kind in kinds:
-            for draw in range(draws):
-                name = f"{kind}/{collection}/{what}/{draw}"
-                queues.setdefault((kind, collection), []).append(Todo(name, 0.0, partial(make, name, draw)))
+            names = [f"{kind}/{collection}/{what}/{draw}" for draw in range(draws)]
+            made = [Todo(n, _turn_of(n, seed), partial(make, n, draw)) for draw, n in enumerate(names)]
+            queues.setdefault((kind, collection), []).extend(made)
+    return _in_turn(queues)
 
+
+def _turn_of(name: str, seed: int) -> float:
+    """The turn of a case's header, degrees: the first random number that copies.any_turn draws."""
+    return round(float(rng("anatomies", name, seed).uniform(*copies.TURNS)), 1)
+
+
+def _families(mine: list[Subject], seed: int, root: Path) -> Iterator[tuple[str, str, str, Callable]]:
+    """(kind, collection, volumes, function of a case's name and draw that makes it) of what every draw repeats."""
     for subject in mine:
         for kind in copies.KINDS:
-            add(kind, subject.collection, subject.name, _ignoring(_copy, seed, root, subject, kind))
-    for moving, fixed in _individuals(mine):
-        add("P", fixed.collection, f"{moving.name}-{fixed.name}", _turning(_pair, seed, root, moving, fixed, None))
-    for moving, fixed, known in _known_pairs(mine):
-        add("P", fixed.collection, f"{moving.name}-{fixed.name}", _turning(_pair, seed, root, moving, fixed, known))
+            yield kind, subject.collection, subject.name, _ignoring(_copy, seed, root, subject, kind)
+    individuals = [(*pair, None) for pair in _individuals(mine)]
+    for moving, fixed, known in (*individuals, *_known_pairs(mine)):
+        make = _turning(_pair, seed, root, moving, fixed, known)
+        yield "P", fixed.collection, f"{moving.name}-{fixed.name}", make
     for first, second in HOPELESS:
         movings, fixeds = ([s for s in mine if s.collection == c] for c in (first, second))
         for moving, fixed in zip(movings, fixeds):
-            add("X", f"{first}-{second}", f"{moving.name}-{fixed.name}", _ignoring(_hopeless, seed, root, moving, fixed))
-    return _in_turn(queues)
+            make = _ignoring(_hopeless, seed, root, moving, fixed)
+            yield "X", f"{first}-{second}", f"{moving.name}-{fixed.name}", make
 
 
 def _ignoring(make: Callable, seed: int, root: Path, *rest) -> Callable:
@@ -260,7 +284,7 @@ def _in_turn(queues: dict[tuple, list[Todo]]) -> list[Todo]:
 # --- measure -----------------------------------------------------------------------------------------------
 
 
-def judge(case: AnatomyCase, matrix: Optional[np.ndarray]) -> dict:
+def judge(case: AnatomyCase, matrix: np.ndarray | None) -> dict:
     """{"success" (right), "wrong", and "error_mm" and "error_share" of the size, or "dice"}; a missing answer is
     neither right nor wrong, and to a hopeless pair every answer is wrong."""
     if matrix is None:
@@ -304,7 +328,9 @@ def _cases(arguments: Arguments) -> list[Todo]:
     """The first cases of the report's half, all kinds but the hopeless one."""
     kinds = tuple(arguments.conditions or [kind for kind in KINDS if kind not in "XI"])
     chosen = todos(data_root(arguments.data), subjects.REPORT, kinds, arguments.draws or DRAWS, arguments.seed)
-    return [Todo(t.name, 0.0, partial(_written, t, arguments.scratch)) for t in chosen[: arguments.pairs or SUBSET]]
+    return [
+        Todo(t.name, t.rotation, partial(_written, t, arguments.scratch)) for t in chosen[: arguments.pairs or SUBSET]
+    ]
 
 
 def _measure(arguments: Arguments) -> Callable:
@@ -321,5 +347,6 @@ TASKS = (
         methods=("untold",),
         summary=anatomy_report.summary,
         interleave=True,
+        choices=("pairs", "conditions", "draws"),
     ),
 )

@@ -103,8 +103,8 @@ def _rates(found: list[dict]) -> str:
 def summary(records: list[dict]) -> list[str]:
     """The README's part: a row a kind, a column a method."""
     return [
-        "**Other organs, animals and sizes**: mouse brains and skulls, spines, chests, torsos, necks and heads from any "
-        "pose; kinds as in the report. Right in %, wrong in brackets.",
+        "**Other organs, animals and sizes**: mouse brains and skulls, spines, chests, torsos, necks and heads from "
+        "any pose; kinds as in the report. Right in %, wrong in brackets.",
         tables.groups_down(records, _rates, tuple("AKRCPX")),
         tables.cost(records),
     ]

@@ -7,7 +7,6 @@ public ``register`` is used, told nothing about the volumes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from SpatialDiffusionCore.errors import InputError
 
 from . import anatomies, anatomy_report, subjects
 from .cases import Todo, data_root
-from .child import ROOT
+from .child import ROOT, code_hash
 
 #: The fixed check: cases of the development half that take seconds each.
 CHECK = Path(__file__).with_name("anatomies_check.txt")
@@ -35,14 +34,19 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--data", default=str(ROOT.parent / "shared" / "data"), metavar="DIR")
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="one line an answer; goes on where it was")
     parser.add_argument("--half", default=subjects.DEVELOPMENT, choices=(subjects.DEVELOPMENT, subjects.REPORT))
-    parser.add_argument("--kinds", default=None, metavar="A,K,…", help="; ".join(map(": ".join, anatomies.KINDS.items())))
+    parser.add_argument(
+        "--kinds", default=None, metavar="A,K,…", help="; ".join(map(": ".join, anatomies.KINDS.items()))
+    )
     parser.add_argument("--collections", default=None, metavar="NAME,…", help="default: all")
     parser.add_argument("--draws", type=int, default=None, metavar="N", help=f"turns a volume ({anatomies.DRAWS})")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N cases")
+    parser.add_argument("--calibration", action="store_true", help="only of volumes that may calibrate the score")
     parser.add_argument("--check", action="store_true", help=f"the fixed check: the cases that {CHECK.name} names")
     parser.add_argument("--cases", nargs="+", metavar="NAME", help="these cases")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes of one thread each")
-    parser.add_argument("--options", default="{}", metavar="JSON", help='further options of register, as {"modality": "any"}')
+    parser.add_argument(
+        "--options", default="{}", metavar="JSON", help='further options of register, as {"modality": "any"}'
+    )
     parser.add_argument("--table", action="store_true", help="no registration: the table of what is in the file")
 
 
@@ -74,7 +78,7 @@ def _options(arguments: argparse.Namespace) -> dict:
     except ValueError:
         options = None
     if not isinstance(options, dict):
-        raise InputError(f"--options needs a JSON object, for example {{\"modality\": \"any\"}}, not {arguments.options}.")
+        raise InputError(f'--options needs a JSON object, for example {{"modality": "any"}}, not {arguments.options}.')
     return options
 
 
@@ -88,7 +92,10 @@ def chosen(arguments: argparse.Namespace) -> list[Todo]:
     if arguments.check and (arguments.cases or arguments.half != subjects.DEVELOPMENT):
         raise InputError("--check is a fixed list of the development half; leave --cases and --half out.")
     kinds = tuple(arguments.kinds.split(",")) if arguments.kinds else tuple(anatomies.KINDS)
-    every = anatomies.todos(data_root(arguments.data), arguments.half, kinds, _draws(arguments))
+    if arguments.calibration and (exact or arguments.half != subjects.DEVELOPMENT):
+        raise InputError("--calibration chooses among the development half; leave --check, --cases and --half out.")
+    root, calibration = data_root(arguments.data), arguments.calibration
+    every = anatomies.todos(root, arguments.half, kinds, _draws(arguments), calibration=calibration)
     if exact:
         names = CHECK.read_text(encoding="utf-8").split() if arguments.check else arguments.cases
         by_name = {todo.name: todo for todo in every}
@@ -99,7 +106,9 @@ def chosen(arguments: argparse.Namespace) -> list[Todo]:
     if arguments.collections:
         wanted, known = set(arguments.collections.split(",")), {todo.name.split("/")[1] for todo in every}
         if wanted - known:
-            raise InputError(f"There is no collection {sorted(wanted - known)[0]}; choose among: {', '.join(sorted(known))}.")
+            raise InputError(
+                f"There is no collection {sorted(wanted - known)[0]}; choose among: {', '.join(sorted(known))}."
+            )
         every = [todo for todo in every if todo.name.split("/")[1] in wanted]
     return every[: arguments.limit]
 
@@ -130,11 +139,15 @@ def _plain(value: Any) -> Any:
 
 def line(record: dict) -> str:
     """One record in a line."""
-    judged = "right" if record["success"] else "wrong" if record.get("wrong") else "failed" if "error" in record else "near"
+    judged = (
+        "right" if record["success"] else "wrong" if record.get("wrong") else "failed" if "error" in record else "near"
+    )
     figure = f"Dice {record['dice']:.3f}" if "dice" in record else f"{100 * record.get('error_share', 0):.2f} %"
     chance = f" P {record['probability']:.3f}" if record.get("probability") is not None else ""
-    return (f"{record['case']:60} {judged:6} {record.get('word', ''):5}{chance} {figure:>10} "
-            f"{record.get('cpu_seconds', 0):6.2f} s {record.get('error', '')}")
+    return (
+        f"{record['case']:60} {judged:6} {record.get('word', ''):5}{chance} {figure:>10} "
+        f"{record.get('cpu_seconds', 0):6.2f} s {record.get('error', '')}"
+    )
 
 
 # --- the work ----------------------------------------------------------------------------------------------
@@ -199,20 +212,13 @@ class _Plain:
         register(moving, fixed, seed=seed, device="cpu")
 
 
-@lru_cache(maxsize=1)
-def code() -> str:
-    """Hash of the core's code."""
-    files = sorted((ROOT / "SpatialDiffusionCore").rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
-
-
 @lru_cache(maxsize=2)
 def _all(root: str, half: str, draws: int) -> dict[str, Todo]:
     return {todo.name: todo for todo in anatomies.todos(Path(root), half, draws=draws)}
 
 
 def _failed(name: str, error: str) -> dict:
-    return {"case": name, "code": code(), "error": error, "success": False, "wrong": False}
+    return {"case": name, "code": code_hash(), "error": error, "success": False, "wrong": False}
 
 
 def answer(name: str, settings: tuple) -> dict:
@@ -232,7 +238,7 @@ def answer(name: str, settings: tuple) -> dict:
     quality = result.quality.to_dict()
     return {
         "case": name,
-        "code": code(),
+        "code": code_hash(),
         "degrees": case.rotation,
         "word": quality.get("confidence"),
         "probability": quality.get("probability"),

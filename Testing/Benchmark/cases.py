@@ -2,12 +2,13 @@
 
 A case is a function of (data, seed) only, so that every method, machine and day meets the same ones.
 """
+
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from SpatialDiffusionCore.spatial import geometry
 
 #: Millimeters that the moving header is shifted by in the rotation sweeps.
 SHIFT = 20.0
+
+
+#: What the command line can choose of a task's cases; each task says which of these it knows.
+CHOICES = ("rotations", "pairs", "conditions", "subjects", "draws")
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,11 @@ class Arguments:
     data: Path
     scratch: Path
     seed: int = 0
-    rotations: Optional[tuple] = None
-    pairs: Optional[int] = None
-    subjects: Optional[int] = None
-    draws: Optional[int] = None
-    conditions: Optional[tuple] = None
+    rotations: tuple | None = None
+    pairs: int | None = None
+    subjects: int | None = None
+    draws: int | None = None
+    conditions: tuple | None = None
 
 
 @dataclass(frozen=True)
@@ -53,10 +58,10 @@ class Case:
     moving: Path
     fixed: Path
     moved: np.ndarray
-    labels: Optional[tuple] = None
-    truth: Optional[np.ndarray] = None
-    mean: Optional[np.ndarray] = None
-    covariance: Optional[np.ndarray] = None
+    labels: tuple | None = None
+    truth: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    covariance: np.ndarray | None = None
     modality: tuple = ("t1-brain", "t1-brain")
 
 
@@ -81,8 +86,8 @@ class Task:
     of (Case, 4×4 moving → fixed RAS or None where the method failed) that gives a dict with "success" and the figures.
     section(records) → Markdown parts of the report; summary(records) → those of the README. panels(records):
     functions of (axis, records), each a panel of the task's figure. methods: which take part unless named (() = all).
-    interleave: all methods get a case before the next one is made (for cases that are costly to make). takes: whether a
-    method (its name) can do a case (its name).
+    choices: which of CHOICES it knows. interleave: all methods get a case before the next one is made (for cases that
+    are costly to make). takes: whether a method (its name) can do a case (its name).
     """
 
     name: str
@@ -93,8 +98,17 @@ class Task:
     summary: Callable = _nothing
     panels: Callable = _nothing
     methods: tuple = ()
+    choices: tuple = ()
     interleave: bool = False
     takes: Callable = lambda method, case: True
+
+
+def groups_of(arguments: Arguments, groups) -> tuple:
+    """The groups of cases that the command line names, or all of them; raises InputError for an unknown one."""
+    unknown = sorted(set(arguments.conditions or ()) - set(groups))
+    if unknown:
+        raise InputError(f"Unknown conditions: {', '.join(unknown)}; choose among: {', '.join(groups)}.")
+    return tuple(arguments.conditions or groups)
 
 
 def rng(*parts) -> np.random.Generator:
@@ -116,7 +130,7 @@ def stem(path) -> str:
     return Path(path).name.split(".")[0]
 
 
-def pairs(count: Optional[int] = None, subjects: int = 10) -> list:
+def pairs(count: int | None = None, subjects: int = 10) -> list:
     """The first ``count`` of the pairs of subject numbers (moving, fixed): (i, i+3), then (i, i+7)."""
     every = [(i, (i + step) % subjects) for step in (3, 7) for i in range(subjects)]
     return every[:count]

@@ -1,11 +1,14 @@
 """The child process in which a method works, seen from outside (worker.py is its inside)."""
+
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
 import subprocess
 import threading
+from functools import lru_cache
 from pathlib import Path
 
 from . import cases
@@ -14,26 +17,43 @@ from . import cases
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """Eight hexadecimal digits that change with the core's code."""
+    files = sorted((ROOT / "SpatialDiffusionCore").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
+
+
 class Worker:
     """A child process with one method; it is started anew after a crash or a timeout."""
 
     def __init__(self, method: str, python: str, threads: int, timeout: float, options: dict, log=None):
         self.command = [python, "-m", f"{__package__}.worker", method, json.dumps(options)]
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
-                 "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
+        names = (
+            "OMP_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "NUMEXPR_NUM_THREADS",
+            "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+        )
         paths = [str(ROOT / "Testing"), str(ROOT), str(ROOT / "Training"), os.environ.get("PYTHONPATH", "")]
-        self.environment = {**os.environ, **{name: str(threads) for name in names},
-                            "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+        self.environment = {
+            **os.environ,
+            **{name: str(threads) for name in names},
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        }
         self.timeout, self.log, self.process = timeout, log, None
 
     def _start(self):
-        log = open(self.log, "ab") if self.log else subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            env=self.environment, text=True,
-        )
-        if self.log:
-            log.close()
+        with open(self.log or os.devnull, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self.environment,
+                text=True,
+            )
         self.lines = queue.Queue()
 
         def read(stream, lines):
@@ -62,8 +82,13 @@ class Worker:
             ready = self._start()
             if "error" in ready:
                 return {**ready, "unavailable": True}
-        request = {"moving": str(case.moving), "fixed": str(case.fixed), "moved": case.moved.tolist(),
-                   "seed": case.seed, "modality": case.modality}
+        request = {
+            "moving": str(case.moving),
+            "fixed": str(case.fixed),
+            "moved": case.moved.tolist(),
+            "seed": case.seed,
+            "modality": case.modality,
+        }
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()

@@ -1,4 +1,5 @@
 """Whether the method knows when it is wrong: its spread, similarity and words against the error, over all tasks."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -42,10 +43,16 @@ def _area(records, name: str) -> str:
 
 
 def _judged(records) -> list:
-    """Records that carry a spread, without retinas (of which 10 mm is more than all), other numbers of steps, and pairs
-    that stand beside mirrored ones for comparison (the brains task has them, with labels)."""
-    return [r for r in records if r.get("spread_mm") is not None and r["task"] not in ("oct", "octa")
-            and r["method"] == tables.parse(r["method"]).base and tables.group(r) != "true"]
+    """Records that carry a spread, without retinas and anatomies (of which 10 mm is more than all, or next to nothing),
+    other numbers of steps, and pairs that stand beside mirrored ones for comparison (the brains task has them)."""
+    return [
+        r
+        for r in records
+        if r.get("spread_mm") is not None
+        and r["task"] not in ("oct", "octa", "anatomies")
+        and r["method"] == tables.parse(r["method"]).base
+        and tables.group(r) != "true"
+    ]
 
 
 def section(records) -> list:
@@ -58,10 +65,12 @@ def section(records) -> list:
     main = tables.methods(true)[0]
     return [
         "## The error bar",
-        "Made by `python -m Benchmark report RESULTS` from all tasks but the retinas.",
+        "Made by `python -m Benchmark report RESULTS` from all tasks but anatomies and the retinas.",
         f"Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
         "of that task; where nothing could be right, every answer. Spearman: of spread and error, where that is known.",
-        table, f"**Words against errors, {tables.label(main)}**", words(tables.pick(judged, method=main)),
+        table,
+        f"**Words against errors, {tables.label(main)}**",
+        words(tables.pick(judged, method=main)),
         *sides(tables.pick(records, method=main)),
     ]
 
@@ -73,10 +82,12 @@ def summary(records) -> list:
     if table is None:
         return []
     return [
-        f"**The error bar**, over all tasks but the retinas. Wrong: more than {WRONG_MM:g} mm off, or where labels "
-        "judge, failed, or where nothing could be right. Below: how often each word went with which error. Made by "
-        "`python -m Benchmark report RESULTS`.",
-        table, words(judged), *sides(tables.pick(records, method="default")),
+        f"**The error bar**, over all tasks but anatomies and the retinas. Wrong: more than {WRONG_MM:g} mm off, or "
+        "where labels judge, failed, or where nothing could be right. Below: how often each word went with which "
+        "error. Made by `python -m Benchmark report RESULTS`.",
+        table,
+        words(judged),
+        *sides(tables.pick(records, method="default")),
     ]
 
 
@@ -89,20 +100,37 @@ def _areas(true):
         far = [r for r in mine if r.get("spread_mm") is not None and "error_mm" in r]
         poor = [(r["confidence"] == "poor", wrong(r)) for r in mine]
         bad = sum(w for _, w in poor)
-        rows.append([
-            tables.label(method), str(len(mine)), str(bad), *(_area(mine, name) for name in scores),
-            f"{tables.spearman([r['spread_mm'] for r in far], [r['error_mm'] for r in far]):.2f}"
-            if len(far) > 2 else "–",
-            f"{sum(p and w for p, w in poor)} of {bad}", f"{sum(p and not w for p, w in poor)} of {len(mine) - bad}",
-        ])
+        rows.append(
+            [
+                tables.label(method),
+                str(len(mine)),
+                str(bad),
+                *(_area(mine, name) for name in scores),
+                f"{tables.spearman([r['spread_mm'] for r in far], [r['error_mm'] for r in far]):.2f}"
+                if len(far) > 2
+                else "–",
+                f"{sum(p and w for p, w in poor)} of {bad}",
+                f"{sum(p and not w for p, w in poor)} of {len(mine) - bad}",
+            ]
+        )
     if not rows:
         return None
-    return tables.table(["", "n", "wrong", *(f"AUROC of the {SCORES[name][0]}" for name in scores), "Spearman",
-                         "wrong called poor", "right called poor"], rows)
+    return tables.table(
+        [
+            "",
+            "n",
+            "wrong",
+            *(f"AUROC of the {SCORES[name][0]}" for name in scores),
+            "Spearman",
+            "wrong called poor",
+            "right called poor",
+        ],
+        rows,
+    )
 
 
 def sides(records) -> list:
-    """How often a volume was called mirrored, where it was and where not, a sentence; nothing where sides were not measured."""
+    """A sentence: how often a volume was called mirrored, where it was and where not; none without measures."""
     measured = {True: [], False: []}
     for record in records:
         if record.get("sides") is not None:
@@ -110,8 +138,11 @@ def sides(records) -> list:
     if not any(measured.values()):
         return []
     all_mirrored = sum(mirrored(record) for record in records)
-    return [f"Of {all_mirrored} pairs with a mirrored head {sum(measured[True])} were called mirrored, of {len(measured[False])} others "
-            f"in which both heads' sides could be measured {sum(measured[False])}."]
+    return [
+        f"Of {all_mirrored} pairs with a mirrored head {sum(measured[True])} were called mirrored, of "
+        f"{len(measured[False])} others "
+        f"in which both heads' sides could be measured {sum(measured[False])}."
+    ]
 
 
 def words(records) -> str:

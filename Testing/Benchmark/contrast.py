@@ -3,6 +3,7 @@
 Raw scans have no known transform. What stands for it is a consensus of peers that converge from the scans' own headers
 (consensus.json; made by ``python -m Benchmark consensus``).
 """
+
 from __future__ import annotations
 
 import json
@@ -12,34 +13,44 @@ from pathlib import Path
 
 import numpy as np
 
+from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, sampling, volume_file
 
 from . import measures, tables
-from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, rng
+from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, groups_of, rng
 from .child import Worker
 
 #: group → pairs of files that lie in one space.
 TEMPLATES = {
-    "T1-T2": [("templates/mni152_t1_2mm", "templates/mni152_t2_2mm"),
-              ("templates/mni152_t1_brain_1mm", "templates/mni152_t2_2mm")],
-    "T1-PD": [("templates/mni152_t1_2mm", "templates/avg152_pd_2mm"),
-              ("templates/mni152_t1_brain_1mm", "templates/avg152_pd_2mm")],
-    "head-brain": [("templates/mni152_t1_2mm", "templates/mni152_t1_brain_1mm"),
-                   ("templates/colin27_t1", "templates/colin27_t1_brain")],
+    "T1-T2": [
+        ("templates/mni152_t1_2mm", "templates/mni152_t2_2mm"),
+        ("templates/mni152_t1_brain_1mm", "templates/mni152_t2_2mm"),
+    ],
+    "T1-PD": [
+        ("templates/mni152_t1_2mm", "templates/avg152_pd_2mm"),
+        ("templates/mni152_t1_brain_1mm", "templates/avg152_pd_2mm"),
+    ],
+    "head-brain": [
+        ("templates/mni152_t1_2mm", "templates/mni152_t1_brain_1mm"),
+        ("templates/colin27_t1", "templates/colin27_t1_brain"),
+    ],
 }
 
 #: group → pairs of one person's raw scans, and of templates that were made of different people.
 RAW = {
-    "raw T1-T2": [(f"multi/{s}_t1", f"multi/{s}_t2") for s in (
-        "openms_01_study1", "openms_01_study2", "openms_03_study2", "adi")],
-    "raw T1-FLAIR": [(f"multi/{s}_t1", f"multi/{s}_flair") for s in (
-        "openms_01_study1", "openms_01_study2", "openms_03_study2")],
-    "raw visits": [("multi/openms_01_study1_t1", "multi/openms_01_study2_t1"),
-                   ("multi/openms_01_study1_t1", "multi/openms_01_study2_t2"),
-                   ("multi/openms_03_study2_t1", "multi/openms_03_study1_t2"),
-                   ("multi/openms_03_study2_t1", "multi/openms_03_study1_flair")],
-    "T1-CT": [("templates/mni152_t1_2mm", "templates/ct_head_2mm"),
-              ("templates/colin27_t1", "templates/ct_head_2mm")],
+    "raw T1-T2": [
+        (f"multi/{s}_t1", f"multi/{s}_t2") for s in ("openms_01_study1", "openms_01_study2", "openms_03_study2", "adi")
+    ],
+    "raw T1-FLAIR": [
+        (f"multi/{s}_t1", f"multi/{s}_flair") for s in ("openms_01_study1", "openms_01_study2", "openms_03_study2")
+    ],
+    "raw visits": [
+        ("multi/openms_01_study1_t1", "multi/openms_01_study2_t1"),
+        ("multi/openms_01_study1_t1", "multi/openms_01_study2_t2"),
+        ("multi/openms_03_study2_t1", "multi/openms_03_study1_t2"),
+        ("multi/openms_03_study2_t1", "multi/openms_03_study1_flair"),
+    ],
+    "T1-CT": [("templates/mni152_t1_2mm", "templates/ct_head_2mm"), ("templates/colin27_t1", "templates/ct_head_2mm")],
 }
 
 CONSENSUS = Path(__file__).with_name("consensus.json")
@@ -76,7 +87,7 @@ def _cases(arguments: Arguments) -> list:
     groups = {**TEMPLATES, **RAW}
     todos = []
     for number in range(arguments.draws or 4):
-        for group in arguments.conditions or groups:
+        for group in groups_of(arguments, groups):
             for first, second in groups[group]:
                 truth = known(first, second, table)
                 if truth is None:
@@ -94,9 +105,18 @@ def _case(root, name, degrees, seed, moving, fixed, truth, moved) -> Case:
     paths = [root / f"{path}.nii.gz" for path in (moving, fixed)]
     moved = moved(field_center(paths[0]))
     prepared = sampling.prepare(volume_file.load(paths[0]).moved(moved))
-    return Case("contrast", name, degrees, seed, *paths, moved, truth=truth @ np.linalg.inv(moved),
-                mean=prepared.tissue_center, covariance=prepared.tissue_covariance,
-                modality=(_modality(moving), _modality(fixed)))
+    return Case(
+        "contrast",
+        name,
+        degrees,
+        seed,
+        *paths,
+        moved,
+        truth=truth @ np.linalg.inv(moved),
+        mean=prepared.tissue_center,
+        covariance=prepared.tissue_covariance,
+        modality=(_modality(moving), _modality(fixed)),
+    )
 
 
 # --- the consensus -----------------------------------------------------------------------------------------
@@ -127,12 +147,12 @@ def agree(answers: dict, points) -> dict:
     return {"matrix": matrix, "peers": apart}
 
 
-def make_consensus(data, python, path=CONSENSUS, log=None, report=print) -> None:
-    """Ask the peers for every raw pair that the file lacks, and write it after each."""
+def make_consensus(data, python, path=CONSENSUS, log=None, report=print, pairs=None, peers=PEERS) -> None:
+    """Ask the peers for every pair (of RAW, or of those given) that the file lacks, and write it after each."""
     root = data_root(data)
     table = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    workers = {name: Worker(name, python, 1, 1800, {}, log) for name in PEERS}
-    for first, second in (pair for pairs in RAW.values() for pair in pairs):
+    workers = {name: Worker(name, python, 1, 1800, {}, log) for name in peers}
+    for first, second in pairs or (pair for group in RAW.values() for pair in group):
         name = pair_name(first, second)
         if name in table:
             continue
@@ -140,6 +160,8 @@ def make_consensus(data, python, path=CONSENSUS, log=None, report=print) -> None
         case = Case("contrast", name, 0.0, 0, *paths, np.eye(4))
         found = {peer: worker.register(case) for peer, worker in workers.items()}
         answers = {peer: np.array(a["matrix"]) for peer, a in found.items() if "matrix" in a}
+        if len(answers) < 2:
+            raise InputError(f"Of the peers {', '.join(peers)} fewer than two answered for {name}: {found}")
         prepared = sampling.prepare(volume_file.load(paths[0]))
         points = np.random.default_rng(0).multivariate_normal(prepared.tissue_center, prepared.tissue_covariance, 2000)
         table[name] = agree(answers, points)
@@ -157,12 +179,15 @@ def _section(records) -> list:
     return [
         "## Contrasts",
         "One head in two contrasts, the moving header turned by up to 180° and shifted by up to 50 mm: templates in "
-        "one space (the PD template lies about 1 mm off the T1 one), and raw scans of one person and a CT template, judged by the "
-        f"median of those of greedy, ANTs Affine and elastix that agree within {AGREE:g} mm, with unturned headers. Error: "
-        "RMS distance over the head. A success is below 5 mm.",
-        "**Median error, mm**", tables.by_group(records, tables.error(50), order),
-        "**Success, %**", tables.by_group(records, tables.success, order),
-        "**Time and memory, one registration**", tables.cost(records),
+        "one space (the PD template lies about 1 mm off the T1 one), and raw scans of one person and a CT template, "
+        f"judged by the median of those of greedy, ANTs Affine and elastix that agree within {AGREE:g} mm, with "
+        "unturned headers. Error: RMS distance over the head. A success is below 5 mm.",
+        "**Median error, mm**",
+        tables.by_group(records, tables.error(50), order),
+        "**Success, %**",
+        tables.by_group(records, tables.success, order),
+        "**Time and memory, one registration**",
+        tables.cost(records),
     ]
 
 
@@ -170,14 +195,22 @@ def _summary(records) -> list:
     order = (*TEMPLATES, *RAW)
     return [
         "**Other contrasts**: one head in two of them, the moving header turned by up to 180° and shifted by up to "
-        "50 mm. Templates in one space; raw scans of one person, and T1 against a CT template, by a consensus of the peers. Success (< 5 mm) "
-        "in %, median error in mm.",
-        tables.groups_down(records, tables.rate_and_median, order), tables.cost(records),
+        "50 mm. Templates in one space; raw scans of one person, and T1 against a CT template, by a consensus of the "
+        "peers. Success (< 5 mm) in %, median error in mm.",
+        tables.groups_down(records, tables.rate_and_median, order),
+        tables.cost(records),
     ]
 
 
 TASKS = (
-    Task("contrast", "T1, T2, PD, FLAIR, with and without skull, from any pose", _cases,
-         lambda arguments: measures.known, _section, summary=_summary,
-         methods=("default", "no-network", "greedy-search", "elastix")),
+    Task(
+        "contrast",
+        "T1, T2, PD, FLAIR, with and without skull, from any pose",
+        _cases,
+        lambda arguments: measures.known,
+        _section,
+        summary=_summary,
+        methods=("default", "no-network", "greedy-search", "elastix"),
+        choices=("conditions", "draws"),
+    ),
 )

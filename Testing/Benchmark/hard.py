@@ -1,4 +1,5 @@
 """Known transforms between two corrupted versions of one head, from any pose."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 
 from . import measures, tables
-from .cases import Arguments, Case, Task, Todo, data_root, draw_transform, rng, stem
+from .cases import Arguments, Case, Task, Todo, data_root, draw_transform, groups_of, rng, stem
 
 #: Voxels along the edge of a case's cube, and mm per voxel.
 SIZE, SPACING = 128, 2.0
@@ -33,13 +33,18 @@ CONDITIONS = {
 }
 CONDITIONS["together"] = {
     **{k: v for name in ("motion", "bias", "slices", "crop") for k, v in CONDITIONS[name].items()},
-    "noise": {"sigma": 0.1, "inside": 0.0}, "contrast": {"monotone": 1.0},
+    "noise": {"sigma": 0.1, "inside": 0.0},
+    "contrast": {"monotone": 1.0},
 }
 
 #: Conditions that need two volumes of one head: templates (moving, fixed) in one space.
 TEMPLATES = {
-    "strip": [("mni152_t1_brain_1mm", "mni152_t1_2mm"), ("mni152_t1_2mm", "mni152_t1_brain_1mm"),
-              ("colin27_t1_brain", "colin27_t1"), ("colin27_t1", "colin27_t1_brain")],
+    "strip": [
+        ("mni152_t1_brain_1mm", "mni152_t1_2mm"),
+        ("mni152_t1_2mm", "mni152_t1_brain_1mm"),
+        ("colin27_t1_brain", "colin27_t1"),
+        ("colin27_t1", "colin27_t1_brain"),
+    ],
     "t2": [("mni152_t1_2mm", "mni152_t2_2mm"), ("mni152_t2_2mm", "mni152_t1_2mm")],
 }
 
@@ -77,8 +82,9 @@ def draw_known(name: str, seed: int) -> Draw:
     degrees = float(generator.uniform(0, 180))
     axis, shift = generator.normal(size=(2, 3))
     turn = geometry.rotation_about(axis, np.radians(degrees))
-    return Draw(to_fixed, to_moving, (turn, shift / np.linalg.norm(shift) * generator.uniform(0, 50)),
-                round(degrees, 1))
+    return Draw(
+        to_fixed, to_moving, (turn, shift / np.linalg.norm(shift) * generator.uniform(0, 50)), round(degrees, 1)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -87,21 +93,40 @@ def known_pair(moving, fixed, subject: str, seed: int, transform=draw_known):
     scan twice) that lie in one space. transform: function of (subject, seed) that gives a Draw."""
     sources = [sampling.prepare(volume_file.load(path)) for path in ((fixed,) if moving == fixed else (fixed, moving))]
     draw, center = transform(subject, seed), sources[0].tissue_center
-    to_fixed, to_moving, turn = (geometry.about(linear, center, shift)
-                                 for linear, shift in (draw.to_fixed, draw.to_moving, draw.turn))
+    to_fixed, to_moving, turn = (
+        geometry.about(linear, center, shift) for linear, shift in (draw.to_fixed, draw.to_moving, draw.turn)
+    )
     grid = sampling.canonical_grid(sources[0], SIZE, SPACING)
-    values = [sampling.sample(source, grid.moved(matrix)) for source, matrix in
-              ((sources[0], to_fixed), (sources[-1], to_moving))]
+    values = [
+        sampling.sample(source, grid.moved(matrix))
+        for source, matrix in ((sources[0], to_fixed), (sources[-1], to_moving))
+    ]
     # The scan's point p lies at to_fixed⁻¹·p in the fixed volume and at turn·to_moving⁻¹·p in the moving one.
     to_world = turn @ np.linalg.inv(to_moving)
     linear = to_world[:3, :3]
-    return (turn, values, grid, np.linalg.inv(to_fixed) @ np.linalg.inv(to_world),
-            geometry.transform_points(to_world, sources[-1].tissue_center[None])[0],
-            linear @ sources[-1].tissue_covariance @ linear.T)
+    return (
+        turn,
+        values,
+        grid,
+        np.linalg.inv(to_fixed) @ np.linalg.inv(to_world),
+        geometry.transform_points(to_world, sources[-1].tissue_center[None])[0],
+        linear @ sources[-1].tissue_covariance @ linear.T,
+    )
 
 
-def make_case(task: str, name: str, moving, fixed, subject: str, seed: int, artifacts, folder, key=None,
-              modality=("t1-brain", "t1-brain"), transform=draw_known) -> Case:
+def make_case(
+    task: str,
+    name: str,
+    moving,
+    fixed,
+    subject: str,
+    seed: int,
+    artifacts,
+    folder,
+    key=None,
+    modality=("t1-brain", "t1-brain"),
+    transform=draw_known,
+) -> Case:
     """Make a case with a known transform; its two files are written to ``folder``.
 
     subject: whose transform. artifacts: of both volumes, or (of the fixed, of the moving one); their random numbers
@@ -114,15 +139,27 @@ def make_case(task: str, name: str, moving, fixed, subject: str, seed: int, arti
         corrupted, header = corrupt(values.clone(), grid.voxel_to_ras, wanted, rng(task, subject, seed, key, role))
         paths.append(Path(folder) / f"{role}.nii")
         volume_file.save(volume.Volume(corrupted, header, role), paths[-1])
-    return Case(task, name, transform(subject, seed).degrees, seed, paths[1], paths[0], turn, truth=truth, mean=mean,
-                covariance=covariance, modality=modality)
+    return Case(
+        task,
+        name,
+        transform(subject, seed).degrees,
+        seed,
+        paths[1],
+        paths[0],
+        turn,
+        truth=truth,
+        mean=mean,
+        covariance=covariance,
+        modality=modality,
+    )
 
 
 def hard_case(scan, condition: str, seed: int, folder) -> Case:
     """One scan under a condition."""
     subject = stem(scan)
-    return make_case("hard", f"{condition}/{subject}", scan, scan, subject, seed, CONDITIONS[condition], folder,
-                     key=condition)
+    return make_case(
+        "hard", f"{condition}/{subject}", scan, scan, subject, seed, CONDITIONS[condition], folder, key=condition
+    )
 
 
 def corrupt(values, voxel_to_ras, artifacts: dict, generator):
@@ -162,17 +199,19 @@ def crop_box(first, last, generator, keep: float = 0.6, most: int = 3):
 
 def _cases(arguments: Arguments) -> list:
     """Scan by scan, so that each is read once; then the pairs of templates."""
-    conditions = arguments.conditions or (*CONDITIONS, *TEMPLATES)
-    unknown = set(conditions) - {*CONDITIONS, *TEMPLATES}
-    if unknown:
-        raise InputError(f"Unknown conditions {sorted(unknown)}; choose among: {', '.join((*CONDITIONS, *TEMPLATES))}.")
+    conditions = groups_of(arguments, (*CONDITIONS, *TEMPLATES))
     seed, folder, count = arguments.seed, arguments.scratch, arguments.subjects or 10
     todos = []
     scans = [c for c in conditions if c in CONDITIONS]
     for scan in held_out(arguments.data)[:count] if scans else []:
         for condition in scans:
-            todos.append(Todo(f"{condition}/{stem(scan)}", draw_known(stem(scan), seed).degrees,
-                              lambda s=scan, c=condition: hard_case(s, c, seed, folder)))
+            todos.append(
+                Todo(
+                    f"{condition}/{stem(scan)}",
+                    draw_known(stem(scan), seed).degrees,
+                    lambda s=scan, c=condition: hard_case(s, c, seed, folder),
+                )
+            )
     for condition in (c for c in conditions if c in TEMPLATES):
         choice = TEMPLATES[condition]
         for index in range(count):
@@ -187,8 +226,11 @@ def template_case(arguments: Arguments, condition: str, moving: str, fixed: str,
     paths = [folder / f"{name}.nii.gz" for name in (moving, fixed)]
     modality = tuple("t2-head-neck" if "_t2_" in name else "t1-brain" for name in (moving, fixed))
     name = f"{condition}/{subject}"
-    return Todo(name, draw_known(subject, arguments.seed).degrees, lambda: make_case(
-        "hard", name, *paths, subject, arguments.seed, {}, arguments.scratch, modality=modality))
+    return Todo(
+        name,
+        draw_known(subject, arguments.seed).degrees,
+        lambda: make_case("hard", name, *paths, subject, arguments.seed, {}, arguments.scratch, modality=modality),
+    )
 
 
 def _measure(arguments: Arguments):
@@ -202,10 +244,14 @@ def _section(records) -> list:
         "Held-out scans; turned by up to 180°, shifted by up to 50 mm, scaled by 0.8–1.25, sheared; both volumes "
         "corrupted independently; strip: whole head and skull-stripped, t2: T1 and T2, both of MNI152 and Colin27. "
         "Error: RMS distance over the head. A success is below 5 mm.",
-        "**Success, %**", tables.by_group(records, tables.success, order),
-        "**Median error, mm**", tables.by_group(records, tables.error(50), order),
-        "**95th percentile of the error, mm**", tables.by_group(records, tables.error(95), order),
-        "**Time and memory, one registration**", tables.cost(records),
+        "**Success, %**",
+        tables.by_group(records, tables.success, order),
+        "**Median error, mm**",
+        tables.by_group(records, tables.error(50), order),
+        "**95th percentile of the error, mm**",
+        tables.by_group(records, tables.error(95), order),
+        "**Time and memory, one registration**",
+        tables.cost(records),
     ]
 
 
@@ -214,7 +260,8 @@ def _summary(records) -> list:
         "**Corrupted heads**: known transforms of held-out scans, turned by up to 180°, shifted by up to 50 mm, scaled "
         "and sheared, both volumes corrupted independently. Success (error over the head below 5 mm) in %, median "
         "error in mm; in brackets the number of cases, where it differs.",
-        tables.groups_down(records, tables.rate_and_median, (*CONDITIONS, *TEMPLATES)), tables.cost(records),
+        tables.groups_down(records, tables.rate_and_median, (*CONDITIONS, *TEMPLATES)),
+        tables.cost(records),
     ]
 
 
@@ -226,17 +273,34 @@ def _panel(axis, records) -> None:
         mine = tables.pick(records, method=method)
         groups = [[r["success"] for r in mine if tables.group(r) == c] for c in conditions]
         heights = [100 * np.mean(g) if g else np.nan for g in groups]
-        axis.bar(np.arange(len(conditions)) + (index - (len(methods) - 1) / 2) * width, heights, width,
-                 color=tables.color(method), label=tables.label(method).lstrip("· "))
+        axis.bar(
+            np.arange(len(conditions)) + (index - (len(methods) - 1) / 2) * width,
+            heights,
+            width,
+            color=tables.color(method),
+            label=tables.label(method).lstrip("· "),
+        )
     axis.set_xticks(range(len(conditions)), conditions, rotation=30, ha="right")
-    axis.set(ylabel="success (< 5 mm), %", ylim=(0, 135), yticks=range(0, 101, 20),
-             title="Known transforms, corrupted volumes")
+    axis.set(
+        ylabel="success (< 5 mm), %",
+        ylim=(0, 135),
+        yticks=range(0, 101, 20),
+        title="Known transforms, corrupted volumes",
+    )
     axis.legend(fontsize=7, loc="upper center", ncols=2)
     axis.grid(axis="y", alpha=0.3)
 
 
 TASKS = (
-    Task("hard", "known transforms of corrupted heads, from any pose", _cases, _measure, _section,
-         summary=_summary,
-         panels=lambda records: [_panel], interleave=True),
+    Task(
+        "hard",
+        "known transforms of corrupted heads, from any pose",
+        _cases,
+        _measure,
+        _section,
+        summary=_summary,
+        panels=lambda records: [_panel],
+        interleave=True,
+        choices=("conditions", "subjects"),
+    ),
 )

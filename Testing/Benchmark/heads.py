@@ -4,11 +4,12 @@ Public scans with labels come stripped, so the heads are put together: a held-ou
 (heads.json, made by ``python -m Benchmark place``) and what lies more than a gap away from the brain is kept of it. The
 labels judge, as in the task brains.
 """
+
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 from . import brains, hard, tables
-from .cases import Arguments, Task, Todo, data_root, field_center, pose, stem
+from .cases import Arguments, Task, Todo, data_root, field_center, groups_of, pose, stem
 
 PLACES = Path(__file__).with_name("heads.json")
 
@@ -33,12 +34,16 @@ def dress(brain: volume.Volume, head: volume.Volume, head_to_brain) -> volume.Vo
     """The brain inside the other's head, on voxels of SPACING along R, A, S. head_to_brain: 4×4, RAS mm."""
     from scipy.ndimage import distance_transform_edt
 
-    corners = geometry.transform_points(brain.voxel_to_ras,
-                                        np.array(list(np.ndindex(2, 2, 2))) * (np.array(brain.shape) - 1))
-    low, high = (edge(corners, axis=0) + side for edge, side in zip((np.min, np.max), (
-        -np.array(REACH)[:, 0], np.array(REACH)[:, 1])))
-    grid = volume.Grid(tuple(int(n) for n in np.ceil((high - low) / SPACING) + 1),
-                       geometry.from_parts(np.eye(3) * SPACING, low))
+    corners = geometry.transform_points(
+        brain.voxel_to_ras, np.array(list(np.ndindex(2, 2, 2))) * (np.array(brain.shape) - 1)
+    )
+    low, high = (
+        edge(corners, axis=0) + side
+        for edge, side in zip((np.min, np.max), (-np.array(REACH)[:, 0], np.array(REACH)[:, 1]))
+    )
+    grid = volume.Grid(
+        tuple(int(n) for n in np.ceil((high - low) / SPACING) + 1), geometry.from_parts(np.eye(3) * SPACING, low)
+    )
     inner = volume.resample(brain, grid).data
     outer = volume.resample(head, grid, head_to_brain).data
     support = inner > 0.05 * np.percentile(inner[inner > 0], 99)
@@ -49,7 +54,7 @@ def dress(brain: volume.Volume, head: volume.Volume, head_to_brain) -> volume.Vo
     return volume.Volume(np.clip(filled, 0, None).astype(np.float32), grid.voxel_to_ras, brain.name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def dressed(brain, folder) -> Path:
     """The file of the head around a labelled brain, made when it is first needed."""
     entry = json.loads(PLACES.read_text(encoding="utf-8"))[stem(brain)]
@@ -75,25 +80,40 @@ def make_places(data, path=PLACES, report=print) -> None:
 
 def _cases(arguments: Arguments) -> list:
     """Rotation by rotation, each pair with both dressed, then with one of them, in turns."""
-    seed, todos = arguments.seed, []
+    seed, todos, groups = arguments.seed, [], groups_of(arguments, GROUPS)
     for rotation in arguments.rotations or ROTATIONS:
-        plain = brains.sweep(replace(arguments, rotations=(rotation,), pairs=arguments.pairs or 10), "heads", "oasis",
-                             "t1", 10, ROTATIONS, "t1-brain")
+        plain = brains.sweep(
+            replace(arguments, rotations=(rotation,), pairs=arguments.pairs or 10),
+            "heads",
+            "oasis",
+            "t1",
+            10,
+            ROTATIONS,
+            "t1-brain",
+        )
         for number, todo in enumerate(plain):
             for group in ("head on head", GROUPS[1 + number % 2]):
-                if group in (arguments.conditions or GROUPS):
-                    todos.append(Todo(f"{group}/{todo.name}", float(rotation),
-                                      lambda t=todo, g=group: _case(t.make(), g, seed, arguments.scratch)))
+                if group in groups:
+                    todos.append(
+                        Todo(
+                            f"{group}/{todo.name}",
+                            float(rotation),
+                            lambda t=todo, g=group: _case(t.make(), g, seed, arguments.scratch),
+                        )
+                    )
     return todos
 
 
 def _case(case, group, seed, scratch):
     moving, _, fixed = group.split()
-    files = [dressed(path, scratch) if what == "head" else path
-             for what, path in ((moving, case.moving), (fixed, case.fixed))]
+    files = [
+        dressed(path, scratch) if what == "head" else path
+        for what, path in ((moving, case.moving), (fixed, case.fixed))
+    ]
     name = f"{group}/{case.name}"
-    return replace(case, name=name, moving=files[0], fixed=files[1],
-                   moved=pose(name, case.rotation, seed, field_center(files[0])))
+    return replace(
+        case, name=name, moving=files[0], fixed=files[1], moved=pose(name, case.rotation, seed, field_center(files[0]))
+    )
 
 
 def _tables(records) -> list:
@@ -102,25 +122,39 @@ def _tables(records) -> list:
 
     parts = []
     for rotation in sorted({r["rotation"] for r in records}):
-        parts += [f"The moving header turned by {rotation:g}° and shifted by 20 mm: mean Dice · worst pair.",
-                  tables.groups_down(tables.pick(records, rotation=rotation), figures, GROUPS)]
+        parts += [
+            f"The moving header turned by {rotation:g}° and shifted by 20 mm: mean Dice · worst pair.",
+            tables.groups_down(tables.pick(records, rotation=rotation), figures, GROUPS),
+        ]
     return parts + [tables.cost(records)]
 
 
 def _section(records) -> list:
-    return ["## Whole heads of two people",
-            "The labelled brains of the task brains (Dice of 32 structures), each put into the skull, scalp, face and "
-            f"neck of another person (IXI, held out from training), with {GAP:g} mm of fluid between.",
-            *_tables(records)]
+    return [
+        "## Whole heads of two people",
+        "The labelled brains of the task brains (Dice of 32 structures), each put into the skull, scalp, face and "
+        f"neck of another person (IXI, held out from training), with {GAP:g} mm of fluid between.",
+        *_tables(records),
+    ]
 
 
 def _summary(records) -> list:
-    return ["**Whole heads of two people**: the same labelled brains, each put into the skull, scalp, face and neck of "
-            "another person whose scan is held out from training; Dice of 32 structures.", *_tables(records)]
+    return [
+        "**Whole heads of two people**: the same labelled brains, each put into the skull, scalp, face and neck of "
+        "another person whose scan is held out from training; Dice of 32 structures.",
+        *_tables(records),
+    ]
 
 
 TASKS = (
-    Task("heads", "labelled brains inside other people's heads, on heads and on brains", _cases, brains.structures,
-         _section, summary=_summary,
-         methods=("default", "no-focus", "no-network", "greedy", "elastix", "greedy-search")),
+    Task(
+        "heads",
+        "labelled brains inside other people's heads, on heads and on brains",
+        _cases,
+        brains.structures,
+        _section,
+        summary=_summary,
+        methods=("default", "no-focus", "no-network", "greedy", "elastix", "greedy-search"),
+        choices=("rotations", "pairs", "conditions"),
+    ),
 )

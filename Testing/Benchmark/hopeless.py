@@ -1,28 +1,29 @@
 """Cases without a right answer, or with half the evidence: does the method say so?"""
+
 from __future__ import annotations
 
 from functools import partial
 
 import numpy as np
 
-from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import volume, volume_file
 
 from . import hard, measures, tables
-from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, rng, stem
+from .cases import Arguments, Case, Task, Todo, any_pose, data_root, field_center, groups_of, rng, stem
 
 #: What each group holds; "half" has a right answer, which half a head shows, and "true" is there for comparison.
 GROUPS = {
-    "organ": "a neck CT on a T1 brain", "noise": "noise on a T1 brain", "half": "half of a head on the whole",
+    "organ": "a neck CT on a T1 brain",
+    "noise": "noise on a T1 brain",
+    "half": "half of a head on the whole",
     "mirror": "a mirrored head on the same head",
-    "mirror-other": "a mirrored brain on another person's", "true": "the same brain, not mirrored",
+    "mirror-other": "a mirrored brain on another person's",
+    "true": "the same brain, not mirrored",
 }
 
 
 def _cases(arguments: Arguments) -> list:
-    chosen = arguments.conditions or tuple(GROUPS)
-    if set(chosen) - set(GROUPS):
-        raise InputError(f"Unknown groups {sorted(set(chosen) - set(GROUPS))}; choose among: {', '.join(GROUPS)}.")
+    chosen = groups_of(arguments, GROUPS)
     count, seed = arguments.subjects or 6, arguments.seed
     bench = data_root(arguments.data) / "bench"
     brains, necks = (sorted(bench.glob(pattern)) for pattern in ("oasis_*_t1.nii.gz", "*_ct.nii.gz"))
@@ -30,8 +31,13 @@ def _cases(arguments: Arguments) -> list:
     for group in chosen:
         if group in ("half", "mirror"):
             for scan in hard.held_out(arguments.data)[:count]:
-                todos.append(Todo(f"{group}/{stem(scan)}", hard.draw_known(stem(scan), seed).degrees,
-                                  partial(_of_one_head, group, scan, arguments)))
+                todos.append(
+                    Todo(
+                        f"{group}/{stem(scan)}",
+                        hard.draw_known(stem(scan), seed).degrees,
+                        partial(_of_one_head, group, scan, arguments),
+                    )
+                )
             continue
         for number in range(count):
             fixed = brains[number % len(brains)]
@@ -92,6 +98,7 @@ def _of_two(group, name, degrees, moving, fixed, moved, arguments: Arguments) ->
 
 def measure(arguments: Arguments):
     """Error where the right answer is known ("half"); otherwise only a "true" one is a success (see task brains)."""
+
     def judge(case, matrix):
         if case.truth is not None:
             return measures.known(case, matrix)
@@ -109,11 +116,15 @@ def _words(records) -> str:
                 continue
             said = [r.get("confidence") or "failed" for r in found]
             spreads = [r["spread_mm"] for r in found if r.get("spread_mm") is not None]
-            rows.append([
-                tables.label(method), what, *(str(said.count(word)) for word in ("good", "fair", "poor")),
-                f"{np.median(spreads):.1f}" if spreads else "–",
-                tables.error(50)(found) if any("error_mm" in r for r in found) else "–",
-            ])
+            rows.append(
+                [
+                    tables.label(method),
+                    what,
+                    *(str(said.count(word)) for word in ("good", "fair", "poor")),
+                    f"{np.median(spreads):.1f}" if spreads else "–",
+                    tables.error(50)(found) if any("error_mm" in r for r in found) else "–",
+                ]
+            )
     header = ["", "case", "good", "fair", "poor", "spread, median mm", "error, median mm"]
     return tables.table(header, rows)
 
@@ -123,13 +134,18 @@ def _told(records) -> list:
     parts = []
     for method in tables.methods(records):
         alike = {r["case"]: r.get("similarity_after") for r in tables.pick(records, method=method)}
-        pairs = [(value, alike.get("mirror-other" + name[len("true"):])) for name, value in alike.items()
-                 if name.startswith("true/")]
+        pairs = [
+            (value, alike.get("mirror-other" + name[len("true") :]))
+            for name, value in alike.items()
+            if name.startswith("true/")
+        ]
         pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
         if pairs:
-            parts.append(f"{tables.label(method)}: the true brain ended more alike than its mirror image in "
-                         f"{sum(a > b for a, b in pairs)} of {len(pairs)} pairs of people (by "
-                         f"{np.median([a - b for a, b in pairs]):.3f} in the median).")
+            parts.append(
+                f"{tables.label(method)}: the true brain ended more alike than its mirror image in "
+                f"{sum(a > b for a, b in pairs)} of {len(pairs)} pairs of people (by "
+                f"{np.median([a - b for a, b in pairs]):.3f} in the median)."
+            )
     return parts
 
 
@@ -138,17 +154,31 @@ def _section(records) -> list:
         "## Hopeless cases",
         "No transform is right, but for half of a head; the moving header turned by up to 180° and shifted by up to "
         "50 mm.",
-        _words(records), *_told(records),
-        "**Time and memory, one registration**", tables.cost(records),
+        _words(records),
+        *_told(records),
+        "**Time and memory, one registration**",
+        tables.cost(records),
     ]
 
 
 def _summary(records) -> list:
-    return ["**Hopeless cases**: what the method says where no transform is right (half of a head has one).",
-            _words(mine := tables.pick(records, method=tables.methods(records)[0])), *_told(mine)]
+    return [
+        "**Hopeless cases**: what the method says where no transform is right (half of a head has one).",
+        _words(mine := tables.pick(records, method=tables.methods(records)[0])),
+        *_told(mine),
+    ]
 
 
 TASKS = (
-    Task("hopeless", "other organs, noise, half and mirrored heads", _cases, measure, _section,
-         methods=("default", "no-network"), summary=_summary, interleave=True),
+    Task(
+        "hopeless",
+        "other organs, noise, half and mirrored heads",
+        _cases,
+        measure,
+        _section,
+        methods=("default", "no-network"),
+        summary=_summary,
+        interleave=True,
+        choices=("conditions", "subjects"),
+    ),
 )

@@ -1,8 +1,8 @@
 """How right a registration is: overlap of labelled structures, or distance to a known transform."""
+
 from __future__ import annotations
 
 import csv
-from typing import Optional
 
 import numpy as np
 
@@ -38,12 +38,13 @@ class Overlap:
     def __init__(self, groups: dict, enough: float):
         self.groups, self.enough, self._read = groups, enough, {}
 
-    def __call__(self, case, matrix: Optional[np.ndarray]) -> dict:
+    def __call__(self, case, matrix: np.ndarray | None) -> dict:
         """The record's "dice" and "success"; 0 where there is no matrix."""
         value = 0.0 if matrix is None else self.dice(case.labels, case.moved, matrix)
         return {"dice": round(value, 4), "success": value >= self.enough}
 
-    def _labels(self, path):
+    def labels(self, path):
+        """(the structures' numbers as a Volume, which of them it has) of a label file."""
         if path not in self._read:
             loaded = volume_file.load(path, keep_type=True)
             numbers, names = group_labels(loaded.data, self.groups)
@@ -56,13 +57,13 @@ class Overlap:
 
         Nearest neighbor on the fixed grid; the unweighted mean over the structures that both subjects have.
         """
-        (moving, in_moving), (fixed, in_fixed) = (self._labels(path) for path in labels)
+        (moving, in_moving), (fixed, in_fixed) = (self.labels(path) for path in labels)
         there = volume.resample(moving.moved(moved), fixed, matrix, "nearest")
         values = dice(there.data, fixed.data, len(in_fixed))
         return float(np.mean(values[in_moving & in_fixed]))
 
 
-def known(case, matrix: Optional[np.ndarray]) -> dict:
+def known(case, matrix: np.ndarray | None) -> dict:
     """The record's "error_mm" (RMS over the head, none where the method failed) and "success"."""
     if matrix is None:
         return {"success": False}

@@ -5,16 +5,17 @@ phantoms that no model was trained on, scanned twice with rasters up to 20° fro
 the turn. Methods are named diffusion:MODEL, or diffusion:MODEL:any where the model is not told the modality (class 0);
 models of one's own take part by --methods.
 """
+
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
 from SpatialDiffusionCore.modality import MODALITIES
 
 from . import hard, measures, retinas, steps, tables
-from .cases import Arguments, Case, Task, Todo, data_root, rng, stem
+from .cases import Arguments, Case, Task, Todo, data_root, groups_of, rng, stem
 
 #: Timestep of the heads' draws: with the brain preset's schedule about 28 mm, RMS over the head.
 TIMESTEP = 45
@@ -26,7 +27,7 @@ TURN = 20.0
 FIRST_EYE = 200_000
 
 
-@lru_cache(maxsize=None)
+@cache
 def draw(subject: str, seed: int) -> hard.Draw:
     """A draw of the forward process for a subject "modality/scan"."""
     return steps.of_process(rng("models", subject, seed), TIMESTEP)
@@ -57,20 +58,28 @@ def _cases(arguments: Arguments) -> list:
     seed, folder, count = arguments.seed, arguments.scratch, arguments.subjects or 10
     groups = {**heads(arguments.data), "oct": None, "octa": None}
     todos = []
-    for key in arguments.conditions or groups:
+    for key in groups_of(arguments, groups):
         if groups[key] is None:
             todos += [Todo(f"{key}/eye{n:02d}", 0.0, lambda k=key, n=n: eye(k, n, seed, folder)) for n in range(count)]
             continue
         for scan in groups[key][:count]:
             name = f"{key}/{stem(scan)}"
-            todos.append(Todo(name, draw(name, seed).degrees, lambda k=key, scan=scan, name=name: hard.make_case(
-                "models", name, scan, scan, name, seed, steps.EVERYDAY, folder, modality=(k, k), transform=draw)))
+            todos.append(
+                Todo(
+                    name,
+                    draw(name, seed).degrees,
+                    lambda k=key, scan=scan, name=name: hard.make_case(
+                        "models", name, scan, scan, name, seed, steps.EVERYDAY, folder, modality=(k, k), transform=draw
+                    ),
+                )
+            )
     return todos
 
 
 def _measure(arguments: Arguments):
     return lambda case, matrix: (retinas.measure if case.modality[0] in ("oct", "octa") else measures.known)(
-        case, matrix)
+        case, matrix
+    )
 
 
 def takes(method: str, name: str) -> bool:
@@ -100,8 +109,10 @@ def _tables(records) -> list:
     for method in tables.methods(records):
         mine = [[r for r in tables.pick(records, method=method) if tables.group(r) == k] for k in groups]
         rows.append([tables.label(method), *(_cell(found) if found else "–" for found in mine)])
-    counts = [max(len([r for r in tables.pick(records, method=m) if tables.group(r) == k])
-                  for m in tables.methods(records)) for k in groups]
+    counts = [
+        max(len([r for r in tables.pick(records, method=m) if tables.group(r) == k]) for m in tables.methods(records))
+        for k in groups
+    ]
     return [tables.table(["", *(f"{k} (n = {n})" for k, n in zip(groups, counts))], rows)]
 
 
@@ -109,17 +120,23 @@ def _words() -> str:
     from SpatialDiffusionCore.pipeline.stages import DEFAULT_STEPS
 
     return (
-        f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of the forward "
-        f"process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of each, rasters "
-        f"within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of the RMS error "
-        "over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. `eyes`, `ct` "
-        "and `t2` (24 minutes of one core each, begun from `t1-brain`) and `no-t2` (T1 and CT) were trained for this comparison "
-        "and do not ship.")
+        f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of "
+        f"the forward process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of "
+        f"each, rasters within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of "
+        "the RMS error over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. "
+        "`eyes`, `ct` and `t2` (24 minutes of one core each, begun from `t1-brain`) and `no-t2` (T1 and CT) were "
+        "trained for this comparison and do not ship."
+    )
 
 
 def _section(records) -> list:
-    return ["## Models, each alone", _words(), *_tables(records), "**Time and memory, one registration**",
-            tables.cost(records)]
+    return [
+        "## Models, each alone",
+        _words(),
+        *_tables(records),
+        "**Time and memory, one registration**",
+        tables.cost(records),
+    ]
 
 
 def _summary(records) -> list:
@@ -127,7 +144,16 @@ def _summary(records) -> list:
 
 
 TASKS = (
-    Task("models", "each trained model alone on each modality", _cases, _measure, _section, summary=_summary,
-         interleave=True, takes=takes,
-         methods=("centers", "diffusion:t1-brain", "diffusion:foundation", "diffusion:foundation:any")),
+    Task(
+        "models",
+        "each trained model alone on each modality",
+        _cases,
+        _measure,
+        _section,
+        summary=_summary,
+        interleave=True,
+        takes=takes,
+        methods=("centers", "diffusion:t1-brain", "diffusion:foundation", "diffusion:foundation:any"),
+        choices=("conditions", "subjects"),
+    ),
 )

@@ -1,4 +1,5 @@
 """This project as shipped, and with parts of it taken away."""
+
 from __future__ import annotations
 
 import os
@@ -45,8 +46,14 @@ class Ours:
         from SpatialDiffusionCore import register
 
         result = register(
-            moving, fixed, moving_modality=self.modality[0], fixed_modality=self.modality[1], model=self.model,
-            device=self.device, seed=seed, **self.options,
+            moving,
+            fixed,
+            moving_modality=self.modality[0],
+            fixed_modality=self.modality[1],
+            model=self.model,
+            device=self.device,
+            seed=seed,
+            **self.options,
         )
         quality = result.quality.to_dict()
         quality.pop("warnings", None)
@@ -58,7 +65,7 @@ def _with(**fixed):
 
 
 class Naive(Ours):
-    """The network's prediction for the last timestep, whatever the timestep visited: the single shot again and again."""
+    """The network's prediction for the last timestep, whatever timestep is visited: the single shot again and again."""
 
     def prepare(self, moving_modality, fixed_modality):
         super().prepare(moving_modality, fixed_modality)

@@ -1,13 +1,18 @@
 """The peers, each called as its documentation shows; needs numpy and the peer only, so that it runs in any Python.
 
+Those that are programs of their own are in peer_programs.py.
+
 Every method has ``load(array, voxel_to_ras)`` → the peer's own image (not timed) and ``run(moving, fixed, seed)`` →
 the 4×4 moving → fixed matrix in RAS mm. Threads are set by the environment (see runner.py).
 """
+
 from __future__ import annotations
 
 import os
 
 import numpy as np
+
+from . import peer_programs
 
 LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -60,9 +65,7 @@ class Ants:
 
     def load(self, array, voxel_to_ras):
         origin, spacing, direction = lps_geometry(voxel_to_ras)
-        return self.ants.from_numpy(
-            array, origin=origin.tolist(), spacing=spacing.tolist(), direction=direction
-        )
+        return self.ants.from_numpy(array, origin=origin.tolist(), spacing=spacing.tolist(), direction=direction)
 
     def run(self, moving, fixed, seed):
         result = self.ants.registration(
@@ -154,7 +157,9 @@ class Greedy:
         greedy = self.make()
         greedy.execute(
             f"-threads 1 -a -dof 12 -n 100x50x10 -m NMI -ia-image-centers {self.search} -i fixed moving -o found",
-            fixed=fixed, moving=moving, found=None,
+            fixed=fixed,
+            moving=moving,
+            found=None,
         )
         return np.linalg.inv(np.array(greedy["found"]))  # fixed → moving, in RAS
 
@@ -211,4 +216,5 @@ METHODS = {
     "greedy": Greedy,
     "greedy-search": lambda: Greedy("-search 1000 any 10"),
     "mattes": Mattes,
+    **peer_programs.METHODS,
 }

@@ -1,4 +1,5 @@
 """The report (Markdown), the figure (PNG) and the README's part, made from result files alone."""
+
 from __future__ import annotations
 
 import os
@@ -38,8 +39,10 @@ def _builds(records) -> list:
     weights, codes = zip(*(build.rstrip(")").partition(" (code ")[::2] for build in builds))
     names = {weight.rpartition("-")[0] for weight in weights}
     mixed = len(set(codes)) > 1 or len(set(weights)) > len(names)
-    return [f"Model{'s' * (len(builds) > 1)}: {', '.join(builds)}." + (
-        " **More than one state of a model or of the code: they do not belong together.**" if mixed else "")]
+    return [
+        f"Model{'s' * (len(builds) > 1)}: {', '.join(builds)}."
+        + (" **More than one state of a model or of the code: they do not belong together.**" if mixed else "")
+    ]
 
 
 def text(folder) -> str:
@@ -104,7 +107,7 @@ def figures(folder) -> list:
         rows = -(-len(panels) // columns)
         width = 6.2 if columns < 3 else 4.6
         drawing, axes = pyplot.subplots(rows, columns, figsize=(width * columns, 3.9 * rows), squeeze=False)
-        for axis in axes.flat[len(panels):]:
+        for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         for panel, axis in zip(panels, axes.flat):
             panel(axis, mine)

@@ -1,4 +1,5 @@
 """Results as lines of JSON, appended one by one, so that a run can stop anywhere and go on later."""
+
 from __future__ import annotations
 
 import json

@@ -4,6 +4,7 @@ The real eye is scanned once: its even and its odd B-scans are two volumes. The 
 is turned, shifted, tilted and scaled. Phantoms are scanned twice (SpatialDiffusionTraining.retina), with eyes that no
 training uses.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -11,11 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 
 from . import tables
-from .cases import Arguments, Case, Task, Todo, data_root, rng
+from .cases import Arguments, Case, Task, Todo, data_root, groups_of, rng
 
 #: A success is off by at most so many B-scan spacings laterally and axial pixels in depth, in the median.
 LATERAL, AXIAL = 1.0, 2.0
@@ -35,9 +35,12 @@ def spoiled(acquisition, name: str, severity: float):
     of the light lost (shadow), 3 slabs that repeat a B-scan (stretch), a fifth of the field black (crop), each times
     the severity."""
     changes = {
-        "clean": {}, "motion": {"motion": 2.0 * severity, "saccades": int(round(3 * severity))},
-        "doubling": {"doubling": 0.2 * severity}, "shadow": {"shadow": min(0.95, 0.5 * severity)},
-        "stretch": {"stretch": int(round(3 * severity))}, "crop": {"crop": 0.2 * severity},
+        "clean": {},
+        "motion": {"motion": 2.0 * severity, "saccades": int(round(3 * severity))},
+        "doubling": {"doubling": 0.2 * severity},
+        "shadow": {"shadow": min(0.95, 0.5 * severity)},
+        "stretch": {"stretch": int(round(3 * severity))},
+        "crop": {"crop": 0.2 * severity},
     }
     return replace(acquisition, **changes[name])
 
@@ -68,8 +71,17 @@ def scanned_twice(task: str, name: str, turn: float, seed: int, kind: str, eye, 
     paths = [Path(folder) / f"{role}.nii" for role in ("fixed", "moving")]
     for path, acquisition in zip(paths, acquisitions):
         volume_file.save(retina.scan(eye, acquisition, kind), path)
-    return Case(task, name, turn, seed, paths[1], paths[0], np.eye(4),
-                truth=retina.true_transform(*reversed(acquisitions)), modality=(kind, kind))
+    return Case(
+        task,
+        name,
+        turn,
+        seed,
+        paths[1],
+        paths[0],
+        np.eye(4),
+        truth=retina.true_transform(*reversed(acquisitions)),
+        modality=(kind, kind),
+    )
 
 
 def _name(name: str, severity: float, number: int) -> str:
@@ -101,8 +113,9 @@ def real(data, number: int, seed: int, folder) -> Case:
     path = Path(folder) / "moving.nii"
     volume_file.save(replace(moving, data=np.round(moving.data).astype(np.uint8)), path)
     truth = np.linalg.inv(to_moving)
-    return Case("oct", f"real/{number:02d}", turn_of(truth), seed, path, fixed, np.eye(4), truth=truth,
-                modality=("oct", "oct"))
+    return Case(
+        "oct", f"real/{number:02d}", turn_of(truth), seed, path, fixed, np.eye(4), truth=truth, modality=("oct", "oct")
+    )
 
 
 def measure(case: Case, matrix) -> dict:
@@ -124,8 +137,11 @@ def measure(case: Case, matrix) -> dict:
     lateral, axial = float(np.median(np.hypot(along[:, first], along[:, last]))), float(np.median(abs(along[:, depth])))
     lines, pixels = lateral / max(fixed.spacing[[first, last]]), axial / fixed.spacing[depth]
     return {
-        "lateral_um": round(1000 * lateral, 1), "axial_um": round(1000 * axial, 1), "lateral_lines": round(lines, 3),
-        "axial_pixels": round(pixels, 3), "error_mm": round(float(np.sqrt((off**2).sum(1).mean())), 4),
+        "lateral_um": round(1000 * lateral, 1),
+        "axial_um": round(1000 * axial, 1),
+        "lateral_lines": round(lines, 3),
+        "axial_pixels": round(pixels, 3),
+        "error_mm": round(float(np.sqrt((off**2).sum(1).mean())), 4),
         "success": bool(lines <= LATERAL and pixels <= AXIAL),
     }
 
@@ -133,10 +149,7 @@ def measure(case: Case, matrix) -> dict:
 def _cases_of(kind: str):
     def cases(arguments: Arguments) -> list:
         groups = ("real", "clean", *ARTIFACTS) if kind == "oct" else ("clean", *ARTIFACTS)
-        chosen = arguments.conditions or groups
-        if set(chosen) - set(groups):
-            raise InputError(f"Unknown conditions {sorted(set(chosen) - set(groups))}; choose among: "
-                             f"{', '.join(groups)}.")
+        chosen = groups_of(arguments, groups)
         seed, folder, todos = arguments.seed, arguments.scratch, []
         if "real" in chosen:
             center = volume_file.load(data_root(arguments.data) / "oct" / _FILES[1]).center()
@@ -146,10 +159,15 @@ def _cases_of(kind: str):
         for number in range(arguments.subjects or 6):
             for name in (c for c in groups if c in chosen and c != "real"):
                 for severity in SEVERITIES if name != "clean" else (1.0,):
-                    todos.append(Todo(
-                        _name(name, severity, number), _phantom_turn(kind, number, seed),
-                        lambda n=number, c=name, s=severity: phantom(kind, c, s, n, seed, folder)))
+                    todos.append(
+                        Todo(
+                            _name(name, severity, number),
+                            _phantom_turn(kind, number, seed),
+                            lambda n=number, c=name, s=severity: phantom(kind, c, s, n, seed, folder),
+                        )
+                    )
         return todos
+
     return cases
 
 
@@ -160,7 +178,7 @@ def _phantom_turn(kind: str, number: int, seed: int) -> float:
 
 
 def _medians(records) -> str:
-    """"80 % · 12 · 5": success, median lateral and axial error in µm of those that ended."""
+    """ "80 % · 12 · 5": success, median lateral and axial error in µm of those that ended."""
     ended = [r for r in records if "lateral_um" in r]
     rate = f"{100 * np.mean([r['success'] for r in records]):.0f} %"
     if not ended:
@@ -173,32 +191,48 @@ def _section_of(kind: str):
         parts = [
             f"## Retinal {kind.upper()}",
             f"Success (at most {LATERAL:g} B-scan spacing laterally and {AXIAL:g} axial pixels in the median over the "
-            "tissue) · median lateral · median axial error in µm."]
+            "tissue) · median lateral · median axial error in µm.",
+        ]
         real_eye = tables.of_artifact(records, "real")
         if real_eye:
-            parts += ["**The real eye**: odd B-scans under known transforms (any turn about depth, tilt up to 3°, "
-                      "scales, shifts) to the even ones, 60 µm apart, axial pixels of 7.7 µm.",
-                      tables.grid(real_eye, tables.group, ["real"], _medians)]
+            parts += [
+                "**The real eye**: odd B-scans under known transforms (any turn about depth, tilt up to 3°, "
+                "scales, shifts) to the even ones, 60 µm apart, axial pixels of 7.7 µm.",
+                tables.grid(real_eye, tables.group, ["real"], _medians),
+            ]
         clean = tables.of_artifact(records, "clean")
         if clean:
-            parts += ["**Phantoms** of eyes that no training used, scanned twice: any turn about depth, lateral shifts "
-                      "up to 0.85 mm, tilts, scales, shear; without artifacts:",
-                      tables.grid(clean, tables.group, ["clean"], _medians)]
+            parts += [
+                "**Phantoms** of eyes that no training used, scanned twice: any turn about depth, lateral shifts "
+                "up to 0.85 mm, tilts, scales, shear; without artifacts:",
+                tables.grid(clean, tables.group, ["clean"], _medians),
+            ]
         for name in ARTIFACTS:
             mine = tables.of_artifact(records, name)
             if mine:
                 levels = sorted({tables.severity(r) for r in mine})
-                parts += [f"**{name}**, by severity", tables.grid(mine, tables.severity, levels, _medians,
-                                                                  [f"{level:g}" for level in levels])]
+                parts += [
+                    f"**{name}**, by severity",
+                    tables.grid(mine, tables.severity, levels, _medians, [f"{level:g}" for level in levels]),
+                ]
         return [*parts, "**Time and memory, one registration**", tables.cost(records)]
+
     return section
 
 
 METHODS = "default", "no-network", "elastix", "greedy"
 
 TASKS = tuple(
-    Task(kind, f"scans of eyes by {kind.upper()}, real and phantoms", _cases_of(kind), lambda arguments: measure,
-         _section_of(kind), panels=tables.severity_panels(ARTIFACTS, SEVERITIES, "success, %"), methods=METHODS,
-         interleave=True)
+    Task(
+        kind,
+        f"scans of eyes by {kind.upper()}, real and phantoms",
+        _cases_of(kind),
+        lambda arguments: measure,
+        _section_of(kind),
+        panels=tables.severity_panels(ARTIFACTS, SEVERITIES, "success, %"),
+        methods=METHODS,
+        interleave=True,
+        choices=("conditions", "subjects", "draws") if kind == "oct" else ("conditions", "subjects"),
+    )
     for kind in ("oct", "octa")
 )

@@ -1,21 +1,39 @@
 """What the sections of the report share: rows of methods, columns of rotations or groups, cost, lines of a figure."""
+
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 
 LABELS = {
-    "default": "Spatial Diffusion (default)", "cuda": "Spatial Diffusion (on a GPU)",
+    "default": "Spatial Diffusion (default)",
+    "cuda": "Spatial Diffusion (on a GPU)",
     "untold": "· not told the modality",
-    "no-network": "· without any network", "screen": "· screening and polish only",
-    "no-focus": "· without the focus", "no-polish": "· without polish",
-    "diffusion": "· diffusion alone", "diffusion-search": "· diffusion alone, its own search",
-    "naive": "· the single shot again and again", "reference": "· reference sampler, 65 steps",
-    "ants-affine": "ANTs Affine", "ants-affinefast": "ANTs AffineFast", "elastix": "elastix rigid→affine",
-    "greedy": "greedy", "greedy-search": "greedy -search", "mattes": "SimpleITK Mattes MI",
+    "no-network": "· without any network",
+    "screen": "· screening and polish only",
+    "no-focus": "· without the focus",
+    "no-polish": "· without polish",
+    "diffusion": "· diffusion alone",
+    "diffusion-search": "· diffusion alone, its own search",
+    "naive": "· the single shot again and again",
+    "reference": "· reference sampler, 65 steps",
+    "ants-affine": "ANTs Affine",
+    "ants-affinefast": "ANTs AffineFast",
+    "elastix": "elastix rigid→affine",
+    "greedy": "greedy",
+    "greedy-search": "greedy -search",
+    "mattes": "SimpleITK Mattes MI",
+    "reg-aladin": "NiftyReg reg_aladin",
+    "cmtk": "CMTK registration",
     "centers": "centers of mass",
 }
+#: Those that are not this project's.
+PEERS = (
+    *("ants-affine", "ants-affinefast", "elastix", "greedy", "greedy-search", "mattes", "reg-aladin", "cmtk"),
+    "centers",
+)
+
 #: As the report lists them.
 ORDER = list(LABELS)
 
@@ -31,8 +49,8 @@ class Method(NamedTuple):
     is not told the modality."""
 
     base: str
-    steps: Optional[int] = None
-    model: Optional[str] = None
+    steps: int | None = None
+    model: str | None = None
     classless: bool = False
 
 
@@ -54,6 +72,7 @@ def label(method: str) -> str:
 
 def methods(records) -> list:
     """Methods among the records, in the report's order."""
+
     def place(method):
         base, count, model, classless = parse(method)
         return ORDER.index(base) if base in ORDER else len(ORDER), base, count or 0, model or "", classless
@@ -120,8 +139,7 @@ def groups_down(records, value, order=()) -> str:
     for name in (*groups, "all"):
         cells = [[r for r in mine[m] if name in ("all", group(r))] for m in every]
         most = max(len(c) for c in cells)
-        rows.append([name] + [
-            (value(c) if c else "–") + (f" ({len(c)})" if 0 < len(c) < most else "") for c in cells])
+        rows.append([name] + [(value(c) if c else "–") + (f" ({len(c)})" if 0 < len(c) < most else "") for c in cells])
     return table(["", *(f"{label(m)} ({len(mine[m])})" for m in every)], rows)
 
 
@@ -157,9 +175,11 @@ def rate_and_median(found) -> str:
 
 def error(percent: float):
     """A function: records → that percentile of their errors, in mm, as text; a failure is beyond any limit."""
+
     def text(found):
         value = np.percentile([r.get("error_mm", FAILED_MM) for r in found], percent)
         return "failed" if value >= FAILED_MM else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
     return text
 
 
@@ -175,8 +195,11 @@ def cost(records) -> str:
         timed = [r for r in found if "cpu_seconds" in r]
         if timed:
             cpu = [r["cpu_seconds"] for r in timed]
-            values = [f"{np.median(cpu):.2f}", f"{np.percentile(cpu, 95):.2f}",
-                      f"{max(r['peak_mb'] for r in timed):.0f}"]
+            values = [
+                f"{np.median(cpu):.2f}",
+                f"{np.percentile(cpu, 95):.2f}",
+                f"{max(r['peak_mb'] for r in timed):.0f}",
+            ]
         else:
             values = ["–"] * 3
         rows.append([label(method), *values, f"{sum('error' in r for r in found)} of {len(found)}"])
@@ -192,10 +215,18 @@ def color(method: str):
 
 
 def line(axis, method: str, x, y, more: str = "") -> None:
-    """A method's line in a panel, `more` behind its name; the default is broad, so that one on top of it is seen, too."""
+    """A method's line in a panel, `more` behind its name; the default is broad, so that one on top is seen, too."""
     strong = method == "default"
-    axis.plot(x, y, "o-", color=color(method), lw=4 if strong else 1.3, ms=8 if strong else 4,
-              zorder=2 if strong else 3, label=label(method).lstrip("· ") + more)
+    axis.plot(
+        x,
+        y,
+        "o-",
+        color=color(method),
+        lw=4 if strong else 1.3,
+        ms=8 if strong else 4,
+        zorder=2 if strong else 3,
+        label=label(method).lstrip("· ") + more,
+    )
 
 
 def of_artifact(records, name: str) -> list:
@@ -210,6 +241,7 @@ def severity(record) -> float:
 
 def severity_panels(artifacts, severities, success_label: str):
     """A function: records → one panel for each artifact that has records, success against severity, a line a method."""
+
     def panel_of(name):
         def panel(axis, records):
             mine = of_artifact(records, name)
@@ -222,9 +254,22 @@ def severity_panels(artifacts, severities, success_label: str):
             axis.set(title=name, xlabel="severity", ylabel=success_label, ylim=(-3, 103), xticks=severities)
             axis.grid(alpha=0.3)
             axis.legend(fontsize=7)
+
         return panel
 
     return lambda records: [panel_of(name) for name in artifacts if of_artifact(records, name)]
+
+
+def paired_difference(records, ours: str, other: str) -> str:
+    """Mean Dice of one method less that of another on the pairs that both did, with a 95 % interval (Student's t)."""
+    from scipy.stats import t
+
+    values = [{r["case"]: r["dice"] for r in pick(records, method=method)} for method in (ours, other)]
+    apart = np.array([values[0][case] - values[1][case] for case in values[0] if case in values[1]])
+    if len(apart) < 2:
+        return "–"
+    half = t.ppf(0.975, len(apart) - 1) * apart.std(ddof=1) / np.sqrt(len(apart))
+    return f"{apart.mean():+.3f} [{apart.mean() - half:+.3f}, {apart.mean() + half:+.3f}] ({len(apart)})"
 
 
 def auroc(scores, positive):

@@ -18,7 +18,7 @@ SUBSTITUTES = HERE / "substitutes"
 
 
 class _Signals:
-    """String signals such as ``startupCompleted()``."""
+    """String signals such as ``startupCompleted()``, which PythonQt lets Python connect by name (PythonQt.cpp)."""
 
     def __init__(self):
         self._slots = {}
@@ -35,13 +35,19 @@ class _Signals:
 
 
 class ModuleManager(_Signals):
+    """As Base/QTCore/qSlicerModuleManager.cxx: modules by name; none for a name that is not there."""
+
     def module(self, name):
         import slicer
         return getattr(slicer.modules, name.lower(), None)
 
 
 class CoreIOManager:
-    """Reads and writes what the tests need, through MRML's own storage nodes."""
+    """Reads and writes what the tests need, through MRML's own storage nodes.
+
+    As Base/QTCore/qSlicerCoreIOManager.cxx: a node is in the scene only if it could be read; a volume that is read has
+    display and storage nodes (Modules/Loadable/Volumes/Logic/vtkSlicerVolumesLogic.cxx).
+    """
 
     _VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
     _TRANSFORM_ENDINGS = (".tfm", ".h5", ".txt", ".mat")
@@ -97,6 +103,8 @@ class CoreIOManager:
 
 
 class SliceWidget:
+    """As Libs/MRML/Widgets/qMRMLSliceWidget.cxx: gives the logic and the nodes of one view."""
+
     def __init__(self, logic):
         self._logic = logic
 
@@ -111,7 +119,11 @@ class SliceWidget:
 
 
 class LayoutManager:
-    """Three slice views on real slice logics; :func:`application.sliceImage` draws them without a window."""
+    """Three slice views on real slice logics; :func:`application.sliceImage` draws them without a window.
+
+    As Libs/MRML/Widgets/qMRMLLayoutManager.cxx and Libs/MRML/Widgets/qMRMLLayoutViewFactory.cxx: views of the
+    layout that is on are singletons by their names, and are marked as mapped.
+    """
 
     VIEWS = {"Red": "Axial", "Yellow": "Sagittal", "Green": "Coronal"}
 
@@ -126,6 +138,7 @@ class LayoutManager:
             node = logic.AddSliceNode(name)
             node.SetSingletonTag(name)
             node.SetOrientation(orientation)
+            node.SetMappedInLayout(1)
             node.SetDimensions(330, 330, 1)
             node.SetFieldOfView(260, 260, 1)
             self._widgets[name] = SliceWidget(logic)
@@ -143,6 +156,10 @@ class LayoutManager:
 
 
 class Application(_Signals):
+    """As Base/QTCore/qSlicerCoreApplication.cxx and Base/QTGUI/qSlicerApplication.cxx, as far as the module asks: the
+    scene, managers and logics, settings, the queue of events, the stack of wait cursors.  It runs as in testing, so no
+    message box opens (`_messageDisplay` in Base/Python/slicer/util.py)."""
+
     applicationName, applicationVersion, majorVersion, minorVersion = "Slicer", "5.13-stand-in", 5, 13
     documentationBaseUrl = "https://slicer.readthedocs.io/en/latest/"
 

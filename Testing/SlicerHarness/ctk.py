@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import qt
-from PySide6.QtCore import Property, Qt, Signal
+from PySide6.QtCore import Property, QEvent, Qt, Signal
 
 _HEADER = 26  # height of a collapsible section's header, pixels
 
@@ -14,7 +14,11 @@ def _register(cls):
 
 @_register
 class ctkCollapsibleButton(qt.QWidget):
-    """A section that a click on its header folds."""
+    """A section that a click on its header folds.
+
+    As CTK's Libs/Widgets/ctkCollapsibleButton.cpp: while it is folded no child is visible, also one that is shown
+    explicitly meanwhile; what was asked of each child (shown, hidden) holds when the section is opened.
+    """
 
     contentsCollapsed = Signal(bool)
 
@@ -22,8 +26,8 @@ class ctkCollapsibleButton(qt.QWidget):
         parents = [a for a in arguments if a is not None and not isinstance(a, str)]
         super().__init__(parents[0] if parents else None)
         self._text = next((a for a in arguments if isinstance(a, str)), "")
-        self._collapsed = False
-        self._hiddenByFolding = []
+        self._collapsed = self._forcing = False
+        self._asked = {}  # child -> whether it is to be seen when the section is open
         self.setContentsMargins(0, _HEADER, 0, 0)
 
     def _setText(self, text):
@@ -38,17 +42,31 @@ class ctkCollapsibleButton(qt.QWidget):
         self.contentsCollapsed.emit(collapsed)
 
     def _fold(self):
-        """Hide the contents, and on opening show just those that were not hidden for another reason."""
+        self._forcing = True
         if self._collapsed:
             for child in self.findChildren(qt.QtWidgets.QWidget, options=Qt.FindDirectChildrenOnly):
-                if not child.isHidden():
-                    self._hiddenByFolding.append(child)
-                    child.hide()
+                if child not in self._asked:
+                    self._asked[child] = not child.isHidden()
+                    child.installEventFilter(self)
+                    _hide(child)
         else:
-            for child in self._hiddenByFolding:
-                child.show()
-            self._hiddenByFolding = []
+            asked, self._asked = self._asked, {}
+            for child, visible in asked.items():
+                child.removeEventFilter(self)
+                if visible:
+                    child.show()
+        self._forcing = False
         self.setMaximumHeight(_HEADER if self._collapsed else 16777215)
+
+    def eventFilter(self, child, event):
+        if not self._forcing and child in self._asked and event.type() in (
+                QEvent.ShowToParent, QEvent.HideToParent):
+            self._asked[child] = event.type() == QEvent.ShowToParent
+            if self._asked[child]:
+                self._forcing = True
+                _hide(child)
+                self._forcing = False
+        return False
 
     text = Property(str, lambda self: self._text, _setText)
     collapsed = Property(bool, lambda self: self._collapsed, _setCollapsed)
@@ -78,9 +96,15 @@ class ctkCollapsibleButton(qt.QWidget):
             self.collapsed = not self._collapsed
 
 
+def _hide(child):
+    """Hide, but not as if somebody had asked for it: Qt would not tell of being asked a second time."""
+    child.hide()
+    child.setAttribute(Qt.WA_WState_ExplicitShowHide, False)
+
+
 @_register
 class ctkSliderWidget(qt.QWidget):
-    """A slider and a number that follow each other."""
+    """A slider and a number that follow each other, as CTK's Libs/Widgets/ctkSliderWidget.cpp."""
 
     valueChanged = Signal(float)
     _TICKS = 1000
@@ -116,7 +140,11 @@ class ctkSliderWidget(qt.QWidget):
 
 @_register
 class ctkPathLineEdit(qt.QWidget):
-    """A path with a browse button (which does nothing here)."""
+    """A path with a browse button (which does nothing here).
+
+    As CTK's Libs/Widgets/ctkPathLineEdit.cpp: `currentPath` is the text as it stands, whether there is such a file or
+    not, and every change of it is told at once.
+    """
 
     currentPathChanged = Signal(str)
     Files, Dirs = 1, 2

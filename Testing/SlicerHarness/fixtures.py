@@ -57,8 +57,15 @@ def scene():
 def panel(loaded, scene):
     """The module's widget on an empty scene, with the module open."""
     loaded.enter()
+    settleViews()
     yield loaded.widget
     loaded.widget.cancel()
+
+
+def settleViews():
+    """Let the slice logics finish what they derive from zoom and size, as in views that have been drawn once."""
+    for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
+        node.SetFieldOfView(240.0, 240.0, 1.0)
 
 
 # Data
@@ -160,8 +167,7 @@ def quick(panel):
 
 
 def sceneState():
-    """Everything in the scene that a cancelled run must leave as it was."""
-    from SpatialDiffusionRegistrationLib.scene import sliceLayers
+    """Everything in the scene that a cancelled run must leave as it was, without saving it."""
     state = []
     for index in range(slicer.mrmlScene.GetNumberOfNodes()):
         node = slicer.mrmlScene.GetNthNode(index)
@@ -173,5 +179,69 @@ def sceneState():
             entry += [node.GetNodeReferenceID(node.GetMovingNodeReferenceRole()),
                       node.GetNodeReferenceID(node.GetFixedNodeReferenceRole()),
                       [(name, node.GetAttribute(name)) for name in node.GetAttributeNames()]]
+        if node.IsA("vtkMRMLSliceCompositeNode"):
+            entry += [node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity(),
+                      node.GetCompositing()]
+        if node.IsA("vtkMRMLSliceNode"):
+            entry += [node.GetFieldOfView(), slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS()).tolist()]
         state.append(entry)
-    return state, [(node.GetID(), *rest) for node, *rest in sliceLayers()]
+    return state
+
+
+def savedScene():
+    """The scene as a .mrml file would hold it, line by line and attribute by attribute."""
+    slicer.mrmlScene.SetSaveToXMLString(1)
+    slicer.mrmlScene.Commit()
+    slicer.mrmlScene.SetSaveToXMLString(0)
+    return slicer.mrmlScene.GetSceneXMLString().replace('" ', '"\n').splitlines()
+
+
+def scripted(monkeypatch, panel, target=None, raises=None, **quality):
+    """Steps that are known beforehand in place of the core's: six, toward `target` (4x4 RAS; a shift by default).
+
+    :param raises: an exception that the last step raises.
+    :param quality: fields of the result's quality that are to differ.
+    """
+    import numpy as np
+    engine = panel.registerTab.__class__.__init__.__globals__["Task"].run.__globals__["engine"]
+    goal = np.eye(4)
+    goal[:3, 3] = 10, 20, 30
+    goal = goal if target is None else np.asarray(target, float)
+    calls = []
+
+    def steps(moving, fixed, settings, **options):
+        calls.append(SimpleNamespace(moving=moving, fixed=fixed, settings=settings, **options))
+        for index in range(1, 7):
+            matrix = np.eye(4)
+            matrix[:3, 3] = goal[:3, 3] * index / 6
+            if raises is not None and index == 6:
+                raise raises
+            yield SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
+        return _registration(goal, quality)
+
+    monkeypatch.setattr(engine, "steps", steps)
+    return calls
+
+
+def _registration(matrix, quality):
+    """What the core returns, as far as the module uses it."""
+    values = {"similarity_before": 0.2, "similarity_after": 0.9, "overlap": 1.0, "spread_mm": 0.5, "confidence": "good",
+              "warnings": [], "same_sides": True, "summary": lambda: "", **quality}
+    parts = SimpleNamespace(rotation_deg=0.0, translation_mm=tuple(map(float, matrix[:3, 3])), scales_percent=(100, 100, 100),
+                            shears=(0, 0, 0), mirrored=False)
+    return SimpleNamespace(matrix=matrix.copy(), transform="affine", model="scripted", modality=("any", "any"),
+                           seconds=0.1, report=dict, kinds=lambda: "any kind", quality=SimpleNamespace(**values),
+                           decomposition=parts)
+
+
+def smallVolume(name, seed=0, shape=(20, 22, 24), className=None):
+    """A small volume of noise, with voxels of 1 mm."""
+    import numpy as np
+    data = np.random.default_rng(seed).random(shape).astype(np.float32)
+    return slicer.util.addVolumeFromArray(data, name=name, nodeClassName=className)
+
+
+def idle():
+    """Let the window do what it left for when it is idle."""
+    for _ in range(3):
+        slicer.app.processEvents()

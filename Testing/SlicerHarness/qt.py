@@ -3,6 +3,10 @@
 PythonQt shows Qt properties as Python attributes, keeps the setters as methods, connects with
 ``obj.connect("signal(args)", slot)`` and knows ``obj.name``.  Every QObject class handed out here is a thin subclass of
 PySide6's class that adds those idioms, so the module's code runs unchanged.
+
+As PythonQt's src/PythonQtInstanceWrapper.cpp (attributes), src/PythonQtSlot.cpp and src/PythonQtSignalReceiver.cpp
+(signals by their signatures), and the use of QUiLoader in Slicer's
+Base/Python/slicer/util.py (loadUI).
 """
 from __future__ import annotations
 
@@ -108,6 +112,10 @@ class _Meta(type(QtCore.QObject)):
         return isinstance(instance, native) if native else super().__instancecheck__(instance)
 
 
+def _firstOf(call):
+    return lambda *arguments: call(*arguments)[0]
+
+
 def wrapped(native):
     """The class of that name with PythonQt's idioms."""
     cls = _classes.get(native.__name__)
@@ -117,7 +125,7 @@ def wrapped(native):
             cls.exec_ = lambda self, *arguments: native.exec(self, *arguments)
         if native is QtWidgets.QFileDialog:  # PySide6 returns (path, filter), PythonQt the path
             for name in ("getSaveFileName", "getOpenFileName"):
-                setattr(cls, name, staticmethod(lambda *a, call=getattr(native, name): call(*a)[0]))
+                setattr(cls, name, staticmethod(_firstOf(getattr(native, name))))
         _classes[native.__name__] = cls
     return cls
 

@@ -1,4 +1,5 @@
 """The window in the application itself, with scripted steps in place of the core: no PyTorch, no model, no network."""
+import sys
 import time
 import types
 import unittest
@@ -38,8 +39,7 @@ class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
                                                 scales_percent=(100, 100, 100), shears=(0, 0, 0), mirrored=False))
 
     def run_(self, until):
-        # Not the module imported by name: after Reload, this is the one that the window uses.
-        engine = self.widget.registerTab.__class__.__init__.__globals__["engine"]
+        engine = sys.modules["SpatialDiffusionRegistrationLib.engine"]  # after Reload, this is the one of the window
         with mock.patch.object(engine, "steps", self.scriptedSteps):
             self.widget._parameterNode.movingVolume = self.moving
             self.widget._parameterNode.fixedVolume = self.fixed
@@ -63,3 +63,18 @@ class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
         self.widget.ui.registerButton.click()
         self.assertIsNone(self.moving.GetParentTransformNode())
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), nodes)
+
+    def test_undo(self):
+        nodes = slicer.mrmlScene.GetNumberOfNodes()
+        self.run_(lambda: not self.widget.registerTab.running)
+        self.widget.ui.undoButton.click()
+        self.assertIsNone(self.moving.GetParentTransformNode())
+        self.assertIsNone(self.widget._parameterNode.outputTransform)
+        self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), nodes)
+
+    def test_anotherVolumeDoesNotOverwriteTheResult(self):
+        self.run_(lambda: not self.widget.registerTab.running)
+        self.widget._parameterNode.movingVolume = slicer.util.addVolumeFromArray(
+            np.random.default_rng(1).random((20, 20, 20)).astype(np.float32), name="another")
+        self.assertIsNone(self.widget._parameterNode.outputTransform)
+        self.assertIsNone(self.widget.ui.outputTransformSelector.currentNode())

@@ -46,6 +46,12 @@ class _Parameter:
         self.nodeClasses = tuple(m for m in members if isinstance(m, type) and issubclass(m, slicer.vtkMRMLNode))
         self.default = default
 
+    def firstValue(self):
+        """The default where the class gives none."""
+        if self.nodeClasses:
+            return None
+        return next(iter(self.type)) if issubclass(self.type, enum.Enum) else self.type()
+
     def isIn(self, node):
         return bool(node.HasParameter(self.name))
 
@@ -76,11 +82,7 @@ def parameterNodeWrapper(cls):
     parameters = {}
     for name, annotated in typing.get_type_hints(cls, include_extras=True).items():
         parameter = parameters[name] = _Parameter(name, annotated, None)
-        if hasattr(cls, name):
-            parameter.default = getattr(cls, name)
-        elif not parameter.nodeClasses:
-            isEnum = issubclass(parameter.type, enum.Enum)
-            parameter.default = next(iter(parameter.type)) if isEnum else parameter.type()
+        parameter.default = getattr(cls, name) if hasattr(cls, name) else parameter.firstValue()
         setattr(cls, name, property(lambda self, p=parameter: p.read(self.parameterNode),
                                     lambda self, value, p=parameter: p.write(self.parameterNode, value)))
 

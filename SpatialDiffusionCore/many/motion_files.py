@@ -1,0 +1,183 @@
+"""What ``spatial-diffusion motion`` writes: the corrected series, transforms for ITK, FSL and AFNI, a table and a plot.
+
+Names follow BIDS derivatives and fMRIPrep: of ``sub-01_task-rest_bold.nii.gz`` come
+
+- ``sub-01_task-rest_desc-motion_bold.nii.gz``: the corrected series, interpolated once;
+- ``sub-01_task-rest_desc-motion_timeseries.tsv`` (and .json): trans_x … rot_z, framewise_displacement, …;
+- ``sub-01_task-rest_desc-motion_plot.svg``: the same drawn;
+- ``sub-01_task-rest_desc-motion_mean.nii.gz``: the mean of the corrected series;
+- ``sub-01_task-rest_desc-motion_xfm.mat/MAT_0000`` …: FSL's matrices, frame → reference (as mcflirt's);
+- ``sub-01_task-rest_desc-motion_xfm.itk/frame_0000.tfm`` …: ITK's, which resample the frame on the reference;
+- ``sub-01_task-rest_desc-motion_xfm.aff12.1D``: AFNI's, reference → frame coordinates, one line a frame.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+
+from ..files import written_whole
+from ..spatial import geometry
+from ..spatial.transform_file import write_transform
+from ..spatial.volume import Volume
+from .motion import SeriesRegistration
+from .motion_plot import plot
+
+COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+
+
+def names(folder, series_name: str) -> dict[str, Path]:
+    """The path of each output in ``folder``."""
+    stem = series_name
+    for ending in (".gz", ".nii", ".seq.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd"):
+        stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
+    head, _, suffix = stem.rpartition("_")
+    if not head or not suffix.isalpha():
+        head, suffix = stem, "series"
+    base = Path(folder) / f"{head}_desc-motion"
+    endings = {
+        "series": f"_{suffix}.nii.gz",
+        "mean": "_mean.nii.gz",
+        "table": "_timeseries.tsv",
+        "table_facts": "_timeseries.json",
+        "plot": "_plot.svg",
+        "fsl": "_xfm.mat",
+        "itk": "_xfm.itk",
+        "afni": "_xfm.aff12.1D",
+    }
+    return {key: Path(f"{base}{ending}") for key, ending in endings.items()}
+
+
+def write_all(result: SeriesRegistration, folder, on_frame: Callable[[int, int], None] | None = None) -> dict:
+    """Write everything about a series into a folder that exists; returns the paths (see the top of this file).
+
+    on_frame(index, count): called after each corrected frame.
+    """
+    paths = names(folder, result.series.name)
+    write_table(result, paths["table"], paths["table_facts"])
+    with written_whole(paths["plot"]) as temporary:
+        Path(temporary).write_text(plot(result), encoding="utf-8")
+    _write_transforms(result, paths)
+    write_series(result, paths["series"], paths["mean"], on_frame)
+    return paths
+
+
+def write_table(result: SeriesRegistration, path, facts_path=None) -> None:
+    """The motion as a tab-separated table with BIDS names, a line a frame; beside it what the columns mean (JSON)."""
+    lines = ["\t".join((*COLUMNS, "framewise_displacement", "similarity", "overlap", "precision", "doubtful"))]
+    rows = zip(result.parameters, result.framewise_displacement, result.similarity, result.overlap, result.precision)
+    for index, (six, displacement, *others) in enumerate(rows):
+        numbers = [*six, displacement, *others]
+        words = ["n/a" if not np.isfinite(v) else f"{v:.6f}" for v in numbers]
+        lines.append("\t".join([*words, str(int(index in result.doubts))]))
+    with written_whole(path) as temporary:
+        Path(temporary).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if facts_path is not None:
+        with written_whole(facts_path) as temporary:
+            Path(temporary).write_text(json.dumps(_facts(result), indent=2) + "\n", encoding="utf-8")
+
+
+def _facts(result: SeriesRegistration) -> dict:
+    axes = {"x": "right", "y": "front", "z": "up"}
+    facts: dict = {
+        f"trans_{a}": {"Description": f"Shift of the tissue's center to the {way}", "Units": "mm"}
+        for a, way in axes.items()
+    }
+    facts.update(
+        {f"rot_{a}": {"Description": f"Rotation about the {a} axis (RAS, x first)", "Units": "rad"} for a in axes}
+    )
+    facts["framewise_displacement"] = {
+        "Description": "Sum of the absolute changes from the frame before, rotations as arcs on a sphere "
+        "(Power et al., NeuroImage 59:2142, 2012)",
+        "SphereRadius": result.radius,
+        "Units": "mm",
+    }
+    facts["similarity"] = {"Description": "Correlation with the mean frame over the tissue, 0 to 1"}
+    facts["overlap"] = {"Description": "Share of the tissue that is in view in both, 0 to 1"}
+    facts["precision"] = {"Description": "Random error, from how far two halves of the voxels disagree", "Units": "mm"}
+    facts["doubtful"] = {"Description": "1 where the frame should be looked at", "Reasons": result.doubts}
+    facts["Series"] = {
+        "Name": result.series.name,
+        "ReferenceFrame": result.reference,
+        "Direction": "frame to reference",
+        "CenterRAS": result.center.tolist(),
+        "Transform": result.transform,
+        "RepetitionTime": result.series.interval,
+    }
+    return facts
+
+
+def _write_transforms(result: SeriesRegistration, paths: dict) -> None:
+    grid = Volume(np.broadcast_to(np.zeros(1, np.uint8), result.series.shape), result.series.voxel_to_ras, "frame")
+    for key in ("fsl", "itk"):
+        paths[key].mkdir(exist_ok=True)
+    for index, matrix in enumerate(result.matrices):
+        write_transform(matrix, paths["itk"] / f"frame_{index:04d}.tfm", moving=grid, fixed=grid)
+        # FSL's programs look for names without an ending.
+        named = paths["fsl"] / f"MAT_{index:04d}.mat"
+        write_transform(matrix, named, moving=grid, fixed=grid, format="flirt")
+        os.replace(named, paths["fsl"] / f"MAT_{index:04d}")
+    with written_whole(paths["afni"]) as temporary:
+        Path(temporary).write_text(afni_text(result.matrices, result.series.voxel_to_ras), encoding="ascii")
+
+
+def afni_text(matrices: np.ndarray, voxel_to_ras: np.ndarray) -> str:
+    """AFNI's .aff12.1D of frame → reference matrices (N×4×4, RAS): reference → frame as its own, 12 numbers a line.
+
+    AFNI's x and y run as DICOM's do, and it takes an oblique grid for the nearest one along the axes, about voxel 0
+    (3dWarp's "cardinal" grid), so the matrices are those between such grids.
+    """
+    real = geometry.LPS_RAS @ voxel_to_ras
+    steps = geometry.spacing(real)
+    cardinal = real.copy()
+    cardinal[:3, :3] = _nearest_axes(real[:3, :3] / steps) * steps
+    across = cardinal @ np.linalg.inv(real)
+    lines = ["# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):"]
+    for matrix in matrices:
+        inverse = geometry.LPS_RAS @ geometry.inverse(matrix) @ geometry.LPS_RAS
+        lines.append(" ".join(f"{v:.8f}" for v in (across @ inverse @ np.linalg.inv(across))[:3].ravel()))
+    return "\n".join(lines) + "\n"
+
+
+def _nearest_axes(cosines: np.ndarray) -> np.ndarray:
+    """The signed permutation (3×3) nearest to direction cosines."""
+    from itertools import permutations
+
+    best = max(permutations(range(3)), key=lambda rows: sum(abs(cosines[row, axis]) for axis, row in enumerate(rows)))
+    result = np.zeros((3, 3))
+    for axis, row in enumerate(best):
+        result[row, axis] = np.sign(cosines[row, axis])
+    return result
+
+
+def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None) -> None:
+    """The corrected series as a 4D NIfTI of float32, frame by frame, and its mean; memory is that of a frame."""
+    import nibabel
+
+    from ..spatial.volume_file import save
+
+    series = result.series
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(np.float32)
+    header.set_data_shape((*series.shape, series.count))
+    header.set_zooms((*geometry.spacing(series.voxel_to_ras), series.interval or 1.0))
+    header.set_sform(series.voxel_to_ras, code="scanner")
+    header.set_qform(series.voxel_to_ras, code="scanner", strip_shears=True)
+    header.set_xyzt_units("mm", "sec")
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    total = np.zeros(series.shape)
+    with written_whole(path) as temporary, gzip.GzipFile(temporary, "wb", compresslevel=1, mtime=0) as file:
+        file.write(header.binaryblock + b"\0\0\0\0")
+        for index in range(series.count):
+            values = result.corrected(index)
+            file.write(np.asarray(values, "<f4").tobytes(order="F"))
+            total += np.nan_to_num(values)
+            if on_frame is not None:
+                on_frame(index, series.count)
+    if mean_path is not None:
+        save(Volume((total / series.count).astype(np.float32), series.voxel_to_ras, "mean"), mean_path)

@@ -1,0 +1,38 @@
+"""The child process of executor.Processes: reads (function, item) pairs, writes (value, error) pairs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from typing import Any, Callable
+
+from .executor import WorkerError
+
+
+def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:
+    """(value, None) or (None, error) of ``function(item)``, computed by one thread; the error can be pickled."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        return function(item), None
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = WorkerError(f"{type(error).__name__}: {error}")
+        return None, error
+
+
+def serve() -> None:
+    """Work until the parent closes the pipe."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed on the way must not get among the answers
+    while True:
+        try:
+            function, item = pickle.load(requests)
+        except EOFError:
+            return
+        pickle.dump(answered(function, item), answers, protocol=pickle.HIGHEST_PROTOCOL)
+        answers.flush()

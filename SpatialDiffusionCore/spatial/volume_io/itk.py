@@ -1,0 +1,132 @@
+"""NRRD and MetaImage, and whatever else is asked of ITK: its readers are those of Slicer."""
+
+from __future__ import annotations
+
+import locale
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from ...files import extension
+from .. import geometry
+from .stored import Stored, unreadable
+
+#: ITK's reader and writer for each extension. Named, because ITK itself goes by extensions, some in lower case only.
+IMAGE_IO = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+
+_NRRD_HEADER = 65536  # bytes that a header is looked for in
+
+
+@contextmanager
+def quiet_itk() -> Iterator:
+    """SimpleITK without warnings on the terminal, and with decimal points.
+
+    Its readers and writers of text take numbers as the process's locale has them: where a host program (Qt) chose one
+    with a decimal comma, a NRRD's 0.5 is read as 0.
+    """
+    sitk = simpleitk()
+    warned = sitk.ProcessObject.GetGlobalWarningDisplay()
+    chosen = locale.setlocale(locale.LC_NUMERIC)
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    if chosen not in ("C", "POSIX"):
+        locale.setlocale(locale.LC_NUMERIC, "C")
+    try:
+        yield sitk
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(warned)
+        if chosen not in ("C", "POSIX"):
+            locale.setlocale(locale.LC_NUMERIC, chosen)
+
+
+def simpleitk():
+    """The module SimpleITK; InputError where it is not installed."""
+    try:
+        import SimpleITK
+    except ImportError:
+        raise InputError(
+            "Volumes and transforms in files of ITK need SimpleITK; install it with: pip install SimpleITK."
+        ) from None
+    return SimpleITK
+
+
+def header_matrix(path: str, image_io: str = "") -> np.ndarray:
+    """The 4×4 voxel → RAS matrix of a file as ITK reads its header; RuntimeError where ITK refuses it."""
+    with quiet_itk() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(path)
+        if image_io:
+            reader.SetImageIO(image_io)
+        reader.ReadImageInformation()
+        return _matrix(reader)
+
+
+def _matrix(image) -> np.ndarray:
+    """Voxel → RAS of a SimpleITK image, or of a reader that has seen a header."""
+    dimension = image.GetDimension()
+    direction = np.array(image.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    spacing, origin = np.array(image.GetSpacing()[:3]), np.array(image.GetOrigin()[:3])
+    return geometry.LPS_RAS @ geometry.from_parts(direction * spacing, origin)
+
+
+def read(path: str) -> Stored:
+    """Read a NRRD or MetaImage file. The numbers of a voxel (a NRRD of kind *list*) become the last axis."""
+    try:
+        with quiet_itk() as sitk:
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(path)
+            reader.SetImageIO(IMAGE_IO[extension(path)])
+            image = reader.Execute()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    if image.GetDimension() < 3:
+        size = "×".join(map(str, image.GetSize()))
+        raise InputError(f"{path} is not a 3D volume: its array has shape {size}.")
+    data, frames = sitk.GetArrayFromImage(image), "volumes"
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        data, frames = np.moveaxis(data, -1, 0), "numbers per voxel"
+    return Stored(data.T, _matrix(image), _nrrd_warnings(path), frames)  # ITK's arrays run k, j, i
+
+
+def _nrrd_warnings(path: str) -> tuple[str, ...]:
+    """Sentences about what a NRRD's header leaves open or what ITK ignores in it."""
+    if IMAGE_IO[extension(path)] != "NrrdImageIO":
+        return ()
+    with open(path, "rb") as file:
+        lines = re.split(rb"\r?\n\r?\n", file.read(_NRRD_HEADER), maxsplit=1)[0].decode("utf-8", "replace").splitlines()
+    pairs = (line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
+    fields = {key.strip().lower(): value.strip() for key, value in pairs}
+    name, warnings = os.path.basename(path), []
+    if "space" not in fields or fields["space"].lower().startswith(("scanner", "3d-")):
+        warnings.append(
+            f"The header of {name} does not say how its axes lie in the patient: they are taken for left, posterior "
+            "and superior, as in Slicer and ITK, and left and right are in doubt."
+        )
+    units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", "millimeter", "millimeters", ""}
+    if units:
+        warnings.append(
+            f"The header of {name} gives lengths in {', '.join(sorted(units))}, but they are taken for mm, "
+            "as in Slicer and ITK."
+        )
+    return tuple(warnings)
+
+
+def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
+    """The SimpleITK.Image of a copy of an (I, J, K) array; its axes may be sheared."""
+    spacing = geometry.spacing(voxel_to_ras)
+    lps = geometry.LPS_RAS @ voxel_to_ras
+    image = simpleitk().GetImageFromArray(np.ascontiguousarray(data.T))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str, ending: str) -> None:
+    """Write an (I, J, K) array; sheared headers are kept (Slicer and ITK read them). ``ending`` chooses the format."""
+    with quiet_itk() as sitk:
+        sitk.WriteImage(image_of(data, voxel_to_ras), path, useCompression=True, imageIO=IMAGE_IO[ending])

@@ -1,0 +1,235 @@
+"""NIfTI-1 and NIfTI-2, alone or as a pair of .hdr and .img, and Analyze 7.5.
+
+nibabel reads the voxels. Where they lie is what ITK's own reader makes of the header, since Slicer, ANTs and SimpleITK
+show the volume there: of qform and sform it takes one by rules of its own, the spacing always from pixdim, and lengths
+in the unit that the header names.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import InputError
+from .. import geometry
+from .itk import header_matrix
+from .stored import Stored, corner_distance, unreadable
+
+EXTENSIONS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
+
+#: Parts of a header that place a volume further apart than this share of its smallest voxel contradict each other.
+_TOLERANCE = 0.1
+
+#: Degrees off the perpendicular below which ITK surely takes the sform that it is offered (its own limit is 1e-4 rad).
+_PERPENDICULAR = float(np.degrees(5e-5))
+
+#: nibabel tells its loggers what it mends in headers, which is no news for the terminal.
+_SILENT = logging.Logger("headers", logging.CRITICAL + 1)
+
+#: mm in the units of length that a header may name.
+_UNITS = {1: (1000.0, "meters"), 3: (0.001, "micrometers")}
+
+
+def read(path: str, keep_type: bool) -> Stored:
+    """Read a file; its scaling is applied. ``keep_type`` keeps the stored type where there is no scaling."""
+    import nibabel
+
+    try:
+        header, proxy = _opened(nibabel, path)
+        if keep_type and proxy.slope == 1 and proxy.inter == 0:
+            data = np.asanyarray(proxy.get_unscaled())
+        else:
+            data = np.asanyarray(proxy)
+    except (MemoryError, InputError):
+        raise
+    except Exception as error:  # nibabel raises many kinds for damaged files
+        raise unreadable(path, error, " as NIfTI") from error
+    if data.ndim < 3:
+        raise InputError(f"{path} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
+    matrix, warnings = _place(path, header, data.shape)
+    return Stored(data, matrix, tuple(warnings))
+
+
+def _opened(nibabel, path: str):
+    """(header as it is, the voxels as nibabel's ArrayProxy). Its affine is not asked for: some headers have none."""
+    kinds = (nibabel.Nifti1Image, nibabel.Nifti2Image, nibabel.Nifti1Pair, nibabel.Nifti2Pair, nibabel.AnalyzeImage)
+    for kind in kinds:
+        if kind.path_maybe_image(path)[0]:
+            break
+    else:
+        raise ValueError("no header of NIfTI")
+    files = kind.filespec_to_file_map(path)
+    with files.get("header", files["image"]).get_prepare_fileobj("rb") as file:
+        header = kind.header_class.from_fileobj(file, check=False)
+    mended = header.copy()
+    mended.check_fix(_SILENT, error_level=40)
+    return header, nibabel.arrayproxy.ArrayProxy(files["image"].filename, mended)
+
+
+def _place(path: str, header, shape) -> tuple[np.ndarray, list[str]]:
+    """(4×4 voxel → RAS matrix, sentences about what the header contradicts or leaves open)."""
+    name = os.path.basename(path)
+    if "qform_code" not in header.structarr.dtype.names:
+        return header_matrix(path, "NiftiImageIO"), [
+            f"{name} is an Analyze file, which does not say where the volume lies nor which side is left: it is placed "
+            "as in Slicer and ITK, and left and right are in doubt."
+        ]
+    factor, unit = _UNITS.get(int(header["xyzt_units"]) & 7, (1.0, ""))
+    scale = np.diag([factor, factor, factor, 1.0])
+    qform, sform = _qform(header, scale), _sform(header, scale)
+    used = _as_itk_reads(path, header)
+    warnings = _contradictions(name, used, qform, sform, shape)
+    if (np.asarray(header["pixdim"][1:4]) < 0).any():
+        warnings.append(
+            f"The pixdim of {name} is negative, by which Slicer and ITK mirror the volume: it is read as they show it, "
+            "and left and right are in doubt."
+        )
+    if unit:
+        warnings.append(
+            f"The header of {name} gives lengths in {unit}; they were converted to mm, as in Slicer and ITK."
+        )
+    if _is_nifti2(header):
+        warnings.append(
+            f"Slicer and ITK cannot open {name}, a NIfTI-2 file; its header is read as they would read that of NIfTI-1."
+        )
+    if used is None:
+        used = sform if sform is not None else qform
+    elif sform is not None and corner_distance(used, sform, shape) < 1e-4 * geometry.spacing(used).min():
+        used = sform  # the same, without the rounding of what ITK derives from it
+    if used is None or not np.isfinite(used).all():
+        raise InputError(f"The header of {path} does not say where the volume lies; correct the header first.")
+    return used, warnings
+
+
+def _contradictions(name: str, used, qform, sform, shape) -> list[str]:
+    """Sentences about parts of a header that do not go together, and which were used (None: ITK refuses all)."""
+    if qform is None and sform is None:
+        return [
+            f"The header of {name} says neither where the volume lies nor which side is left (its qform and sform "
+            "codes are 0): it is placed as in Slicer and ITK, and left and right are in doubt."
+        ]
+    if used is None:
+        return [
+            f"The axes of {name} are not perpendicular ({_skew(sform):.2g}° off), so Slicer and ITK cannot open this "
+            "file; it lies where its sform says."
+        ]
+    warnings, tolerance = [], _TOLERANCE * geometry.spacing(used).min()
+    if sform is None:
+        return warnings
+    steps = geometry.spacing(used)
+    directions = sform.copy()
+    directions[:3, :3] *= steps / np.maximum(geometry.spacing(sform), 1e-12)
+    if qform is not None and (apart := corner_distance(qform, directions, shape)) > tolerance:
+        taken = "sform" if corner_distance(used, directions, shape) < corner_distance(used, qform, shape) else "qform"
+        warnings.append(
+            f"The qform and the sform of {name} place it up to {apart:.2g} mm apart; the {taken} is used, "
+            "as in Slicer and ITK."
+        )
+    if corner_distance(directions, sform, shape) > tolerance:
+        numbers = [" × ".join(f"{v:.4g}" for v in values) for values in (steps, geometry.spacing(sform))]
+        warnings.append(
+            f"The voxels of {name} measure {numbers[0]} mm by its pixdim and {numbers[1]} mm by its sform; pixdim is "
+            "used, as in Slicer and ITK."
+        )
+    return warnings
+
+
+def _skew(matrix: np.ndarray) -> float:
+    """By how many degrees the axes miss being perpendicular."""
+    axes = matrix[:3, :3] / np.maximum(geometry.spacing(matrix), 1e-300)
+    return float(np.degrees(np.arcsin(min(1.0, np.abs(axes.T @ axes - np.eye(3)).max()))))
+
+
+def _as_itk_reads(path: str, header) -> np.ndarray | None:
+    """Voxel → RAS as ITK's reader has it, None where it refuses the header (a sheared sform without a qform)."""
+    if not _is_nifti2(header):
+        try:
+            return header_matrix(path, "NiftiImageIO")
+        except RuntimeError:
+            pass  # for what the header says, or for the name of the file or the type of the voxels
+    import nibabel
+
+    plain = nibabel.Nifti1Header()
+    for key in ("pixdim", "qform_code", "sform_code", "xyzt_units", "qoffset_x", "qoffset_y", "qoffset_z"):
+        plain[key] = header[key]
+    for key in ("quatern_b", "quatern_c", "quatern_d", "srow_x", "srow_y", "srow_z"):
+        plain[key] = header[key]
+    plain.set_data_dtype(np.uint8)
+    plain["dim"] = [3, *np.clip(header["dim"][1:4], 1, 32767), 1, 1, 1, 1]
+    plain["vox_offset"], plain["magic"] = 352, b"n+1"
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "header.nii")
+        copy.write_bytes(plain.binaryblock + bytes(4))
+        try:
+            return header_matrix(str(copy), "NiftiImageIO")
+        except RuntimeError:
+            return None
+
+
+def _is_nifti2(header) -> bool:
+    return header.structarr.dtype["srow_x"].base.itemsize == 8
+
+
+def _qform(header, scale: np.ndarray) -> np.ndarray | None:
+    """Voxel → RAS by the quaternion (the standard's method 2), None where its code is 0."""
+    if int(header["qform_code"]) <= 0:
+        return None
+    b, c, d = (float(header[f"quatern_{letter}"]) for letter in "bcd")
+    rest = 1.0 - (b * b + c * c + d * d)
+    if rest < 1e-7:  # rounded to a little more than 1: the rotation is by 180°
+        length = max(np.sqrt(b * b + c * c + d * d), 1e-12)
+        a, b, c, d = 0.0, b / length, c / length, d / length
+    else:
+        a = np.sqrt(rest)
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+        ]
+    )
+    steps = np.asarray(header["pixdim"][1:4], float)
+    steps = np.where(steps > 0, steps, 1.0)  # as ITK's library does
+    steps[2] *= -1.0 if float(header["pixdim"][0]) < 0 else 1.0
+    origin = [float(header[f"qoffset_{letter}"]) for letter in "xyz"]
+    return scale @ geometry.from_parts(rotation * steps, origin)
+
+
+def _sform(header, scale: np.ndarray) -> np.ndarray | None:
+    """Voxel → RAS by the three rows, None where their code is 0."""
+    if int(header["sform_code"]) <= 0:
+        return None
+    rows = [np.asarray(header[f"srow_{letter}"], float) for letter in "xyz"]
+    return scale @ np.vstack([*rows, [0.0, 0.0, 0.0, 1.0]])
+
+
+def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
+    """The nibabel.Nifti1Image of an (I, J, K) array, in millimeters and scanner space.
+
+    A sheared header goes into the sform alone: with the nearest qform beside it, Slicer would show the volume there,
+    elsewhere than this program does; so it refuses the file. Raises InputError for more voxels than NIfTI-1 can count.
+    """
+    import nibabel
+
+    if max(data.shape) > 32767:
+        raise InputError("NIfTI holds at most 32767 voxels along an axis; write .nrrd instead.")
+    image = nibabel.Nifti1Image(data, voxel_to_ras, dtype=data.dtype)
+    image.set_sform(voxel_to_ras, code="scanner")
+    if _skew(voxel_to_ras) > _PERPENDICULAR:
+        image.set_qform(None, code="unknown")
+    else:
+        image.set_qform(voxel_to_ras, code="scanner", strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    return image
+
+
+def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str) -> None:
+    """Write an (I, J, K) array as NIfTI-1 (see ``image_of``)."""
+    import nibabel
+
+    nibabel.save(image_of(data, voxel_to_ras), path)

@@ -1,0 +1,1 @@
+"""Golden answers: stored registrations, with which later ones are compared (see __main__.py)."""
