@@ -12,6 +12,7 @@ from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 
 from . import measures, tables
 from .cases import Arguments, Case, Task, Todo, data_root, draw_transform, groups_of, rng, stem
+from .subjects import trained_and_left_out
 
 #: Voxels along the edge of a case's cube, and mm per voxel.
 SIZE, SPACING = 128, 2.0
@@ -50,10 +51,8 @@ TEMPLATES = {
 
 
 def held_out(data) -> list:
-    """The T1 scans that training leaves out (the same split as training makes), sources alternating."""
-    from SpatialDiffusionTraining import datasets
-
-    scans = datasets.split(datasets.find_scans(data_root(data) / "t1"))[1]
+    """The T1 scans that the training of the bundled models left out, sources alternating."""
+    scans = trained_and_left_out(data_root(data) / "t1")[1]
     groups = {}
     for path in scans:
         groups.setdefault(path.name.split("_")[0], []).append(path)
