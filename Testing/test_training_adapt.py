@@ -1,7 +1,7 @@
-"""`adapt` at small scale: it recognizes, trains from the nearest model, measures on people held out, and installs what helps."""
+"""`adapt` at small scale: it recognizes, trains from the nearest model, measures on people held out, and installs what
+helps."""
 
 from __future__ import annotations
-
 
 import numpy as np
 import pytest
@@ -9,6 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
+from SpatialDiffusionTraining import adapt, checkpoint, measure, train  # noqa: E402
+from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 from training_fixtures import ROOT, write_phantoms  # noqa: E402
 
 from SpatialDiffusionCore.modelfile import card as card_module  # noqa: E402
@@ -16,8 +18,6 @@ from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, volume_file  # noqa: E402
 from SpatialDiffusionCore.spatial.volume import Volume  # noqa: E402
-from SpatialDiffusionTraining import adapt, checkpoint, measure, train  # noqa: E402
-from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 
 #: A fraction of a second per step.
 SMALL = ["--minutes", "0.03", "--measure", "1", "--threads", "1", "--device", "cpu", "--set", "data.size=[24]", "--set",
@@ -47,7 +47,8 @@ def test_a_folder_of_brains_is_recognized_adapted_to_and_measured(brains, tmp_pa
     assert "the whole registration" in said and ("It helps" in said or "It does not help" in said)
     card = card_module.read_card(tmp_path / "out" / "model.safetensors")
     before = card_module.read_card(catalog.BUNDLED / "t1-brain.safetensors")
-    # It is for that modality alone, keeps where to look and which side is left, and what raises a probability is left out.
+    # It is for that modality alone, keeps where to look and which side is left, and what raises a probability is left
+    # out.
     assert card["modalities"] == {"t1-brain": 0} and "agreement" not in card
     assert card["focus"]["modalities"] == ["t1-brain"] and card["sides"]["modalities"] == ["t1-brain"]
     mine = load_model(tmp_path / "out" / "model.safetensors", "t1-brain", "t1-brain")
@@ -58,7 +59,9 @@ def test_a_folder_of_brains_is_recognized_adapted_to_and_measured(brains, tmp_pa
     moved = max((new[k] - old[k]).abs().max().item() for k in old)
     assert 0 < moved < 0.05 and before["architecture"] == {**card["architecture"], "volume_size": [64, 64, 64]}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "the whole registration" in page and page.count("data:image/png;base64,") >= 2 and "5 scans" not in page[:200]
+    assert (
+        "the whole registration" in page and page.count("data:image/png;base64,") >= 2 and "5 scans" not in page[:200]
+    )
     assert not (tmp_path / "models").exists()
     state = checkpoint.load_checkpoint(checkpoint.checkpoints(tmp_path / "out" / "run")[-1])
     assert state["settings"]["optimization"]["lr"] == pytest.approx(adapt.RATE * 0.0004)
@@ -107,8 +110,9 @@ def test_only_what_helps_and_harms_nothing_is_installed(helps, mine, bundled, tm
 
 
 def test_pairs_for_measuring_are_undone_by_their_truth(brains, tmp_path):
-    from SpatialDiffusionCore.spatial import volume
     from SpatialDiffusionTraining import datasets, scans
+
+    from SpatialDiffusionCore.spatial import volume
 
     files = scans.find_scans(brains)
     source = datasets.Source("t1-brain", 1, files[:3], files[3:])
@@ -136,3 +140,12 @@ def test_the_user_may_keep_models_while_others_are_measured(tmp_path, monkeypatc
     with measure.installed():
         assert not any(str(tmp_path) in str(path) for path, _ in catalog.catalog().values())
     assert catalog.user_folder() == tmp_path / "mine"
+
+
+def test_the_shell_hands_the_command_over(tmp_path):
+    """Options in any order reach the training package's parser; its exit status comes back."""
+    from SpatialDiffusionCore import cli
+
+    folder = write_phantoms(tmp_path / "scans", 2)
+    assert cli.main(["adapt", "-o", str(tmp_path / "out"), str(folder), "--minutes", "1"]) == 2  # too few people
+    assert not (tmp_path / "out").exists()
