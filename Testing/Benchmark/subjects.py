@@ -14,7 +14,7 @@ from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 
-from .cases import data_root, stem
+from .cases import data_root, left_out, stem
 
 SUBJECTS = Path(__file__).with_name("subjects.tsv")
 
@@ -101,33 +101,14 @@ def _template_person(name: str) -> str:
     return "colin27" if name.startswith("colin27") else "mni152" if name[:3] in ("mni", "avg") else stem(name)
 
 
-def trained_and_left_out(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The scans of a folder that the bundled models were trained on, and those that were left out.
-
-    The rule is that of the training which made them (a tenth, by a hash of folder and name up to the first mark), and stays
-    so whatever training does today: what they are judged on they must not have seen.
-    """
-
-    def rank(path: Path) -> str:
-        name = path.name
-        for mark in ("_T", "_t", "_ses", "."):
-            name = name.split(mark)[0]
-        return hashlib.sha256(f"{path.parent.name}/{name}".encode()).hexdigest()
-
-    scans = sorted(folder.glob("*.nii*"))
-    order = sorted(scans, key=lambda path: (rank(path), str(path)))
-    count = max(1, round(0.1 * len(scans))) if len(scans) > 1 else 0
-    return sorted(order[count:]), sorted(order[:count])
-
-
 def _heads_and_necks(root: Path) -> list[tuple]:
     """The same of the folders of heads and necks; of scans that a network was trained on, some."""
     found = []
     for folder, collection in (("t1", "t1"), ("ct_head_neck", "neck-ct")):
-        trained, left_out = trained_and_left_out(root / folder)
+        unseen, trained = left_out(root, folder)
         # The people of ds000011 are in t2, too, and stay in the half that they have there.
         trained = [path for path in trained if not path.name.startswith("ds000011")][::EVERY_TRAINED]
-        found += [(collection, stem(path), path in trained, root / folder / path.name) for path in trained + left_out]
+        found += [(collection, stem(path), path in trained, root / folder / path.name) for path in trained + unseen]
     for folder, collection in (("t2", "t2"), ("t2_neck", "t2-neck")):
         found += [(collection, stem(path), True, path) for path in sorted((root / folder).glob("*.nii.gz"))]
     for path in sorted((root / "multi").glob("*.nii.gz")):
