@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import apply, convert, demo, group, models, motion, register
+from . import adapt, apply, convert, demo, group, models, motion, register
 from .parser import EPILOG, PROGRAM, Parser, UsageError, formatter, wrapped
 
 OVERVIEW = """\
@@ -27,6 +27,7 @@ _COMMANDS = {
     "apply": apply,
     "convert": convert,
     "models": models,
+    "adapt": adapt,
     "demo": demo,
 }
 
