@@ -24,6 +24,9 @@ from . import anatomy_report, anatomy_run, calibration, subjects, tables
 #: The committed rows.
 ROWS = Path(__file__).with_name("evidence.tsv")
 
+#: Digits of the figures in the table.
+DIGITS = 5
+
 #: A strategy gets coefficients of its own from so many right and so many wrong answers on; the others share those of
 #: "any". Chosen: about ten of each for every figure that usually counts would be better, and is not there.
 ENOUGH = 20
@@ -76,8 +79,14 @@ def rows_of(records: Sequence[dict]) -> list[Row]:
             raise InputError(f"{record['case']} shows somebody who may not calibrate; run anatomies --calibration.")
         if "error" not in record and (record["success"] or record["wrong"]):
             strategy = strategy_of(*record["modality"]).name
-            rows.append(Row(record["case"], strategy, bool(record["success"]), record["quality"]["evidence"]))
+            evidence = {name: _kept(value) for name, value in record["quality"]["evidence"].items()}
+            rows.append(Row(record["case"], strategy, bool(record["success"]), evidence))
     return sorted(rows, key=lambda row: row.case)
+
+
+def _kept(value: float | None) -> float | None:
+    """A figure with the digits that the table keeps, so that the same coefficients follow from both."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
 def write_rows(rows: Sequence[Row], path: Path = ROWS) -> None:
@@ -87,7 +96,7 @@ def write_rows(rows: Sequence[Row], path: Path = ROWS) -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["case", "strategy", "right", *names])
         for row in rows:
-            figures = ["" if row.evidence[n] is None else f"{row.evidence[n]:.5g}" for n in names]
+            figures = ["" if row.evidence[n] is None else f"{row.evidence[n]:.{DIGITS}g}" for n in names]
             writer.writerow([row.case, row.strategy, int(row.right), *figures])
 
 
