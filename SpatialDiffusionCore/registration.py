@@ -111,9 +111,19 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
 
     result.quality.in_millimeters(scale)
     result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
+    result.quality.warnings += [_few_slices(one) for one in (moving, fixed) if min(one.volume.shape) < FEW_SLICES]
     judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
+
+
+#: With fewer slices than this, what happens across them is hardly seen. Chosen, untested.
+FEW_SLICES = 8
+
+
+def _few_slices(one) -> str:
+    name, count = one.volume.name, min(one.volume.shape)
+    return f"{name} has {count} slices only: scale and shear across them are hardly determined; rigid is safer."
 
 
 def _record(options: RegistrationOptions, keys: tuple, moving, fixed) -> dict:
