@@ -86,6 +86,17 @@ def test_a_cut_off_keeps_wrong_answers_below_its_bound_and_is_none_where_too_few
     assert tied is None  # answers of one probability belong together
 
 
+def test_fair_answers_are_told_from_those_that_are_good_already():
+    chances = [0.999] * 700 + [0.95] * 20 + [0.8] * 10 + [0.6] * 30 + [0.2] * 40
+    right = [True] * 700 + [True] * 19 + [False] + [True] * 8 + [False] * 2 + [True, False] * 15 + [False] * 40
+    judged = [calibrate.Judged("A/spine/spine_04/0", c, r) for c, r in zip(chances, right)]
+    assert calibrate.cut_offs(judged, 0.98) == {"good": 0.999, "fair": 0.8}  # 3 of 30 wrong; with the next 18 of 60
+    few = [j for j in judged if j.chance < 0.999] + judged[:50]
+    assert calibrate.cut_offs(few, 0.98) == {"good": None, "fair": 0.8}
+    all_right = [calibrate.Judged("A/spine/spine_04/0", c, True) for c in [0.999] * 700 + [0.3] * 10]
+    assert calibrate.cut_offs(all_right, 0.98)["fair"] in (None, 0.5)
+
+
 def test_a_cases_people_are_found_in_its_name():
     assert calibrate.people_of("K/spine/spine_04/1") == {"spine_04"}
     pair = "P/t1/ds002748_sub-13-ds002748_sub-24/0"

@@ -31,7 +31,7 @@ DIGITS = 5
 #: "any". Chosen: about ten of each for every figure that usually counts would be better, and is not there.
 ENOUGH = 20
 
-#: Largest upper 95 % bounds of the share of wrong answers among those called good and fair.
+#: Largest shares of wrong answers: the upper 95 % bound among those called good, the share among those called fair.
 GOOD, FAIR = 0.005, 0.10
 
 
@@ -285,17 +285,31 @@ def _fit(arguments: argparse.Namespace) -> list[Judged]:
     for strategy, fitted in fits.items():
         print(f"{strategy}: {json.dumps(fitted)}")
     print("\nBy fits to other people:", *text(judged), sep="\n\n")
-    offs = cut_offs(judged)
+    offs = cut_offs(judged, coefficients_of_the_core()["cutoffs"]["good"])
     print(f"\nLowest probabilities from which wrong ones are at most {GOOD:.1%} (good) and {FAIR:.0%} (fair): {offs}")
     if arguments.write:
         write(rows, fits, offs if arguments.cut_offs else {})
     return judged
 
 
-def cut_offs(judged: Sequence[Judged]) -> dict[str, float | None]:
-    """The lowest probabilities for "good" and "fair"; None where there are too few answers to tell."""
+def cut_offs(judged: Sequence[Judged], good: float) -> dict[str, float | None]:
+    """The lowest probabilities for "good" and "fair"; None where there are too few answers to tell.
+
+    Of answers that are not good, ``good`` standing for a cut-off that can't be told, at most the share FAIR is wrong
+    among those called fair; answers that are likelier wrong than right are never fair.
+    """
     chances, right = np.array([j.chance for j in judged]), np.array([j.right for j in judged])
-    return {"good": calibration.cut_off(chances, right, GOOD), "fair": calibration.cut_off(chances, right, FAIR)}
+    found = calibration.cut_off(chances, right, GOOD)
+    rest = chances < (good if found is None else found)
+    fair = calibration.cut_off(chances[rest], right[rest], FAIR, bound=False)
+    return {"good": found, "fair": None if fair is None else max(fair, 0.5)}
+
+
+def coefficients_of_the_core() -> dict:
+    """What the core's confidence.json holds, whatever version of the evidence it was fitted to."""
+    from SpatialDiffusionCore.pipeline import confidence
+
+    return json.loads(confidence.COEFFICIENTS.read_text(encoding="utf-8"))
 
 
 def write(rows: Sequence[Row], fits: dict[str, dict], offs: dict[str, float | None]) -> None:
@@ -304,7 +318,7 @@ def write(rows: Sequence[Row], fits: dict[str, dict], offs: dict[str, float | No
     from SpatialDiffusionCore.pipeline.evidence import VERSION
 
     write_rows(rows)
-    before = json.loads(confidence.COEFFICIENTS.read_text(encoding="utf-8"))
+    before = coefficients_of_the_core()
     cutoffs = {**before["cutoffs"], **{name: round(value, 4) for name, value in offs.items() if value is not None}}
     date = time.strftime("%Y-%m-%d")
     content = {
