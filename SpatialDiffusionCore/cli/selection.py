@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .outputs import VOLUMES
+from .outputs import POINTS, READ, SEGMENTATION
 
 #: A part of a path that says whose volume it is, in the manner of BIDS: sub-01, ses-2, run-3.
 _ENTITY = re.compile(r"(sub|ses|sample|task|acq|ce|rec|dir|run|echo|space|res|desc)-[a-zA-Z0-9]+")
@@ -19,6 +19,7 @@ _ENTITY = re.compile(r"(sub|ses|sample|task|acq|ce|rec|dir|run|echo|space|res|de
 def volume_files(words: Sequence[str], leave_out: Sequence[str] = ()) -> list[str]:
     """The volumes that paths, folders (with all below them) and patterns mean, each once, in order.
 
+    A folder without volumes of other formats means the folders in and below it that hold DICOM files.
     leave_out: files that a folder or a pattern does not mean, such as the fixed volume and the masks.
     Raises InputError where a folder or a pattern holds no volume.
     """
@@ -28,6 +29,10 @@ def volume_files(words: Sequence[str], leave_out: Sequence[str] = ()) -> list[st
         if os.path.isdir(word):
             files = [str(path) for path in sorted(Path(word).rglob("*")) if not _hidden(path, word)]
             what = f"The folder {word}"
+            series = [] if any(_is_volume(path) for path in files) else _dicom_folders(files)
+            if series:
+                found += series
+                continue
         elif not os.path.exists(word) and glob.has_magic(word):
             files, what = sorted(glob.glob(word, recursive=True)), f"The pattern {word}"
         else:
@@ -35,13 +40,24 @@ def volume_files(words: Sequence[str], leave_out: Sequence[str] = ()) -> list[st
             continue
         files = [path for path in files if _is_volume(path) and os.path.realpath(path) not in left_out]
         if not files:
-            raise InputError(f"{what} holds no volume to move ({', '.join(VOLUMES)}).")
+            raise InputError(f"{what} holds no volume to move ({', '.join(READ)} or DICOM files).")
         found += files
     return list(dict.fromkeys(found))
 
 
 def _is_volume(path: str) -> bool:
-    return path.lower().endswith(VOLUMES) and os.path.isfile(path)
+    return path.lower().endswith(READ) and os.path.isfile(path)
+
+
+def _dicom_folders(files: Sequence[str]) -> list[str]:
+    """The folders that hold a DICOM file among ``files``, in order."""
+    folders: dict[str, bool] = {}
+    for path in files:
+        folder = os.path.dirname(path)
+        if not folders.get(folder) and os.path.isfile(path):
+            with open(path, "rb") as file:
+                folders[folder] = file.read(132)[128:] == b"DICM"
+    return [folder for folder, holds in folders.items() if holds]
 
 
 def _hidden(path: Path, folder: str) -> bool:
@@ -50,11 +66,18 @@ def _hidden(path: Path, folder: str) -> bool:
 
 def stem(path: str) -> str:
     """A volume's file name without its ending; volume N of a 4D file is called name_N."""
-    name = os.path.basename(path)
+    name = os.path.basename(os.path.normpath(path))
     base, at, index = name.rpartition("@")
     if at and index.isdigit() and not os.path.exists(path):
         return f"{stem(base)}_{index}"
-    ending = next((ending for ending in sorted(VOLUMES, key=len, reverse=True) if name.lower().endswith(ending)), "")
+    ending = next(
+        (
+            ending
+            for ending in sorted((*READ, *POINTS, SEGMENTATION), key=len, reverse=True)
+            if name.lower().endswith(ending)
+        ),
+        "",
+    )
     return name[: len(name) - len(ending)] if ending else os.path.splitext(name)[0]
 
 

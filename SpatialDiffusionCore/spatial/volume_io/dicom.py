@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,7 @@ _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.
 @dataclass(frozen=True)
 class _Slice:
     """A slice in a file. position: LPS mm of its first voxel's center; axes: 3×2, LPS mm from voxel to voxel along a
-    row and down a column; order: what sorts slices of one place in time."""
+    row and down a column; order: what sorts slices of one place in time; whole: whether the file has all its pixels."""
 
     path: str
     frame: int
@@ -39,6 +39,7 @@ class _Slice:
     axes: np.ndarray
     order: tuple
     size: tuple
+    whole: bool = True
 
     @property
     def normal(self) -> np.ndarray:
@@ -187,9 +188,21 @@ def _slices(reader, path: str):
             raise InputError(f"{path} does not say where its slice lies (no Image Position), so there is no volume.")
         axes = np.array(reader.GetDirection()).reshape(3, 3)[:, :2] * np.array(reader.GetSpacing()[:2])
         frames = [_Slice(path, 0, np.array(reader.GetOrigin()), axes, order, size)]
+    if not _is_whole(reader, path):
+        frames = [replace(one, whole=False) for one in frames]
     for one in frames:
         parallel = tuple(np.round(one.normal, 2) + 0.0)
         yield (uid, size, parallel), label, number, one
+
+
+def _is_whole(reader, path: str) -> bool:
+    """Whether a file is long enough for its pixels, where they are not compressed; GDCM fills up what is missing."""
+    with open(path, "rb") as file:
+        syntax = re.search(rb"1\.2\.840\.10008\.1\.2(\.[0-9.]*[0-9])?", file.read(1024).split(b"\x02\x00\x10\x00")[-1])
+    if syntax is None or (syntax[1] or b"") not in (b"", b".1", b".2"):
+        return True
+    bits = _number(_tag(reader, "0028|0100")) or 8.0
+    return os.path.getsize(path) > np.prod(reader.GetSize(), dtype=float) * bits / 8
 
 
 def _frames(reader, path: str, order: tuple, size: tuple) -> list[_Slice]:
@@ -225,6 +238,9 @@ def _frames(reader, path: str, order: tuple, size: tuple) -> list[_Slice]:
 
 def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     """The volume of slices in their order; put at even distances where some are missing."""
+    cut_off = next((one.path for one in slices if not one.whole), None)
+    if cut_off is not None:
+        raise InputError(f"{cut_off} is truncated: it ends before the last of its voxels; copy or export it again.")
     positions = np.array([one.position for one in slices])
     depths = positions @ slices[0].normal
     gaps = np.diff(depths)
