@@ -15,6 +15,8 @@ _HOMES = {
     "registration_steps": "registration",
     "register_series": "many.motion",
     "SeriesRegistration": "many.motion",
+    "register_group": "many.group",
+    "GroupRegistration": "many.group",
     "Registration": "result",
     "Step": "pipeline.step",
     "Cancelled": "registration",

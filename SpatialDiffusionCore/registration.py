@@ -30,6 +30,7 @@ from .spatial.volume import validate
 #: What ``inputs.as_volume`` takes: a path, a Volume, an image of nibabel or SimpleITK, a pair (array, affine).
 VolumeLike = Any
 
+
 class Cancelled(Exception):
     """The caller's ``on_step`` asked to stop; nothing was changed."""
 
@@ -76,7 +77,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     settings = decided(options, keys, model, moving.device)
     inputs, scale = (moving, fixed), 1.0
     if settings.sampler == "fast" and settings.strategy.any_size:
-        scale = work_scale(moving.prepared, fixed.prepared)
+        scale = work_scale(moving.upright, fixed.upright)
         settings = settings.scaled(scale)
     cubes = in_common_focus(*(one.cubes(key, model, settings.sampler, scale) for one, key in zip(inputs, keys)))
     process, swap = reference, False
@@ -100,7 +101,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
         sampler=settings.sampler,
         seconds=0.0,
         polished=outcome.polished,
-        center=fixed.prepared.tissue_center,
+        center=cubes[1].prepared.tissue_center / scale,
         moving=moving.volume.name,
         fixed=fixed.volume.name,
         details=outcome.details,
@@ -109,10 +110,20 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     from .pipeline.confidence import judge
 
     result.quality.in_millimeters(scale)
-    result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
+    result.quality.warnings += [*cubes[0].prepared.warnings, *cubes[1].prepared.warnings]
+    result.quality.warnings += [_few_slices(one) for one in (moving, fixed) if min(one.volume.shape) < FEW_SLICES]
     judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
+
+
+#: With fewer slices than this, what happens across them is hardly seen. Chosen, untested.
+FEW_SLICES = 8
+
+
+def _few_slices(one) -> str:
+    name, count = one.volume.name, min(one.volume.shape)
+    return f"{name} has {count} slices only: scale and shear across them are hardly determined; rigid is safer."
 
 
 def _record(options: RegistrationOptions, keys: tuple, moving, fixed) -> dict:

@@ -7,7 +7,6 @@ Transforms are 4×4, reference → frame, in the *series frame*: mm along the vo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 import torch
@@ -127,7 +126,7 @@ class Frame:
             support[_inner(blurred.shape[2:])] = 1
             tissue = blurred > self.threshold
             if self.mask is not None:
-                tissue = self._pooled(self.mask, level.factors).to(values.device) > 0.5
+                tissue = self._pooled(self.mask, level.factors).to(blurred.device) > 0.5
             features = blurred if alike else self_similarity(blurred)
             spacing = self.layout.spacing * level.factors
             self._sides[index, alike] = gauss_newton.side(
@@ -190,7 +189,7 @@ def precision(reference: Frame, frame: Frame, found: np.ndarray, *, kind: str = 
     )
     points = sides[0].points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
-    return geometry.displacement_rms(*halves, mean, covariance) / 2
+    return geometry.displacement_rms(halves[0], halves[1], mean, covariance) / 2
 
 
 def similarity_at_rest(frames) -> np.ndarray:
@@ -202,7 +201,7 @@ def similarity_at_rest(frames) -> np.ndarray:
     return np.atleast_2d(np.corrcoef(values))
 
 
-def tissue_of(values: np.ndarray, spacing, mask: Optional[np.ndarray] = None) -> tuple:
+def tissue_of(values: np.ndarray, spacing, mask: np.ndarray | None = None) -> tuple:
     """(mean, 3; covariance, 3×3; mm along the axes from the middle of the grid) of the tissue of an array."""
     from ..spatial.sampling import prepare
     from ..spatial.volume import Volume

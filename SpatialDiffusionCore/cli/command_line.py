@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import InputError
 from ..failure import sentence
 from ..machine import print_anything, wait_passively
-from . import apply, convert, demo, models, register
+from . import apply, convert, demo, group, models, motion, register
 from .parser import EPILOG, PROGRAM, Parser, UsageError, formatter, wrapped
 
 OVERVIEW = """\
@@ -22,7 +22,15 @@ Aligns 3D medical images: finds the rigid, similarity or affine transform that l
 from any starting pose, and says how far the answer can be trusted.
 """
 
-_COMMANDS = {"register": register, "apply": apply, "convert": convert, "models": models, "demo": demo}
+_COMMANDS = {
+    "register": register,
+    "motion": motion,
+    "group": group,
+    "apply": apply,
+    "convert": convert,
+    "models": models,
+    "demo": demo,
+}
 
 
 def _parser() -> argparse.ArgumentParser:

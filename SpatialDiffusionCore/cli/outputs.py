@@ -12,9 +12,6 @@ from ..errors import InputError
 from ..failure import sentence
 from ..files import extension
 
-#: What is read as a volume, beside folders of DICOM files.
-READ = (".nii", ".nii.gz", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz")
-
 #: Points and surfaces, and segmentations of 3D Slicer, which ``apply`` moves in their own format.
 POINTS = (".mrk.json", ".fcsv", ".vtk", ".vtp", ".vtu", ".stl", ".ply")
 SEGMENTATION = ".seg.nrrd"

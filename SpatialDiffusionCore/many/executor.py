@@ -14,8 +14,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, List, Optional, Union
+from typing import Any, Callable, Union
 
 from ..errors import InputError
 
@@ -34,7 +35,7 @@ class Outcome:
 
     index: int
     value: Any = None
-    error: Optional[Exception] = None
+    error: Exception | None = None
 
 
 class Here:
@@ -98,7 +99,7 @@ class _Worker:
     """A child process (worker.py), started when it is first asked, and again after it has died."""
 
     def __init__(self) -> None:
-        self.process: Optional[subprocess.Popen] = None
+        self.process: subprocess.Popen | None = None
         self.stopped = False
 
     def _start(self) -> subprocess.Popen:
@@ -165,7 +166,7 @@ class Dask:
             self.client = Client(address, timeout="10s")
         except (OSError, ValueError, TimeoutError) as error:
             raise InputError(
-                f"The scheduler {address} cannot be reached ({type(error).__name__}); check the address and that it runs."
+                f"The scheduler {address} cannot be reached ({type(error).__name__}); check it and that it runs."
             ) from error
 
     def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
@@ -191,7 +192,7 @@ class Dask:
 Executor = Union[Here, Processes, Dask]
 
 
-def executor(jobs: Union[None, int, str]) -> Executor:
+def executor(jobs: None | int | str) -> Executor:
     """What ``--jobs`` names: None is this process, a number as many processes, an address a Dask scheduler.
 
     Raises InputError where it is none of these, or the scheduler can't be reached.
@@ -218,7 +219,7 @@ def in_order(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
             following += 1
 
 
-def values(outcomes: Iterable[Outcome]) -> List[Any]:
+def values(outcomes: Iterable[Outcome]) -> list[Any]:
     """The values in the order of their items; the first error is raised."""
     found = []
     for outcome in in_order(outcomes):

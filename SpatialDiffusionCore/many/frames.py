@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -38,13 +39,13 @@ class Series:
     """
 
     name: str
-    shape: Tuple[int, int, int]
+    shape: tuple[int, int, int]
     voxel_to_ras: np.ndarray
     count: int
-    interval: Optional[float]
+    interval: float | None
     sources: list = field(default_factory=list)
-    array: Optional[np.ndarray] = None
-    _scratch: Optional[tempfile.TemporaryDirectory] = field(default=None, repr=False)
+    array: np.ndarray | None = None
+    _scratch: tempfile.TemporaryDirectory | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return self.count
@@ -71,7 +72,8 @@ class Series:
             import nibabel
 
             path = self.sources[0]
-            proxy = np.load(path, mmap_mode="r") if path.endswith(".npy") else nibabel.load(path).dataobj
+            image: Any = None if path.endswith(".npy") else nibabel.load(path)
+            proxy = np.load(path, mmap_mode="r") if image is None else image.dataobj
             self.__dict__["_proxy"] = proxy
         return proxy
 
@@ -104,7 +106,8 @@ def _checked(series: Series) -> Series:
         raise InputError(f"{series.name} holds one frame; a series has two at least (use register for two volumes).")
     if min(series.shape) < 4:
         raise InputError(
-            f"The frames of {series.name} have {'×'.join(map(str, series.shape))} voxels; at least 4 are needed along each axis."
+            f"The frames of {series.name} have {'×'.join(map(str, series.shape))} voxels; "
+            "at least 4 are needed along each axis."
         )
     steps = series.voxel_to_ras[:3, :3] / geometry.spacing(series.voxel_to_ras)
     if np.abs(steps.T @ steps - np.eye(3)).max() > 1e-3:
@@ -128,9 +131,8 @@ def _same_grid(first: Volume, other: Volume, series: str) -> None:
     if first.shape != other.shape:
         shapes = ("×".join(map(str, one.shape)) for one in (first, other))
         raise InputError(
-            "The frames of {} differ: {} has {} voxels, {} has {}; a series has one shape (use group instead).".format(
-                series, first.name, next(shapes), other.name, next(shapes)
-            )
+            f"The frames of {series} differ: {first.name} has {next(shapes)} voxels, {other.name} has {next(shapes)}; "
+            "a series has one shape (use group instead)."
         )
     apart = np.linalg.inv(first.voxel_to_ras) @ other.voxel_to_ras - np.eye(4)
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(first.shape) - 1)
@@ -146,7 +148,7 @@ def _of_nifti(path: str, scratch) -> Series:
 
     folder = None
     try:
-        header = nibabel.load(path)
+        header: Any = nibabel.load(path)
         shape = [n for n in header.shape]
         if path.lower().endswith(".gz"):
             folder = _scratch_folder(scratch)
@@ -155,7 +157,7 @@ def _of_nifti(path: str, scratch) -> Series:
                 shutil.copyfileobj(packed, plain, 2**20)
         else:
             unpacked = path
-        image = nibabel.load(unpacked)
+        image: Any = nibabel.load(unpacked)
         if os.path.getsize(unpacked) < image.dataobj.offset + np.prod(shape) * image.get_data_dtype().itemsize:
             raise InputError(f"{path} is truncated: it ends before its last frame; copy it again.")
     except InputError:
@@ -227,7 +229,7 @@ def _header_of(path) -> Volume:
     if extension(path) in NIFTI:
         import nibabel
 
-        image = nibabel.load(os.fspath(path))
+        image: Any = nibabel.load(os.fspath(path))
         if len(image.shape) == 3:
             matrix = nifti.place(os.fspath(path), image.shape)[0]
             return Volume(np.broadcast_to(np.zeros(1, np.uint8), image.shape), matrix, Path(path).name)
@@ -239,7 +241,7 @@ def _natural(path: Path) -> list:
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
 
 
-#: DICOM tags: instance number, image position and orientation, series, temporal position, trigger time, repetition time.
+#: DICOM tags: what a slice's header says of its place, its time and its series.
 _TAGS = {
     "instance": "0020|0013",
     "position": "0020|0032",
@@ -253,7 +255,7 @@ _TAGS = {
 
 def _of_dicom(path: str, name: str) -> Series:
     """Slices are grouped by where they lie; the n-th slice in time at each place belongs to frame n."""
-    slices: Dict[str, list] = {}
+    slices: dict[str, list] = {}
     for folder, _, names in os.walk(path):
         for file in sorted(names):
             tags = _tags(os.path.join(folder, file))
@@ -267,7 +269,7 @@ def _of_dicom(path: str, name: str) -> Series:
     (found,) = slices.values()
     orientation = np.array([float(v) for v in found[0]["orientation"].split("\\")])
     normal = np.cross(orientation[:3], orientation[3:])
-    places: Dict[float, list] = {}
+    places: dict[float, list] = {}
     for one in found:
         position = np.array([float(v) for v in one["position"].split("\\")])
         places.setdefault(round(float(position @ normal), 2), []).append(one)
@@ -296,7 +298,7 @@ def _number(text: str) -> float:
         return 0.0
 
 
-def _tags(path: str) -> Optional[dict]:
+def _tags(path: str) -> dict | None:
     """What matters of a DICOM image's header; None where the file is none."""
     import SimpleITK as sitk
 
@@ -314,7 +316,7 @@ def _tags(path: str) -> Optional[dict]:
     return {**found, "path": path} if found["position"] and found["orientation"] else None
 
 
-def _stack(files: List[str]) -> tuple:
+def _stack(files: list[str]) -> tuple:
     """(float32 array I×J×K, 4×4 voxel → RAS) of the DICOM slices of one frame, in the order of their places."""
     import SimpleITK as sitk
 

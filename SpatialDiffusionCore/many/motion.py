@@ -7,9 +7,10 @@ other, which has less noise than any of them. The space is that of the reference
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Generator, List, Optional, Union
+from typing import Any
 
 import numpy as np
 
@@ -37,8 +38,11 @@ SAME_CONTRAST = 0.8
 IMPRECISE = 0.5
 #: … where less of the tissue than this meets, …
 OVERLAP = 0.6
-#: … or where its unlikeness to the mean is so many times that of the median frame. Chosen.
+#: … where its unlikeness to the mean is so many times that of the median frame (chosen), …
 UNLIKE = 4.0
+#: … or, of another contrast, where it is less like the mean in self-similarity: T1 and T2 of one head on its FLAIR have
+#: 0.66 to 0.74, the FLAIR of another person 0.49, noise 0.00.
+UNLIKE_AT_ALL = 0.55
 
 #: Turns (degrees) that a doubtful frame is begun from anew, about each axis. Chosen.
 TURNS = (-20.0, -8.0, 8.0, 20.0)
@@ -54,8 +58,8 @@ class SeriesRegistration:
 
     matrices: N×4×4 float64, each **frame → reference** points in RAS mm; the reference frame's is the identity.
     similarity, overlap (N): correlation with the mean over the tissue, and the share of tissue that meets, 0…1.
-    precision (N): estimated error, mm RMS over the tissue. doubts: {frame: why it should be looked at}. center: RAS mm, what
-    rotations are about; radius: mm, of the sphere for framewise displacement.
+    precision (N): random error, mm RMS over the tissue, estimated. doubts: {frame: why it should be looked at}. center:
+    RAS mm, what rotations are about; radius: mm, of the sphere for framewise displacement.
     """
 
     series: Series
@@ -106,17 +110,16 @@ class _Task:
     series: Series
     frames: tuple
     reference: np.ndarray
-    mask: Optional[np.ndarray]
+    mask: np.ndarray | None
     size: float
     kind: str
     seed: int
-    starts: Optional[np.ndarray] = None
-    whole: bool = False
-    neighbors: Optional[np.ndarray] = None
+    starts: np.ndarray | None = None
+    neighbors: np.ndarray | None = None
 
 
 @lru_cache(maxsize=2)
-def _reference_frame(content: bytes, shape: tuple, mask: Optional[bytes], spacing: tuple, size: float, seed: int):
+def _reference_frame(content: bytes, shape: tuple, mask: bytes | None, spacing: tuple, size: float, seed: int):
     from ..alignment.series_frames import Frame, layout
 
     values = np.frombuffer(content, np.float32).reshape(shape)
@@ -125,7 +128,7 @@ def _reference_frame(content: bytes, shape: tuple, mask: Optional[bytes], spacin
 
 
 def _align_chunk(task: _Task) -> list:
-    """[(transform, similarity, overlap, precision, alike)] of a task's frames; by one thread, so that sums are the same."""
+    """[(transform, similarity, overlap, precision, alike)] of a task's frames; one thread, so sums are the same."""
     import torch
 
     threads = torch.get_num_threads()
@@ -151,9 +154,9 @@ def _align_frame(task: _Task, place: int) -> tuple:
         return np.eye(4), 0.0, 0.0, np.inf, True
     last = len(reference.layout.levels) - 1
     known = task.starts is not None
-    start = task.starts[place : place + 1] if known else np.eye(4)[None]
-    levels = range(last + 1) if task.whole else (last,) if known else range(last)
-    if task.whole:
+    start = np.eye(4)[None] if task.starts is None else task.starts[place : place + 1]
+    levels = range(last + 1) if task.neighbors is not None else (last,) if known else range(last)
+    if task.neighbors is not None:
         start = np.concatenate([start, task.neighbors[place], _turned(reference)])
     answers = []
     for alike in (True, False):
@@ -181,19 +184,19 @@ def _turned(reference) -> np.ndarray:
 def series_steps(
     series,
     *,
-    reference: Optional[int] = None,
-    mask: Optional[Volume] = None,
-    jobs: Union[None, int, str] = None,
+    reference: int | None = None,
+    mask: Volume | None = None,
+    jobs: None | int | str = None,
     scratch=None,
     **options: Any,
 ) -> Generator[Step, None, SeriesRegistration]:
-    """The motion of a series step by step: yields a Step after each chunk of frames, and returns the SeriesRegistration.
+    """The motion of a series step by step: yields a Step after each chunk of frames, returns the SeriesRegistration.
 
     Arguments as in ``register_series``. All input is checked before the first step.
     """
     checked = _options(options)
     series = open_series(series, scratch)
-    tissue = _tissue(series, reference, mask)
+    tissue = check(series, reference, mask)
     found = _Motion(series, executor(jobs), checked.transform, checked.seed, tissue)
     if reference is None:
         reference = found.best_reference()
@@ -215,9 +218,9 @@ def register_series(
     series,
     *,
     on_step: OnStep = None,
-    reference: Optional[int] = None,
-    mask: Optional[Volume] = None,
-    jobs: Union[None, int, str] = None,
+    reference: int | None = None,
+    mask: Volume | None = None,
+    jobs: None | int | str = None,
     scratch=None,
     **options: Any,
 ) -> SeriesRegistration:
@@ -244,11 +247,13 @@ def _options(options: dict) -> RegistrationOptions:
     """Checked options; raises InputError for those that a series has no use for."""
     unknown = sorted(set(options) - {"transform", "seed"})
     if unknown:
-        raise InputError(f"A series takes the options transform and seed, but not {', '.join(unknown)}; leave that out.")
+        raise InputError(
+            f"A series takes the options transform and seed, but not {', '.join(unknown)}; leave that out."
+        )
     return RegistrationOptions(**{"transform": "rigid", **options})
 
 
-def _tissue(series: Series, reference: Optional[int], mask: Optional[Volume]) -> Optional[np.ndarray]:
+def check(series: Series, reference: int | None, mask: Volume | None) -> np.ndarray | None:
     """The mask as an array, or None; raises InputError where it, or the reference, does not belong to the series."""
     if reference is not None and not 0 <= reference < series.count:
         raise InputError(f"There is no frame {reference}; {series.name} holds frames 0 to {series.count - 1}.")
@@ -263,6 +268,21 @@ def _tissue(series: Series, reference: Optional[int], mask: Optional[Volume]) ->
     if not inside.any():
         raise InputError(f"The mask {mask.name} is empty; it must not be 0 where the motion matters.")
     return inside
+
+
+def _doubt(answer: tuple, usual: float, voxel: float) -> str:
+    """Why a frame's (transform, similarity, overlap, precision, alike) is doubtful; empty where it is not.
+
+    usual: the median similarity of frames with the reference's contrast; voxel: the coarsest spacing, mm.
+    """
+    _, score, overlap, error, alike = answer
+    if overlap == 0.0:
+        return "it is empty"
+    if alike and 1 - score > UNLIKE * max(1 - usual, 0.01) or not alike and score < UNLIKE_AT_ALL:
+        return f"it is unlike the others (similarity {score:.2f}, usual {usual:.2f})"
+    if overlap < OVERLAP:
+        return f"only {100 * overlap:.0f} % of the tissue is in view"
+    return f"its position is uncertain (±{error:.2g} mm)" if error > IMPRECISE * voxel else ""
 
 
 class _Motion:
@@ -283,7 +303,8 @@ class _Motion:
         frames = [Frame(self.series.frame(int(index)), common) for index in chosen]
         if all(frame.empty for frame in frames):
             raise InputError(f"The frames of {self.series.name} are constant; there is nothing to align.")
-        median = np.nan_to_num(np.nanmedian(similarity_at_rest(frames), axis=1), nan=-1.0)
+        chosen = chosen[[not frame.empty for frame in frames]]
+        median = np.median(similarity_at_rest([frame for frame in frames if not frame.empty]), axis=1)
         # Of frames that are as good the middle one: in a series that drifts it is nearest to all.
         good = chosen[median >= median.max() - 0.01]
         return int(good[np.argmin(np.abs(good - (count - 1) / 2))])
@@ -317,7 +338,7 @@ class _Motion:
             self._task(chunk, reference, starts=None if starts is None else starts[chunk.start : chunk.stop])
             for chunk in chunks
         )
-        answers: List[tuple] = []
+        answers: list[tuple] = []
         outcomes = self.spread.run(_align_chunk, tasks)
         try:
             for outcome in in_order(outcomes):
@@ -349,25 +370,11 @@ class _Motion:
 
     def doubts(self, answers: list) -> dict:
         """{frame: why} of those whose answer should be looked at."""
-        similarity = np.array([one[1] for one in answers])
-        told = {}
+        scores = [one[1] for one in answers if one[4] and one[2] > 0]
+        usual = float(np.median(scores)) if scores else 1.0
         voxel = float(geometry.spacing(self.series.voxel_to_ras).max())
-        for alike in (True, False):
-            same = np.array([one[4] == alike for one in answers])
-            if not same.any():
-                continue
-            usual = float(np.median(similarity[same]))
-            for index in np.flatnonzero(same):
-                _, score, overlap, error, _ = answers[index]
-                if score == 0.0 and overlap == 0.0:
-                    told[int(index)] = "it is empty"
-                elif 1 - score > UNLIKE * max(1 - usual, 0.01):
-                    told[int(index)] = f"it is unlike the others (similarity {score:.2f}, usual {usual:.2f})"
-                elif overlap < OVERLAP:
-                    told[int(index)] = f"only {100 * overlap:.0f} % of the tissue is in view"
-                elif error > IMPRECISE * voxel:
-                    told[int(index)] = f"its position is uncertain (±{error:.2g} mm)"
-        return told
+        found = ((index, _doubt(answer, usual, voxel)) for index, answer in enumerate(answers))
+        return {index: why for index, why in found if why}
 
     def again(self, mean: np.ndarray, answers: list, doubtful: list) -> list:
         """The same, with doubtful frames begun anew from their neighbors' answers and from turned starts."""
@@ -382,7 +389,6 @@ class _Motion:
             doubtful,
             mean,
             starts=np.array([answers[index][0] for index in doubtful]),
-            whole=True,
             neighbors=np.array(neighbors),
         )
         for outcome in self.spread.run(_align_chunk, [task]):
@@ -408,14 +414,16 @@ class _Motion:
             int(reference),
             self.kind,
             matrices,
-            *(np.array([one[part] for one in answers], float) for part in (1, 2, 3)),
+            similarity=np.array([one[1] for one in answers], float),
+            overlap=np.array([one[2] for one in answers], float),
+            precision=np.array([one[3] for one in answers], float),
             center=self.center,
             radius=HEAD_RADIUS if heads else self.size / 2,
             doubts=doubts,
         )
 
 
-def processes_for(series: Series, seconds_a_frame: float = 0.05) -> Optional[int]:
+def processes_for(series: Series, seconds_a_frame: float = 0.05) -> int | None:
     """How many processes are worth their start: None for short series."""
     voxels = float(np.prod(series.shape)) / (80 * 80 * 35)
     wanted = int(series.count * seconds_a_frame * max(1.0, voxels) / 15)

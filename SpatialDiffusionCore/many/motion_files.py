@@ -17,11 +17,10 @@ import gzip
 import json
 import os
 from pathlib import Path
-from typing import Callable, Dict, Optional
+from typing import Callable
 
 import numpy as np
 
-from ..errors import InputError
 from ..files import written_whole
 from ..spatial import geometry
 from ..spatial.transform_file import write_transform
@@ -32,7 +31,7 @@ from .motion_plot import plot
 COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 
-def names(folder, series_name: str) -> Dict[str, Path]:
+def names(folder, series_name: str) -> dict[str, Path]:
     """The path of each output in ``folder``."""
     stem = series_name
     for ending in (".gz", ".nii", ".seq.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd"):
@@ -54,7 +53,7 @@ def names(folder, series_name: str) -> Dict[str, Path]:
     return {key: Path(f"{base}{ending}") for key, ending in endings.items()}
 
 
-def write_all(result: SeriesRegistration, folder, on_frame: Optional[Callable[[int, int], None]] = None) -> dict:
+def write_all(result: SeriesRegistration, folder, on_frame: Callable[[int, int], None] | None = None) -> dict:
     """Write everything about a series into a folder that exists; returns the paths (see the top of this file).
 
     on_frame(index, count): called after each corrected frame.
@@ -128,7 +127,7 @@ def _write_transforms(result: SeriesRegistration, paths: dict) -> None:
 
 
 def afni_text(matrices: np.ndarray, voxel_to_ras: np.ndarray) -> str:
-    """AFNI's .aff12.1D of frame → reference matrices (N×4×4, RAS): reference → frame in its coordinates, 12 numbers a line.
+    """AFNI's .aff12.1D of frame → reference matrices (N×4×4, RAS): reference → frame as its own, 12 numbers a line.
 
     AFNI's x and y run as DICOM's do, and it takes an oblique grid for the nearest one along the axes, about voxel 0
     (3dWarp's "cardinal" grid), so the matrices are those between such grids.
@@ -172,55 +171,13 @@ def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None
     header.set_xyzt_units("mm", "sec")
     header["magic"], header["vox_offset"] = b"n+1", 352
     total = np.zeros(series.shape)
-    with written_whole(path) as temporary:
-        with gzip.GzipFile(temporary, "wb", compresslevel=1, mtime=0) as file:
-            file.write(header.binaryblock + b"\0\0\0\0")
-            for index in range(series.count):
-                values = result.corrected(index)
-                file.write(np.asarray(values, "<f4").tobytes(order="F"))
-                total += np.nan_to_num(values)
-                if on_frame is not None:
-                    on_frame(index, series.count)
+    with written_whole(path) as temporary, gzip.GzipFile(temporary, "wb", compresslevel=1, mtime=0) as file:
+        file.write(header.binaryblock + b"\0\0\0\0")
+        for index in range(series.count):
+            values = result.corrected(index)
+            file.write(np.asarray(values, "<f4").tobytes(order="F"))
+            total += np.nan_to_num(values)
+            if on_frame is not None:
+                on_frame(index, series.count)
     if mean_path is not None:
         save(Volume((total / series.count).astype(np.float32), series.voxel_to_ras, "mean"), mean_path)
-
-
-def prepare_folder(folder, key: str, what: str) -> bool:
-    """Make an output folder for the run named ``key``; True where it holds that very run, complete.
-
-    Raises InputError where it holds another run, or cannot be made.
-    """
-    path = Path(folder)
-    if not path.is_dir():
-        if path.exists() or not path.absolute().parent.is_dir():
-            raise InputError(f"{path} cannot be made; give a folder whose parent exists.")
-        try:
-            path.mkdir()
-        except OSError as error:
-            raise InputError(f"{path} cannot be made ({error.strerror}); choose another folder.") from error
-    if not os.access(path, os.W_OK):
-        raise InputError(f"The folder {path} cannot be written to; choose another.")
-    marker = path / MARKER
-    if marker.is_file():
-        try:
-            known = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
-            known = {}
-        if known.get("key") != key:
-            raise InputError(
-                f"{path} holds another run ({known.get('what', 'unknown')}); give a new folder or remove that one."
-            )
-        return bool(known.get("complete"))
-    mark_folder(path, key, what, complete=False)
-    return False
-
-
-#: The file that says which run a folder holds.
-MARKER = "spatial-diffusion.json"
-
-
-def mark_folder(folder, key: str, what: str, complete: bool = True, **more) -> None:
-    """Write which run a folder holds, and whether all of it is there."""
-    with written_whole(Path(folder) / MARKER) as temporary:
-        text = json.dumps({"key": key, "what": what, "complete": complete, **more}, indent=2)
-        Path(temporary).write_text(text + "\n", encoding="utf-8")

@@ -1,9 +1,9 @@
-"""The motion of a series drawn as SVG: translations, rotations, and framewise displacement with doubtful frames marked."""
+"""The motion of a series drawn as SVG: translations, rotations, framewise displacement; doubtful frames are marked."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
-from typing import List, Sequence
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def _title(result: SeriesRegistration) -> str:
     return f"Motion of {result.series.name}: {len(result.matrices)} frames, reference {result.reference}{doubtful}"
 
 
-def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], doubtful: Sequence[int]) -> List[str]:
+def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], doubtful: Sequence[int]) -> list[str]:
     count = lines.shape[1]
     known = lines[np.isfinite(lines)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
@@ -56,8 +56,10 @@ def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], dou
     parts = [f'<text x="{LEFT}" y="{top - 6}">{escape(title)}</text>']
     for index in doubtful:
         x = place(index, low)[0]
-        parts.append(f'<line class="doubtful" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + PANEL}" stroke="#d00" '
-                     'stroke-width="3" opacity="0.35"/>')
+        parts.append(
+            f'<line class="doubtful" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + PANEL}" stroke="#d00" '
+            'stroke-width="3" opacity="0.35"/>'
+        )
     for tick in np.arange(low, high + step / 2, step):
         y = place(0, tick)[1]
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from typing import Any, Callable, Optional, Tuple
+from typing import Any, Callable
 
 from .executor import WorkerError
 
 
-def answered(function: Callable, item: Any) -> Tuple[Any, Optional[Exception]]:
+def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:
     """(value, None) or (None, error) of ``function(item)``, computed by one thread; the error can be pickled."""
     import torch
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import extension, written_together, written_whole
+from . import point_file
 from .volume import Volume
 from .volume_io import dicom, itk, mgh, nifti
 from .volume_io.stored import Stored
@@ -21,6 +22,9 @@ WRITTEN = NIFTI + ITK_IMAGES
 
 #: What ``load`` reads, beside folders of DICOM files.
 READ = nifti.EXTENSIONS + ITK_IMAGES + mgh.EXTENSIONS + dicom.EXTENSIONS
+
+#: What else is moved and written under the name of what it was.
+_ALSO_NAMED = (*point_file.EXTENSIONS, ".seg.nrrd")
 
 
 def load(path, keep_type: bool = False) -> Volume:
@@ -95,7 +99,7 @@ def stem(path) -> str:
     """What files derived from a volume are called: its name without folder and extension, with ``_N`` for ``@N``."""
     path, index = split_index(path)
     name = os.path.basename(os.path.normpath(path))
-    for ending in sorted(READ, key=len, reverse=True):
+    for ending in sorted(READ + _ALSO_NAMED, key=len, reverse=True):
         if name.lower().endswith(ending) and len(name) > len(ending):
             name = name[: -len(ending)]
             break

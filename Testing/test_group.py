@@ -1,0 +1,233 @@
+"""Groups: pairs that contradict each other are found, the space favours nobody, and order does not matter."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from SpatialDiffusionCore import InputError, load, register, register_group
+from SpatialDiffusionCore.cli import main
+from SpatialDiffusionCore.many import averaging, group
+from SpatialDiffusionCore.many.averaging import Cloud, consensus, pairs_to_register
+from SpatialDiffusionCore.many.group import PairAnswer, group_steps
+from SpatialDiffusionCore.registration import run_steps
+from SpatialDiffusionCore.spatial import geometry
+from SpatialDiffusionCore.spatial.volume import Volume
+
+DEMO = Path(group.__file__).parents[1] / "demo"
+#: About a head's (standard deviations of the tissue along x, y and z, mm).
+HEAD = np.diag([35.0, 42.0, 30.0]) ** 2
+
+
+class People:
+    """Volumes with known transforms to a common space, and pairs with errors as two people's have (about 1 mm)."""
+
+    def __init__(self, count, seed=0, error=1.0, wrong=0, turned=0.5):
+        random = np.random.default_rng(seed)
+        self.clouds = [Cloud(10 * random.normal(size=3), HEAD) for _ in range(count)]
+        self.truth = []
+        for cloud in self.clouds:
+            turn = geometry.rotation_about(random.normal(size=3), random.uniform(0, turned))
+            linear = turn @ (np.eye(3) + 0.05 * random.normal(size=(3, 3)))
+            self.truth.append(geometry.about(linear, cloud.mean, 20 * random.normal(size=3)))
+        self.pairs = {}
+        for i, j in pairs_to_register(count):
+            turn = geometry.rotation_about(random.normal(size=3), 0.01 * error * random.normal())
+            off = geometry.from_parts(turn, 0.5 * error * random.normal(size=3))
+            self.pairs[i, j] = geometry.inverse(self.truth[j]) @ off @ self.truth[i]
+        chosen = random.choice(len(self.pairs), wrong, replace=False)
+        self.wrong = sorted(sorted(self.pairs)[k] for k in chosen)
+        for number, (i, j) in enumerate(self.wrong):
+            angle = np.radians([12, 25, 60, 120, 180][number % 5])
+            turn = geometry.rotation_about(random.normal(size=3), angle)
+            self.pairs[i, j] = geometry.about(turn, self.clouds[j].mean, [4, 4, 4]) @ self.pairs[i, j]
+
+    def worst(self, matrices):
+        """mm by which the common space, laid on the true one, misses at worst."""
+        ways = [truth @ geometry.inverse(m) for truth, m in zip(self.truth, matrices)]
+        middle = geometry.mean(ways)
+        return max(c.distance(middle @ m, t) for c, m, t in zip(self.clouds, matrices, self.truth))
+
+
+def test_five_wrong_pairs_of_45_are_found_and_do_no_harm():
+    for seed in (0, 1):
+        people = People(10, seed, wrong=5)
+        found = consensus(people.pairs, people.clouds)
+        assert list(found.dropped) == people.wrong
+        assert people.worst(found.matrices) < 1.5
+        right = [mm for pair, mm in found.disagreement.items() if pair not in found.dropped]
+        assert max(right) < 3 < min(found.disagreement[pair] for pair in found.dropped)
+
+
+def test_cycle_errors_are_zero_where_pairs_agree_and_tell_which_volume_is_bad():
+    people = People(6, error=0.0)
+    errors = averaging.cycle_errors(people.pairs, people.clouds)
+    assert len(errors) == 20 and max(errors.values()) < 1e-9
+    shifted = {
+        pair: geometry.from_parts(np.eye(3), [0, 7.0 * (pair[0] + 1), 0]) @ m if 5 in pair else m
+        for pair, m in people.pairs.items()
+    }
+    told = averaging.by_volume(averaging.cycle_errors(shifted, people.clouds), 6)
+    assert told.argmax() == 5 and told[5] > 5
+
+
+def test_a_hundred_volumes_need_five_pairs_each():
+    pairs = pairs_to_register(100)
+    assert len(pairs) <= 500 and len(averaging.connected(pairs, 100)) == 1
+    people = People(100, wrong=20, seed=3)
+    found = consensus(people.pairs, people.clouds)
+    assert set(people.wrong) == set(found.dropped)
+    assert people.worst(found.matrices) < 3
+
+
+def test_every_number_of_volumes_is_connected_by_triangles():
+    for count in (2, 3, 5, 12, 13, 14, 17, 40, 99, 251):
+        pairs = pairs_to_register(count)
+        assert len(averaging.connected(pairs, count)) == 1
+        if count > 2:
+            neighbors = {index: {a + b - index for a, b in pairs if index in (a, b)} for index in range(count)}
+            assert all(neighbors[i] & neighbors[j] for i, j in pairs), count
+
+
+def test_two_volumes_meet_halfway():
+    people = People(2, error=0.0)
+    found = consensus(people.pairs, people.clouds)
+    first, second = found.matrices
+    np.testing.assert_allclose(first @ first, people.pairs[0, 1], atol=1e-8)
+    np.testing.assert_allclose(first @ second, np.eye(4), atol=1e-8)
+
+
+def test_a_space_is_found_whatever_the_headers():
+    """Volumes that lie upside down to each other have no mean rotation."""
+    people = People(4, error=0.0)
+    turns = [np.eye(3), np.diag([1, -1, -1]), np.diag([-1, 1, -1]), np.diag([-1, -1, 1])]
+    pairs = {(i, j): geometry.from_parts(turns[j].T @ turns[i]) for i, j in combinations(range(4), 2)}
+    found = consensus(pairs, people.clouds)
+    assert found.dropped == () and max(found.disagreement.values()) < 1e-6
+
+
+def test_pairs_that_do_not_connect_all_are_refused():
+    people = People(4)
+    with pytest.raises(InputError, match="do not connect all volumes: 2 parts"):
+        consensus({pair: people.pairs[pair] for pair in ((0, 1), (2, 3))}, people.clouds)
+
+
+# Whole groups. Answers of pairs are known from how the volumes were made, so that registrations are few.
+
+
+@pytest.fixture(scope="module")
+def brain() -> Volume:
+    return load(DEMO / "moving_t1_brain.nii.gz")
+
+
+class Copies:
+    """The same brain under five headers, and the pairs' true answers; two are wrong, one of which is called poor."""
+
+    def __init__(self, brain: Volume):
+        random = np.random.default_rng(1)
+        self.moves = []
+        for index in range(5):
+            turn = geometry.rotation_about(random.normal(size=3), 0.3)
+            self.moves.append(geometry.about(turn, brain.center(), 10 * random.normal(size=3)))
+        noise = random.normal(size=(5, *brain.shape)).astype(np.float32)
+        self.volumes = [
+            Volume(brain.data + one, move @ brain.voxel_to_ras, f"copy {index}")
+            for index, (one, move) in enumerate(zip(noise, self.moves))
+        ]
+
+    def answer(self, i: int, j: int) -> PairAnswer:
+        matrix = self.moves[j] @ geometry.inverse(self.moves[i])
+        if {i, j} == {0, 3}:
+            matrix = matrix @ geometry.from_parts(np.eye(3), [0, 25, 0])
+        return PairAnswer(matrix, "good")
+
+
+@pytest.fixture(scope="module")
+def copies(brain) -> Copies:
+    return Copies(brain)
+
+
+def test_the_wrong_pair_is_dropped_and_the_copies_lie_on_each_other(copies):
+    found = run_steps(group_steps(copies.volumes, known=copies.answer, transform="rigid"), None)
+    assert [set(pair) for pair in found.dropped] == [{0, 3}] and found.doubts == {}
+    for i, j in combinations(range(5), 2):
+        true = copies.moves[j] @ geometry.inverse(copies.moves[i])
+        np.testing.assert_allclose(found.between(i, j), true, atol=1e-6)
+    assert np.nanmax(found.cycle_error) < 1e-6
+    sharp, blurred = found.mean().data, found.mean(aligned=False).data
+    inside = sharp > 0.2
+    assert np.corrcoef(sharp[inside], found.moved(0).data[inside])[0, 1] > 0.98
+    assert sharp.std() > 1.05 * blurred.std()
+
+
+def test_the_order_of_names_does_not_matter(copies):
+    order = [3, 0, 4, 2, 1]
+    first = run_steps(group_steps(copies.volumes, known=copies.answer), None)
+    mixed = run_steps(
+        group_steps([copies.volumes[k] for k in order], known=lambda i, j: copies.answer(order[i], order[j])), None
+    )
+    for place, index in enumerate(order):
+        np.testing.assert_allclose(mixed.matrices[place], first.matrices[index], atol=1e-6)
+    assert mixed.grid.shape == first.grid.shape
+
+
+def test_two_visits_are_registered_to_the_space_between_them(brain, tmp_path, capsys):
+    turn = geometry.about(geometry.rotation_about([1, 2, 3], 0.2), brain.center(), [6, -4, 5])
+    visit = Volume(brain.data, turn @ brain.voxel_to_ras, "visit 2")
+    other = Volume(brain.data[2:], brain.voxel_to_ras @ geometry.from_parts(np.eye(3), [2, 0, 0]), "visit 1")
+    found = register_group([visit, other], transform="rigid", search=False)
+    direct = register(visit, other, transform="rigid", search=False).matrix
+    cloud = Cloud(geometry.transform_points(turn, brain.center()[None])[0], HEAD)
+    assert cloud.distance(found.between(0, 1), direct) < 1e-6
+    assert cloud.distance(found.between(0, 1), geometry.inverse(turn)) < 0.3
+    np.testing.assert_allclose(found.matrices[0] @ found.matrices[1], np.eye(4), atol=1e-6)
+    assert np.isnan(found.cycle_error).all()
+
+
+def test_the_shell_writes_a_group_and_takes_up_pairs_that_are_there(copies, tmp_path, monkeypatch, capsys):
+    from SpatialDiffusionCore import save
+    from SpatialDiffusionCore.spatial.transform_file import read_transform
+
+    paths = [str(tmp_path / f"copy{index}.nii.gz") for index in range(3)]
+    for path, volume in zip(paths, copies.volumes):
+        save(volume, path)
+    asked = []
+
+    def registered(task):
+        pair = paths.index(task.moving), paths.index(task.fixed)
+        asked.append(pair)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return copies.answer(*pair)
+
+    monkeypatch.setattr(group, "_register_pair", registered)
+    out = tmp_path / "out"
+    command = ["group", *paths, "-o", str(out), "--transform", "rigid"]
+    assert main(command) == 130
+    assert main(command) == 0
+    assert len(asked) == 4 and asked[2] == asked[3]  # the two that were done are not done again
+    matrices = [read_transform(out / f"copy{index}_to_group.tfm") for index in range(3)]
+    between = geometry.inverse(matrices[1]) @ matrices[0]
+    np.testing.assert_allclose(between, copies.moves[1] @ geometry.inverse(copies.moves[0]), atol=1e-5)
+    assert (out / "group.tsv").read_text().splitlines()[0].startswith("volume\tcycle_error_mm")
+    capsys.readouterr()
+    assert main(command) == 0 and "nothing to do" in capsys.readouterr().out
+    assert main([*command[:-1], "affine"]) == 1 and "another run" in capsys.readouterr().err
+
+
+def test_bad_groups_get_a_sentence(brain, tmp_path, capsys):
+    for volumes, options, words in (
+        ([brain], {}, "two volumes at least"),
+        ([brain, brain], {}, "the same volume"),
+        ([brain, Volume(np.zeros((20, 20, 20)), np.eye(4), "flat")], {}, "flat is constant"),
+        ([brain, "missing.nii.gz"], {}, "does not exist"),
+        ([brain, brain], {"transform": "elastic"}, "Unknown transform"),
+        ([brain, brain], {"init": np.eye(4)}, "no initial transform"),
+        ([brain, brain], {"jobs": 0}, "at least 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            next(group_steps(volumes, **options))
+    assert main(["group", str(DEMO / "moving_t1_brain.nii.gz"), "-o", str(tmp_path / "x")]) == 2
