@@ -29,6 +29,7 @@ FLOORS = (
     ("pipeline",),
     ("result", "inputs", "report", "picture"),
     ("registration",),
+    ("many", "review"),
     ("cli",),
 )
 
