@@ -70,22 +70,22 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def written_together(path):
+def written_together(path: str | os.PathLike) -> Iterator[Path]:
     """Like :func:`written_whole`, for a header that names a file of data beside it (``.mhd``, ``.nhdr``).
 
     Yields the :class:`pathlib.Path` to write, of the same name (its extension in lower case) in a temporary folder;
     what the block writes beside it goes along, the header last.
     """
     target = Path(os.path.realpath(path))
-    with written_whole(path) as placeholder:
-        with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent) as folder:
-            ending = extension(target)
-            header = Path(folder, target.name[: len(target.name) - len(ending)] + ending)
-            yield header
-            for part in sorted(Path(folder).iterdir()):
-                if part != header:
-                    os.replace(part, target.parent / part.name)
-            os.replace(header, placeholder)
+    beside = {"prefix": ".", "suffix": ".part", "dir": target.parent}
+    with written_whole(path) as placeholder, tempfile.TemporaryDirectory(**beside) as folder:
+        ending = extension(target)
+        header = Path(folder, target.name[: len(target.name) - len(ending)] + ending)
+        yield header
+        for part in sorted(Path(folder).iterdir()):
+            if part != header:
+                os.replace(part, target.parent / part.name)
+        os.replace(header, placeholder)
 
 
 def _reason(error: OSError) -> str:

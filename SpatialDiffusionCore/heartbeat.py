@@ -3,6 +3,7 @@
 Between two steps of a registration seconds may pass. The loops inside call :func:`beat`; who steps the registration may
 listen, and may end it by raising an exception.
 """
+
 from __future__ import annotations
 
 from contextlib import contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ def as_volume(given: Any, role: str = "moving", keep_type: bool = False) -> Volu
     if isinstance(given, (str, os.PathLike)):
         from .spatial.volume_file import load
 
-        return replace(load(given, keep_type=keep_type), path=os.path.abspath(given))
+        return load(given, keep_type=keep_type)
     if isinstance(given, (tuple, list)) and len(given) == 2 and np.ndim(given[1]) == 2:
         return _typed(_array(given[0]), np.asarray(given[1], float), f"the {role} array", keep_type)
     parts = _of_nibabel(given, role) or _of_simpleitk(given, role)

@@ -14,7 +14,6 @@ import numpy as np
 
 from .files import written_whole
 from .modelfile import catalog
-from .report import why
 from .spatial.cube import on_grid
 from .spatial.sampling import Prepared, canonical_grid, prepare, scan_order
 from .spatial.volume import Grid, Volume
@@ -187,7 +186,7 @@ def _notes(registration: Any, cut: bool, size: int) -> list[tuple[Sequence[tuple
         legend += [("hatched: outside the moving volume's view", FAINT)]
     lines: list = [(legend, TEXT)]
     color = TEXT if quality.confidence == "good" else WARNING_COLOR
-    said = quality.confidence.capitalize() + ("" if quality.warnings else f": {why(quality)}")
+    said = quality.confidence.capitalize() + ("" if quality.warnings else f": {quality.why()}")
     lines += [([(text, color)], color) for text in textwrap.wrap(said, letters)]
     for warning in quality.warnings:
         lines += [([(text, WARNING_COLOR)], WARNING_COLOR) for text in textwrap.wrap(f"Warning: {warning}", letters)]

@@ -30,6 +30,7 @@ from .spatial.volume import validate
 #: What ``inputs.as_volume`` takes: a path, a Volume, an image of nibabel or SimpleITK, a pair (array, affine).
 VolumeLike = Any
 
+
 class Cancelled(Exception):
     """The caller's ``on_step`` asked to stop; nothing was changed."""
 

@@ -6,7 +6,6 @@ made from.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +69,8 @@ FIELDS = (
     Field(
         "quality.probability",
         "number",
-        "How likely the answer is right, from answers of known truth.",
+        "How likely the answer is right, by what was found in answers of known truth.",
         "0…1",
-        optional=True,
     ),
     Field(
         "quality.similarity_before",
@@ -120,6 +118,12 @@ FIELDS = (
         "For the moving and the fixed volume: about 1 where left is left by the asymmetry of the brain, about -1 where "
         "the volume is mirrored; empty where it cannot be told.",
         "-1…1",
+        optional=True,
+    ),
+    Field(
+        "quality.evidence",
+        "object",
+        "All figures that the probability follows from; lengths are shares of the size of the tissue.",
         optional=True,
     ),
     Field("quality.warnings", "array of strings", "What a person should look at, in sentences."),
@@ -184,45 +188,6 @@ def field_table() -> str:
     lines = ["| field | unit, frame | what it says |", "|---|---|---|"]
     lines += [f"| `{field.name}` | {field.unit or '–'} | {field.meaning} |" for field in FIELDS]
     return "\n".join(lines) + "\n"
-
-
-def length(mm: float) -> str:
-    """A length for people: eyes are measured in micrometers."""
-    return f"{mm:.1f} mm" if mm >= 0.095 else f"{1000 * mm:.0f} µm"
-
-
-def why(quality: Any) -> str:
-    """What the word of confidence rests on, in a few words (``quality``: a pipeline.confidence.Quality)."""
-    reasons = [warning.split(";")[0].rstrip(".") for warning in quality.warnings]
-    if not reasons:
-        repeated = quality.spread_mm
-        reasons = ["not repeated" if repeated is None else f"repeated runs agree within {length(repeated)}"]
-        if quality.confidence != "good":
-            reasons.append(f"similarity is {quality.similarity_after:.2f}")
-        if quality.confirmed:
-            reasons.append("a template confirms it")
-        if quality.same_sides:
-            reasons.append("left and right agree")
-    reasons = [reason[:1].lower() + reason[1:] for reason in reasons]
-    chance = wrong_in(getattr(quality, "probability", None))
-    return "; ".join([*reasons, *([chance] if chance else [])])
-
-
-def wrong_in(probability: float | None) -> str:
-    """How often such answers are wrong, for people: "about 1 in 40 such answers is wrong"; empty where nobody knows.
-
-    probability: that an answer is right, 0…1.
-    """
-    if probability is None or not math.isfinite(probability):
-        return ""
-    wrong = 1 - probability
-    if wrong > 0.4:
-        return f"about {10 * wrong:.0f} in 10 such answers are wrong"
-    if wrong < 0.001:
-        return "fewer than 1 in 1,000 such answers are wrong"
-    number = 1 / wrong
-    step = 1 if number < 10 else 5 if number < 50 else 10 if number < 200 else 100
-    return f"about 1 in {step * round(number / step):,} such answers is wrong"
 
 
 #: Columns of the table of many registrations, in the words of the report; "translation" as the shell says it.

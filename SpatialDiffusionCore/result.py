@@ -53,7 +53,7 @@ class Registration:
     def __repr__(self) -> str:
         return (
             f"Registration ({self.transform}) of {self.moving} to {self.fixed}: {self.decomposition.text()}\n"
-            f"  {self.quality.confidence}: {words.why(self.quality)} "
+            f"  {self.quality.confidence}: {self.quality.why()} "
             f"(similarity {self.quality.similarity_before:.2f} → {self.quality.similarity_after:.2f})"
         )
 
@@ -184,8 +184,8 @@ class Registration:
 def _quality(quality: quality_module.Quality) -> dict:
     return {
         "confidence": quality.confidence,
-        "why": words.why(quality),
-        "probability": getattr(quality, "probability", None),
+        "why": quality.why(),
+        "probability": quality.probability,
         "similarity_before": quality.similarity_before,
         "similarity_after": quality.similarity_after,
         "overlap": quality.overlap,
@@ -194,6 +194,7 @@ def _quality(quality: quality_module.Quality) -> dict:
         "template_detour_mm": quality.detour_mm,
         "template_confirms": quality.confirmed,
         "left_right": quality.sides and dict(zip(("moving", "fixed"), map(float, quality.sides))),
+        "evidence": quality.evidence,
         "warnings": list(quality.warnings),
     }
 

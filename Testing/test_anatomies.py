@@ -38,7 +38,10 @@ def data(tmp_path, monkeypatch):
 
 
 def case_of(data, name, draws=2):
-    return {todo.name: todo for todo in anatomies.todos(data, "development", draws=draws)}[name].make()
+    todo = {todo.name: todo for todo in anatomies.todos(data, "development", draws=draws)}[name]
+    case = todo.make()
+    assert case.rotation == todo.rotation  # results are found again by it
+    return case
 
 
 # --- copies ------------------------------------------------------------------------------------------------

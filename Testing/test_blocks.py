@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 from Benchmark import hard  # noqa: E402
 
-from SpatialDiffusionCore.alignment import block_matching, candidate_settling  # noqa: E402
+from SpatialDiffusionCore.alignment import block_matching, self_similarity  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
@@ -59,8 +59,8 @@ def test_with_votes_brains_corrupted_in_every_way_settle_at_the_truth(brain):
         truth = geometry.about(1.03 * turn, prepared.tissue_center, 2.5 * rng.normal(size=3))
         moving, fixed = cube_of(scans[0].moved(truth)), cube_of(scans[1])
         answers = []
-        for voted in (0, 2):
-            *_, (_, world) = candidate_settling.settle(moving, fixed, [np.eye(4)], "affine", 0, voted)
+        without = self_similarity.polish(moving, fixed, np.eye(4), kind="affine", seed=0)
+        for world in (without, block_matching.refine(moving, fixed, without, "affine")):
             answers.append(geometry.displacement_rms(world, truth, prepared.tissue_center, prepared.tissue_covariance))
         errors.append(answers)
     without, voted = np.array(errors).T

@@ -188,27 +188,6 @@ def test_noise_gets_an_answer_that_calls_itself_poor(brain):
     assert "poor" in result.quality.summary()
 
 
-def test_confidence_follows_spread_and_similarity():
-    """The limits that separated right from wrong answers in the benchmark's hard task."""
-    from SpatialDiffusionCore.pipeline.confidence import Quality, judge
-
-    still = geometry.decompose(np.eye(4))
-
-    def confidence(similarity, spread):
-        return judge(Quality(0.05, similarity, 1.0, spread), still).confidence
-
-    assert [confidence(0.6, 0.8), confidence(0.3, 0.8), confidence(0.5, 2.2)] == ["good", "good", "fair"]
-    assert confidence(0.27, 1.0) == "poor" and confidence(0.42, 1.6) == "fair"  # 13.5 and 10.0 mm wrong
-    assert [confidence(0.19, 1.1), confidence(0.21, 1.8), confidence(0.5, 6.0), confidence(0.05, 0.1)] == ["poor"] * 4
-    assert confidence(0.2, None) == "fair"
-
-    def asked(similarity, agreement, agreed=0.65):
-        return judge(Quality(0.05, similarity, 1.0, 2.0, agreement=agreement), still, agreed=agreed).confidence
-
-    assert [asked(0.2, 0.7), asked(0.2, 0.6), asked(0.2, None), asked(0.1, 0.9)] == ["fair", "poor", "poor", "poor"]
-    assert asked(0.2, 0.7, agreed=None) == "poor"  # a network of which nobody knows whether it can tell
-
-
 def test_a_brain_in_a_head_is_as_alike_one_way_as_the_other(brain):
     """The head: the brain in a thick shell of its own texture, so that most of its tissue is not in the brain."""
     from scipy import ndimage

@@ -210,7 +210,7 @@ def test_false_or_an_exception_from_on_step_stops_at_once(small):
         ({"transform": "warp"}, "rigid, similarity, affine"),
         ({"sampler": "slow"}, "fast, reference"),
         ({"sampler": "reference", "steps": 4}, "every timestep"),
-        ({"steps": -1}, "to 9, got -1"),
+        ({"steps": -1}, "at least 0, got -1"),
         ({"steps": 10}, "to 9, got 10"),
         ({"device": "gpu"}, "auto, cpu, cuda"),
         ({"device": "cpu:1"}, "Unknown device"),

@@ -13,7 +13,8 @@ from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
 from SpatialDiffusionTraining.retina import rendering  # noqa: E402
 
 from SpatialDiffusionCore import register  # noqa: E402
-from SpatialDiffusionCore.alignment import pose_search  # noqa: E402
+from SpatialDiffusionCore.alignment import front_maps  # noqa: E402
+from SpatialDiffusionCore.alignment.pair import Pair  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
@@ -23,7 +24,7 @@ from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model  # noqa: E402
 from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
-from SpatialDiffusionCore.strategies import retina as retina_module  # noqa: E402
+from SpatialDiffusionCore.strategies.registry import RETINA  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"
@@ -201,12 +202,13 @@ def test_maps_and_depth_lead_back_a_turned_and_tilted_scan(eye):
     fixed = model_cube(retina.scan(eye, FIXED), None, "oct", read_card(MODEL), "cpu")
     moving = model_cube(retina.scan(eye, MOVING), None, "oct", read_card(MODEL), "cpu")
     truth = np.linalg.inv(moving.frame) @ np.linalg.inv(retina.true_transform(MOVING, FIXED)) @ fixed.frame
-    found = retina_module.poses(moving, fixed, 3)
+    found = front_maps.poses(moving, fixed, 3)
     assert 1 <= len(found) <= 3
     difference = found[0] - truth
     assert np.abs(difference[[0, 2]][:, [0, 2]]).max() < 0.08 and np.abs(difference[[0, 2], 3]).max() < 0.15
     assert np.abs(difference[1, [0, 2]]).max() < 0.02 and abs(difference[1, 3]) < 0.04
-    likeness = pose_search.rank(moving, fixed, [truth, found[0], np.eye(4)], "depth").scores
+    pair = Pair(moving, fixed)
+    likeness = [RETINA.rank(pair, pair.to_world(matrix)) for matrix in (truth, found[0], np.eye(4))]
     assert likeness[0] > likeness[2] + 0.1 and likeness[1] > likeness[2] + 0.1
 
 

@@ -95,7 +95,7 @@ def test_what_is_said_of_measures():
     parts = geometry.decompose(np.eye(4))
 
     def said(sides):
-        return confidence.judge(confidence.Quality(0.3, 0.6, 1.0, 0.2, sides=sides), parts)
+        return confidence.judge(confidence.Quality(0.3, 0.6, 1.0, 0.2, sides=sides, probability=0.999), parts)
 
     assert (said(None).warnings, said((0.05, -0.05)).warnings, said((0.9, 0.8)).warnings) == ([], [], [])
     assert said((0.9, -0.05)).confidence == "good"

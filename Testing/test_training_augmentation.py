@@ -142,6 +142,31 @@ def test_motion_moves_slabs_rigidly_and_leaves_the_rest():
     assert profile.abs().max() <= 0.5
 
 
+def test_published_motion_rolls_slabs_in_their_plane():
+    """As numpy.roll by whole voxels: what leaves on one side comes in on the other, under any affine afterwards."""
+    size = 20
+    source = torch.rand(2, 1, size, size, size, generator=generator(10))
+    pipeline = a.Corruption({"motion": {"probability": 1.0, "roll": True}})
+    cases = {"axis": [0, 2], "direction": [1, 0], "shift": [2 * 4 / size, -2 * 5 / size]}
+    draw = {"start": torch.tensor([[0.25], [0.5]]), "length": torch.tensor([[0.25], [0.2]]),
+            "shift": torch.tensor(cases["shift"])[:, None], "axis": torch.tensor(cases["axis"]),
+            "direction": torch.tensor(cases["direction"]), "on": torch.tensor([True, True])}  # fmt: skip
+    result = pipeline.warp(source, torch.eye(3, 4).repeat(2, 1, 1), {"motion": draw})
+    expected = source.clone()
+    expected[0, 0, 5:10] = torch.roll(source[0, 0, 5:10], -4, dims=1)
+    expected[1, 0, :, :, 10:14] = torch.roll(source[1, 0, :, :, 10:14], 5, dims=0)
+    assert torch.allclose(result, expected, atol=1e-4)
+    black = a.Corruption({"motion": {"probability": 1.0}}).warp(source, torch.eye(3, 4).repeat(2, 1, 1), {"motion": draw})
+    assert (black[0, 0, 5:10, -3:] == 0).all() and (result[0, 0, 5:10, -3:] > 0).any()
+    # Under an affine: the same as rolling first and moving then, up to interpolation.
+    smooth = volumes(1, (24, 24, 24))
+    pose = a.Pose(rotation_degrees=0, shift=0.0, scale=0.1).draw(1, generator(3), (24, 24, 24))
+    one = a.take(draw, torch.tensor([0]))
+    whole = pipeline.warp(smooth, torch.eye(3, 4)[None], {"motion": one})
+    assert (whole.mean() - smooth.mean()).abs() < 1e-3  # nothing is lost
+    assert torch.isfinite(pipeline.warp(smooth, pose, {"motion": one})).all()
+
+
 def test_stretch_repeats_one_slice():
     stretch = a.Stretch(most=1, thickness=(0.3, 0.3))
     draw = stretch.draw(1, generator(11))

@@ -212,8 +212,8 @@ def test_extensions_in_capitals(tmp_path, ending):
 
 
 @few
-@given(matrix=affines(), names=st.sampled_from(PAIRS), kind=st.sampled_from(
-    [(ending, format) for ending, formats in FORMATS.items() for format in (*formats, None)]))
+@given(matrix=affines(), names=st.sampled_from(PAIRS), kind=st.sampled_from(  # .dcm: test_transform_formats.py
+    [(ending, format) for ending, formats in FORMATS.items() if ending != ".dcm" for format in (*formats, None)]))
 def test_what_is_written_reads_back_without_saying_the_format_and_inverts(matrix, names, kind):
     ending, format = kind
     moving, fixed = (VOLUMES[name] for name in names)
@@ -622,7 +622,7 @@ def test_bad_matrices_are_not_written(tmp_path, matrix, words):
 def test_the_temporary_file_is_a_sibling_with_the_same_extensions(tmp_path, name, ending):
     with written_whole(tmp_path / name) as temporary:
         assert temporary.parent == tmp_path and temporary.name != name
-        assert "".join(temporary.suffixes[1:]) == ending
+        assert "".join(temporary.suffixes[1:]) == ending.lower()  # all that some writers know
         temporary.write_text("new")
         assert not (tmp_path / name).exists()
     assert (tmp_path / name).read_text() == "new" and os.listdir(tmp_path) == [name]

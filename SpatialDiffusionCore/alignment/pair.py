@@ -64,7 +64,9 @@ class Pair:
         return geometry.displacement_rms(one, other, *self.tissue) / self.size
 
     def plausible(self, worlds: Iterable[np.ndarray]) -> List[np.ndarray]:
-        """Candidates without more strain than ``STRAIN``: squeezed, a volume is alike to what is left of the other."""
+        """Candidates without more strain than ``STRAIN``: squeezed, a volume is alike to what is left of the other. Those that
+        mirror are left out: many organs are more like their own mirror image than like another one."""
+        worlds = [world for world in worlds if np.linalg.det(world[:3, :3]) > 0]
         return [geometry.limit_strain(world, STRAIN, self.fixed.prepared.tissue_center) for world in worlds]
 
     # From RAS to what others work in, and back.

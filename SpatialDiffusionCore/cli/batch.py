@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import written_whole
-from ..report import COLUMNS, failed_row, row, why
+from ..report import COLUMNS, failed_row, row
 from ..spatial import geometry
 from .commands import commands_for
 from .outputs import described, is_folder, write_outputs
@@ -110,7 +110,7 @@ class Batch:
         place = f"[{self.done} of {self.count}] " if self.count > 1 else ""
         quality = result.quality
         print(f"{place}{result.moving} → {result.fixed}: {result.decomposition.text()}")
-        print(f"  confidence {quality.confidence}: {why(quality)}")
+        print(f"  confidence {quality.confidence}: {quality.why()}")
         print(
             f"  similarity {quality.similarity_before:.2f} → {quality.similarity_after:.2f}; taken for "
             f"{result.kinds()}; {result.seconds:.1f} s, model {result.model}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .. import modality
 from .outputs import FORMATS, OUTPUTS, plan_outputs
 from .parser import EPILOG, Commands, Group, UsageError, add_command, wrapped
-from .selection import stem, unique_names, volume_files
+from .selection import unique_names, volume_files
 
 if TYPE_CHECKING:
     from ..options import RegistrationOptions
@@ -157,10 +157,11 @@ def run(arguments: argparse.Namespace) -> int:
     movings = volume_files(arguments.moving, leave_out=(arguments.fixed, arguments.moving_mask, arguments.fixed_mask))
     names = unique_names(movings)
     from ..options import RegistrationOptions
+    from ..spatial import volume_file
 
     options = _options(arguments)
     _check_model(RegistrationOptions(**options))
-    plans = plan_outputs(arguments, movings, names, stem(arguments.fixed))
+    plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
     from ..device import resolve_device
     from ..inputs import as_volume
     from ..spatial.transform_file import read_transform

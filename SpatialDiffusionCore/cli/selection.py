@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from .outputs import VOLUMES
 
 #: A part of a path that says whose volume it is, in the manner of BIDS: sub-01, ses-2, run-3.
 _ENTITY = re.compile(r"(sub|ses|sample|task|acq|ce|rec|dir|run|echo|space|res|desc)-[a-zA-Z0-9]+")
@@ -19,43 +18,61 @@ _ENTITY = re.compile(r"(sub|ses|sample|task|acq|ce|rec|dir|run|echo|space|res|de
 def volume_files(words: Sequence[str], leave_out: Sequence[str] = ()) -> list[str]:
     """The volumes that paths, folders (with all below them) and patterns mean, each once, in order.
 
-    leave_out: files that a folder or a pattern does not mean, such as the fixed volume and the masks.
-    Raises InputError where a folder or a pattern holds no volume.
+    A folder of DICOM files is one volume. leave_out: files that a folder or a pattern does not mean, such as the fixed
+    volume and the masks. Raises InputError where a folder or a pattern holds no volume.
     """
     left_out = {os.path.realpath(path) for path in leave_out if path}
     found: list[str] = []
     for word in words:
         if os.path.isdir(word):
-            files = [str(path) for path in sorted(Path(word).rglob("*")) if not _hidden(path, word)]
-            what = f"The folder {word}"
+            files, what = _volumes_below(word), f"The folder {word}"
         elif not os.path.exists(word) and glob.has_magic(word):
-            files, what = sorted(glob.glob(word, recursive=True)), f"The pattern {word}"
+            files, what = sorted(filter(_is_volume, glob.glob(word, recursive=True))), f"The pattern {word}"
         else:
             found.append(word)
             continue
-        files = [path for path in files if _is_volume(path) and os.path.realpath(path) not in left_out]
+        files = [path for path in files if os.path.realpath(path) not in left_out]
         if not files:
-            raise InputError(f"{what} holds no volume to move ({', '.join(VOLUMES)}).")
+            raise InputError(
+                f"{what} holds no volume to move; give one that holds NIfTI, NRRD, MetaImage or DICOM files."
+            )
         found += files
     return list(dict.fromkeys(found))
 
 
+def _volumes_below(folder: str) -> list[str]:
+    """Files of volumes, and folders of DICOM files, sorted; what is hidden is left out."""
+    found = []
+    for here, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        paths = [os.path.join(here, name) for name in names if not name.startswith(".")]
+        found += [path for path in paths if _is_volume(path)]
+        if any(map(_is_dicom, paths)):
+            found.append(here)
+    return sorted(found)
+
+
 def _is_volume(path: str) -> bool:
-    return path.lower().endswith(VOLUMES) and os.path.isfile(path)
+    """Whether a path is a volume by itself: a file of a known kind that is no DICOM slice, nor the data of a header."""
+    from ..spatial.volume_file import READ
+    from ..spatial.volume_io import dicom
+
+    lower = path.lower()
+    if not lower.endswith(READ) or lower.endswith(dicom.EXTENSIONS) or not os.path.isfile(path):
+        return False
+    data_of_a_header = re.sub(r"\.img(\.gz)?$", r".hdr\1", path)
+    return data_of_a_header == path or not os.path.isfile(data_of_a_header)
 
 
-def _hidden(path: Path, folder: str) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _is_dicom(path: str) -> bool:
+    from ..spatial.volume_io import dicom
 
-
-def stem(path: str) -> str:
-    """A volume's file name without its ending; volume N of a 4D file is called name_N."""
-    name = os.path.basename(path)
-    base, at, index = name.rpartition("@")
-    if at and index.isdigit() and not os.path.exists(path):
-        return f"{stem(base)}_{index}"
-    ending = next((ending for ending in sorted(VOLUMES, key=len, reverse=True) if name.lower().endswith(ending)), "")
-    return name[: len(name) - len(ending)] if ending else os.path.splitext(name)[0]
+    if path.lower().endswith(dicom.EXTENSIONS):
+        return True
+    if os.path.splitext(path)[1]:
+        return False
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:
@@ -64,11 +81,13 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     That is the entities (sub-01, ses-2) in the folders' names if they suffice, else the names of the folders, from the
     nearest one on; of files in one folder their endings. Raises InputError where the same volume is given twice.
     """
+    from ..spatial import volume_file
+
     counted = Counter(os.path.realpath(path) for path in paths)
     twice = next((path for path in paths if counted[os.path.realpath(path)] > 1), None)
     if twice is not None:
         raise InputError(f"{twice} is given twice; name each moving volume once.")
-    plain = [stem(path) for path in paths]
+    plain = [volume_file.stem(path) for path in paths]
     folders = [Path(os.path.abspath(path)).parts[1:-1] for path in paths]
     entities = [[part for part in parts if _ENTITY.fullmatch(part)] for parts in folders]
     longer = [[*(part for part in own if part not in name), name] for own, name in zip(entities, plain)]

@@ -126,12 +126,21 @@ class Quality:
     def summary(self) -> str:
         """One line for people."""
         line = f"similarity {self.similarity_before:.2f} → {self.similarity_after:.2f}, confidence {self.confidence}"
+        return f"{line} ({'; '.join(self._notes())})"
+
+    def why(self) -> str:
+        """What the word of confidence rests on, in a few words: what speaks against the answer, else what speaks for it."""
+        against = [warning.split(";")[0].rstrip(".") for warning in self.warnings]
+        against = [reason[:1].lower() + reason[1:] for reason in against]
+        return "; ".join([*against, odds(self.probability)] if against else self._notes())
+
+    def _notes(self) -> List[str]:
         notes = [odds(self.probability)]
         if self.spread_mm is not None:
             notes.append(f"repeated runs agree within {_length(self.spread_mm)}")
         if self.same_sides:
             notes.append("left and right agree")
-        return f"{line} ({'; '.join(notes)})"
+        return notes
 
     @property
     def same_sides(self) -> bool:
@@ -180,7 +189,9 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     if quality.left_on_right:
         quality.probability = min(quality.probability, LEFT_ON_RIGHT)
     quality.confidence = word(quality.probability)
-    if quality.confidence != "good":
+    if quality.confidence == "good" and quality.sides is not None and min(quality.sides) < -MIRRORED:
+        quality.confidence = "fair"  # laid on each other as they should be, but seen as in a mirror
+    elif quality.confidence != "good":
         warnings += _reasons(quality, evidence)
     quality.warnings = warnings
     return quality

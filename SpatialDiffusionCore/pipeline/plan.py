@@ -40,4 +40,4 @@ def fast(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, 
                 best = max(best, other, key=lambda answer: answer.probability)
             else:
                 best = yield from course.verify(best)
-    return (yield from course.finish(best))
+    return course.outcome(best)

@@ -28,10 +28,9 @@ def reference(pair: Pair, model: Model, settings: Settings) -> Generator[Step, N
         steps = diffusion.reverse(denoise, fixed.values, moving.values, schedule, start=start)
     for step in steps:
         world = pair.from_theta(step.theta[0])
-        course.count = step.count + 1 + 2 * settings.polish
+        course.count = step.count + settings.polish
         yield course.step("Diffusion", world)
     answer = Answer(world, "diffusion")
     if settings.polish:
         answer = yield from course.refine(Candidate(world, "diffusion"))
-    answer = yield from course.verify(answer)
-    return (yield from course.finish(answer))
+    return course.outcome(course.verified(answer))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Generator, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -84,13 +84,13 @@ class Course:
         self.upright: Cube = pair.fixed
         #: World transforms that the independent searches put first.
         self.firsts: List[np.ndarray] = []
-        self.index, self.count = 0, 4 + self._few_steps()
+        self.index, self.count = 0, 2 + self._few_steps() + self._compares() + settings.polish
         self.agreements: Dict[bytes, float] = {}
 
     def step(self, stage: str, world: np.ndarray) -> Step:
         """The next step, for the caller."""
         self.index += 1
-        self.count = max(self.count, self.index + (stage != "Checking"))
+        self.count = max(self.count, self.index)  # grows where the search goes on
         return Step(self.index, self.count, stage, geometry.inverse(world))
 
     def _few_steps(self) -> int:
@@ -159,13 +159,14 @@ class Course:
 
     def compare(self) -> Iterator[Step]:
         """Each candidate refined coarsely, and how alike it makes the volumes."""
-        if self.settings.search in (SearchMode.NETWORK, SearchMode.NONE) or self.settings.init is not None:
+        if not self._compares():
             return
-        self._compare_all()
+        self.candidates = [self._compared(c) if c.rank is None else c for c in self.candidates]
         yield self.step("Comparing", self.best().world)
 
-    def _compare_all(self) -> None:
-        self.candidates = [self._compared(c) if c.rank is None else c for c in self.candidates]
+    def _compares(self) -> bool:
+        """Whether candidates are compared by how alike they make the volumes."""
+        return self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.init is None
 
     def _compared(self, candidate: Candidate) -> Candidate:
         world = self.settings.strategy.compared(
@@ -189,7 +190,7 @@ class Course:
 
     # Better answers
 
-    def refine(self, candidate: Candidate) -> Iterator[Step]:
+    def refine(self, candidate: Candidate) -> Generator[Step, None, Answer]:
         """An Answer: the candidate, refined; as it was where refinement makes the volumes less alike, or loses the network's
         agreement."""
         settings, pair = self.settings, self.pair
@@ -233,12 +234,16 @@ class Course:
             self.agreements[key] = correspondence_search.agreement(pair.moving, pair.fixed, world, self.places)
         return self.agreements[key]
 
-    def verify(self, answer: Answer) -> Iterator[Step]:
+    def verify(self, answer: Answer) -> Generator[Step, None, Answer]:
         """The answer with its evidence, and the probability that it is right."""
+        yield self.step("Checking", answer.world)
+        return self.verified(answer)
+
+    def verified(self, answer: Answer) -> Answer:
+        """The same in one go."""
         pair, world = self.pair, answer.world
         both = (pair.over(world), pair.over(world, moving=True))
         correlation, information = global_likeness(pair.moving, pair.fixed, world)
-        yield self.step("Checking", world)
         spread = self.settings.strategy.spread(
             pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed
         )
@@ -327,8 +332,7 @@ class Course:
             self.firsts.append(max(compared, key=lambda c: c.rank).world)
         self.candidates += compared
 
-    def finish(self, answer: Answer) -> Iterator[Step]:
+    def outcome(self, answer: Answer) -> Outcome:
         """What the process found."""
-        yield self.step("Done", answer.world)
         details = {"candidates": len(self.candidates), "best": answer.source}
         return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, details)

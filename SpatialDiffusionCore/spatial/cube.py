@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ class Cube:
     grid: Grid
     values: torch.Tensor
     support: torch.Tensor
-    focus: Optional[tuple] = None
+    focus: tuple | None = None
 
     @property
     def spacing(self) -> np.ndarray:
@@ -57,7 +56,7 @@ class Cube:
         inside = self.tissue[0, 0].nonzero().cpu().double()
         return inside.mean(0).numpy() if len(inside) else (np.array(self.grid.shape) - 1) / 2
 
-    def on(self, grid: Grid) -> "Cube":
+    def on(self, grid: Grid) -> Cube:
         """The same volume sampled on another grid."""
         return on_grid(self.prepared, grid, self.values.device, self.focus)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
-
 import numpy as np
 
 from . import geometry
@@ -21,7 +19,7 @@ _PADDING_ON_FACES = 0.05
 _FEWEST_VALUES = 16
 
 
-def subsample(data: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def subsample(data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(at most 64³ of an I×J×K array's voxels, evenly spaced, float32; their 4×4 voxel → voxel matrix)."""
     stride = tuple(-(-n // 64) for n in data.shape)
     start = tuple(s // 2 for s in stride)
@@ -49,14 +47,15 @@ def background(values: np.ndarray) -> float:
     return min(0.0, lowest(values))
 
 
-def padding_above(values: np.ndarray) -> Optional[float]:
+def padding_above(values: np.ndarray) -> float | None:
     """The value above which an I×J×K sample holds padding (unsigned files turn -2000 into 63536), None without any."""
     most = values.max()
     body = _body(values, values < most)
     if body is None or most - body[1] <= body[1] - body[0]:
         return None
     low, high = body
-    # Padding that was interpolated goes on towards the body: what is three times as far as that is wide is padding, too.
+    # Padding that was interpolated goes on towards the body: what is three times as far as that is wide is padding,
+    # too.
     limit = min(high + 0.5 * (most - high), high + 3 * (high - low))
     faces = [values.take(end, axis) for axis in range(3) for end in (0, -1)]
     on_faces = np.mean(np.concatenate([(face > limit).ravel() for face in faces]))
@@ -75,7 +74,7 @@ def floor(values: np.ndarray) -> float:
     return least if body is None or body[0] - least <= body[1] - body[0] else body[0]
 
 
-def _body(values: np.ndarray, others: np.ndarray) -> Optional[Tuple[float, float]]:
+def _body(values: np.ndarray, others: np.ndarray) -> tuple[float, float] | None:
     """Where most of the values lie that are not at the end of the range; None where too few are, or too few there."""
     usual = values[others]
     if not _PADDING_SHARE < usual.size / values.size < 1 - _PADDING_SHARE:

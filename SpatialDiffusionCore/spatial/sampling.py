@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Optional
+from itertools import permutations
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Prepared:
     tissue_center: np.ndarray
     tissue_covariance: np.ndarray
     threshold: float
-    mask: Optional[Volume] = field(default=None)
+    mask: Volume | None = field(default=None)
     levels: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -61,7 +61,7 @@ class Prepared:
         return other
 
 
-def prepare(volume: Volume, mask: Optional[Volume] = None, percentiles=(0.0, 99.5)) -> Prepared:
+def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
 
     The window is taken from a subsample: air included at the low end, padding cut off there, and the brightest half per
@@ -118,8 +118,8 @@ def usable(volume: Volume) -> Volume:
         wrong, value = data > limit, float(data.max())
         data = np.where(wrong, np.float32(intensity.background(coarse)), data)
         warnings.append(
-            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to its "
-            "borders; they are taken for what the scanner did not see, and for background."
+            f"{percent(wrong.mean())} of {volume.name} hold values around {value:g}, far above all others and up to "
+            "its borders; they are taken for what the scanner did not see, and for background."
         )
     return volume if data is volume.data else replace(volume, data=data, warnings=tuple(warnings))
 
@@ -169,15 +169,29 @@ def scan_axes(volume: Volume) -> np.ndarray:
     return axes
 
 
+def anatomical_axes(volume: Volume) -> np.ndarray:
+    """3×3: unit vectors in RAS, in columns, along the axes of the array, named and directed to be nearest to R, A, S.
+
+    A rotation. So an answer depends on how a volume was scanned, not on how its header is turned.
+    """
+    directions = volume.voxel_to_ras[:3, :3] / volume.spacing
+    order = max(permutations(range(3)), key=lambda order: np.abs(directions[range(3), order]).sum())
+    axes = directions[:, order] * np.where(np.diag(directions[:, order]) < 0, -1.0, 1.0)
+    if np.abs(axes - np.eye(3)).max() < 1e-6:
+        return np.eye(3)
+    u, _, vt = np.linalg.svd(axes)  # the nearest rotation, where the axes are sheared
+    return u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
+
+
 def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:
     """The model's cube around a volume's tissue.
 
     size: voxels (D, H, W); spacing: mm, one number or three, also along (D, H, W). Oriented volumes get these axes
-    along R, A, S; others (OCT) along their own array axes, see ``scan_axes``.
+    nearly along R, A, S (``anatomical_axes``); others (OCT) along their own array axes, see ``scan_axes``.
     """
     size = tuple(int(n) for n in np.broadcast_to(size, 3))
     spacing = np.broadcast_to(np.asarray(spacing, float), 3)
-    axes = np.eye(3) if oriented else scan_axes(prepared.volume)
+    axes = anatomical_axes(prepared.volume) if oriented else scan_axes(prepared.volume)
     linear = axes * spacing
     return Grid(size, geometry.from_parts(linear, prepared.tissue_center - linear @ ((np.array(size) - 1) / 2)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Optional, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from . import geometry, intensity
 #: A volume with fewer voxels than this along an axis holds too little to be registered.
 MINIMUM_SIZE = 4
 
+#: The types that files hold, for those that they do not.
+_STORED_AS = {"bool": np.uint8, "float16": np.float32, "longdouble": np.float64, "float128": np.float64}
+
 INTERPOLATIONS = {"nearest": 0, "linear": 1, "cubic": 3}
 
 
@@ -21,15 +24,16 @@ class Volume:
     """Voxels and where they are.
 
     data: (I, J, K) array of numbers. voxel_to_ras: 4×4 float64, voxel centers → RAS mm (may be oblique, mirrored,
-    anisotropic or sheared). name: what messages call it. path: of its file, in full, where it has one. warnings: sentences
-    about what its file's header leaves open or contradicts. Raises InputError where data or matrix cannot be a 3D volume.
+    anisotropic or sheared). name: what messages call it. path: of its file, in full, where it has one. warnings:
+    sentences about what its file's header leaves open or contradicts. Raises InputError where data or matrix cannot be
+    a 3D volume.
     """
 
     data: np.ndarray
     voxel_to_ras: np.ndarray
     name: str = "volume"
-    path: Optional[str] = None
-    warnings: Tuple[str, ...] = ()
+    path: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         data = np.asarray(self.data)
@@ -62,35 +66,25 @@ class Volume:
         last = np.array(self.shape) - 1
         return geometry.transform_points(self.voxel_to_ras, np.array(list(np.ndindex(2, 2, 2))) * last)
 
-    def moved(self, matrix) -> "Volume":
+    def moved(self, matrix) -> Volume:
         """The same voxels elsewhere: ``matrix`` (4×4, RAS → RAS) goes into the header."""
         return replace(self, voxel_to_ras=np.asarray(matrix, float) @ self.voxel_to_ras)
 
+    def storable(self) -> np.ndarray:
+        """The voxels in a type that files hold: booleans become uint8, half precision float32."""
+        return self.data.astype(_STORED_AS.get(self.data.dtype.name, self.data.dtype), copy=False)
+
     def to_nibabel(self) -> Any:
         """A nibabel.Nifti1Image of the same voxels, in millimeters and scanner space; booleans become uint8."""
-        import nibabel
+        from .volume_io import nifti
 
-        data = self.data.astype(np.uint8) if self.data.dtype == bool else self.data
-        image = nibabel.Nifti1Image(data, self.voxel_to_ras, dtype=data.dtype)
-        image.set_sform(self.voxel_to_ras, code="scanner")
-        image.set_qform(self.voxel_to_ras, code="scanner", strip_shears=True)
-        image.header.set_xyzt_units("mm")
-        return image
+        return nifti.image_of(self.storable(), self.voxel_to_ras)
 
     def to_simpleitk(self) -> Any:
-        """A SimpleITK.Image of a copy. Raises InputError where the axes are sheared, which ITK's images cannot be."""
-        import SimpleITK as sitk
+        """A SimpleITK.Image of a copy, sheared as the volume is; booleans become uint8."""
+        from .volume_io import itk
 
-        lps = geometry.LPS_RAS @ self.voxel_to_ras
-        direction = lps[:3, :3] / self.spacing
-        if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-4:
-            raise InputError(f"The header of {self.name} is sheared, which only NIfTI (.nii, .nii.gz) can hold.")
-        data = self.data.astype(np.uint8) if self.data.dtype == bool else self.data
-        image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-        image.SetSpacing(self.spacing.tolist())
-        image.SetOrigin(lps[:3, 3].tolist())
-        image.SetDirection(direction.ravel().tolist())
-        return image
+        return itk.image_of(self.storable(), self.voxel_to_ras)
 
 
 def validate(volume: Volume, role: str = "") -> None:
@@ -110,7 +104,7 @@ def validate(volume: Volume, role: str = "") -> None:
 
 
 def resample(
-    volume: Volume, reference, matrix=None, interpolation: str = "linear", background: Optional[float] = None
+    volume: Volume, reference, matrix=None, interpolation: str = "linear", background: float | None = None
 ) -> Volume:
     """``volume`` moved by ``matrix`` (4×4, RAS → RAS, to parent) and sampled on the voxels of ``reference``.
 
@@ -202,19 +196,19 @@ class Grid:
         """Normalized (x, y, z) of a tensor of this shape → RAS mm, 4×4."""
         return self.voxel_to_ras @ geometry.normalized_to_voxel(self.shape)
 
-    def with_shape(self, shape) -> "Grid":
+    def with_shape(self, shape) -> Grid:
         """The same box cut into another number of voxels."""
         shape = tuple(int(n) for n in shape)
         to_ras = self.normalized_to_ras @ np.linalg.inv(geometry.normalized_to_voxel(shape))
         return Grid(shape, to_ras)
 
-    def around(self, low, high) -> "Grid":
+    def around(self, low, high) -> Grid:
         """The part of the grid (whole voxels) between two corners in normalized (x, y, z)."""
         size = np.array(self.shape)
         first = np.clip(np.floor((np.array(low)[::-1] + 1) / 2 * size), 0, size - 1).astype(int)
         last = np.clip(np.ceil((np.array(high)[::-1] + 1) / 2 * size), first + 1, size).astype(int)
         return Grid(tuple(int(n) for n in last - first), self.voxel_to_ras @ geometry.from_parts(np.eye(3), first))
 
-    def moved(self, matrix) -> "Grid":
+    def moved(self, matrix) -> Grid:
         """The grid under a 4×4 RAS → RAS matrix."""
         return Grid(self.shape, np.asarray(matrix, float) @ self.voxel_to_ras)

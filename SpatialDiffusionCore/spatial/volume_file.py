@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Optional, Tuple
 
 import numpy as np
 
@@ -23,9 +22,6 @@ WRITTEN = NIFTI + ITK_IMAGES
 #: What ``load`` reads, beside folders of DICOM files.
 READ = nifti.EXTENSIONS + ITK_IMAGES + mgh.EXTENSIONS + dicom.EXTENSIONS
 
-#: The types that the formats hold, for those that they do not.
-_STORED_AS = {"bool": np.uint8, "float16": np.float32, "longdouble": np.float64, "float128": np.float64}
-
 
 def load(path, keep_type: bool = False) -> Volume:
     """Read a volume: NIfTI, Analyze, NRRD, MetaImage, FreeSurfer's .mgz, or a folder of DICOM files.
@@ -35,6 +31,7 @@ def load(path, keep_type: bool = False) -> Volume:
     ITK put it; its ``warnings`` say what in the header contradicts that. Raises InputError with a sentence that names
     the file.
     """
+    whole = os.path.abspath(path)
     path, index = split_index(path)
     if os.path.isdir(path):
         stored, index = dicom.read(path, index), None
@@ -46,7 +43,7 @@ def load(path, keep_type: bool = False) -> Volume:
         stored = itk.read(path)
     elif extension(path) in mgh.EXTENSIONS:
         stored = mgh.read(path)
-    elif extension(path) in dicom.EXTENSIONS or _looks_like_dicom(path):
+    elif extension(path) in dicom.EXTENSIONS or dicom.looks_like(path):
         stored, index = dicom.read(path, index), None
     else:
         raise InputError(
@@ -56,10 +53,11 @@ def load(path, keep_type: bool = False) -> Volume:
     if not keep_type and data.dtype.kind in "biuf":
         with np.errstate(over="ignore"):  # beyond float32: infinite, which is dealt with where the volume is used
             data = np.asarray(data, dtype=np.float32)
-    return Volume(data, stored.voxel_to_ras, os.path.basename(os.path.normpath(path)), stored.warnings)
+    name = os.path.basename(os.path.normpath(path))
+    return Volume(data, stored.voxel_to_ras, name, path=whole, warnings=stored.warnings)
 
 
-def split_index(path) -> Tuple[str, Optional[int]]:
+def split_index(path) -> tuple[str, int | None]:
     """(file or folder, N) of ``FILE@N``, (file, None) where the name itself ends in ``@`` and a number, or has none."""
     path = os.fspath(path)
     match = re.fullmatch(r"(.+)@(\d+)", path, re.DOTALL)
@@ -79,12 +77,7 @@ def stem(path) -> str:
     return name if index is None else f"{name}_{index}"
 
 
-def _looks_like_dicom(path: str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def _pick(stored: Stored, index: Optional[int], path: str) -> np.ndarray:
+def _pick(stored: Stored, index: int | None, path: str) -> np.ndarray:
     """The 3D volume of a file's array; further axes of length 1 are dropped."""
     data = stored.data
     while data.ndim > 3 and data.shape[-1] == 1:
@@ -129,7 +122,7 @@ def save(volume: Volume, path) -> None:
     """
     path = os.fspath(path)
     check_output(path, WRITTEN, "the volume")
-    data = volume.data.astype(_STORED_AS.get(volume.data.dtype.name, volume.data.dtype), copy=False)
+    data = volume.storable()
     ending = extension(path)
     written = written_together if ending in (".nhdr", ".mhd") else written_whole
     with written(path) as temporary:

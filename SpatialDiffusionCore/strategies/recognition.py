@@ -28,6 +28,11 @@ UNIFORM, SURELY, BAND = 0.46, 0.6, 0.15
 #: whose tissue is most alike 0.68 and 0.72 (fluid, marrow and bone are dark there, but not black).
 BLACK, DARKEST = 0.9, 0.05
 
+#: A neck joins a head and shoulders, so along each axis of a head-and-neck scan the largest cross-sections of tissue (90th
+#: percentile) are so many times the smallest (10th): 68 of 70 such CTs had 1.57 or more, two chest CTs, two torso CTs and a CT
+#: head at most 1.36.
+NECK = 1.5
+
 #: Poses of the template that are looked for where the header is wrong, and tried. Of 100 turned T1 heads 99 are recognized, with
 #: three poses 97; none by the third or a later one.
 POSES, TRIED = 6, 2
@@ -40,7 +45,7 @@ def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
     """
     if np.min(prepared.volume.spacing * prepared.volume.shape) < SHORTEST:
         return "any"
-    if looks_like_ct(prepared):
+    if looks_like_ct(prepared) and widens(prepared) >= NECK:
         return "ct-head-neck"
     alike = {"any": 0.0}
     for key, symmetric in templates(device):
@@ -52,6 +57,23 @@ def looks_like_ct(prepared: Prepared) -> bool:
     """Whether soft tissue is all alike, and what is around it black."""
     alike, black = brightness(prepared)
     return alike >= SURELY or alike >= UNIFORM and black >= BLACK
+
+
+def widens(prepared: Prepared) -> float:
+    """How many times the largest cross-sections of tissue are the smallest, along the axis of the array along which they differ
+    least; the outer tenths, and slices without tissue, left out."""
+    values, _ = subsample(prepared.volume.data)
+    tissue, ratios = values > prepared.threshold, []
+    for axis in range(3):
+        area = tissue.sum(tuple(other for other in range(3) if other != axis)).astype(float)
+        outer = max(1, len(area) // 10)
+        area = area[outer:-outer]
+        area = area[area > 0.02 * area.max(initial=0.0)]
+        if not len(area):
+            return 1.0
+        low, high = np.percentile(area, (10, 90))
+        ratios.append(high / low)
+    return float(min(ratios))
 
 
 def brightness(prepared: Prepared) -> tuple:

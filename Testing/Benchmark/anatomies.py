@@ -230,9 +230,14 @@ def todos(
     for kind, collection, what, make in _families(mine, seed, root):
         if kind in kinds:
             names = [f"{kind}/{collection}/{what}/{draw}" for draw in range(draws)]
-            made = [Todo(name, 0.0, partial(make, name, draw)) for draw, name in enumerate(names)]
+            made = [Todo(n, _turn_of(n, seed), partial(make, n, draw)) for draw, n in enumerate(names)]
             queues.setdefault((kind, collection), []).extend(made)
     return _in_turn(queues)
+
+
+def _turn_of(name: str, seed: int) -> float:
+    """The turn of a case's header, degrees: the first random number that copies.any_turn draws."""
+    return round(float(rng("anatomies", name, seed).uniform(*copies.TURNS)), 1)
 
 
 def _families(mine: list[Subject], seed: int, root: Path) -> Iterator[tuple[str, str, str, Callable]]:
@@ -323,7 +328,9 @@ def _cases(arguments: Arguments) -> list[Todo]:
     """The first cases of the report's half, all kinds but the hopeless one."""
     kinds = tuple(arguments.conditions or [kind for kind in KINDS if kind not in "XI"])
     chosen = todos(data_root(arguments.data), subjects.REPORT, kinds, arguments.draws or DRAWS, arguments.seed)
-    return [Todo(t.name, 0.0, partial(_written, t, arguments.scratch)) for t in chosen[: arguments.pairs or SUBSET]]
+    return [
+        Todo(t.name, t.rotation, partial(_written, t, arguments.scratch)) for t in chosen[: arguments.pairs or SUBSET]
+    ]
 
 
 def _measure(arguments: Arguments) -> Callable:

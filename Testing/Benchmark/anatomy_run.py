@@ -7,7 +7,6 @@ public ``register`` is used, told nothing about the volumes.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import multiprocessing
 import os
@@ -23,7 +22,7 @@ from SpatialDiffusionCore.errors import InputError
 
 from . import anatomies, anatomy_report, subjects
 from .cases import Todo, data_root
-from .child import ROOT
+from .child import ROOT, code_hash
 
 #: The fixed check: cases of the development half that take seconds each.
 CHECK = Path(__file__).with_name("anatomies_check.txt")
@@ -213,20 +212,13 @@ class _Plain:
         register(moving, fixed, seed=seed, device="cpu")
 
 
-@lru_cache(maxsize=1)
-def code() -> str:
-    """Hash of the core's code."""
-    files = sorted((ROOT / "SpatialDiffusionCore").rglob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
-
-
 @lru_cache(maxsize=2)
 def _all(root: str, half: str, draws: int) -> dict[str, Todo]:
     return {todo.name: todo for todo in anatomies.todos(Path(root), half, draws=draws)}
 
 
 def _failed(name: str, error: str) -> dict:
-    return {"case": name, "code": code(), "error": error, "success": False, "wrong": False}
+    return {"case": name, "code": code_hash(), "error": error, "success": False, "wrong": False}
 
 
 def answer(name: str, settings: tuple) -> dict:
@@ -246,7 +238,7 @@ def answer(name: str, settings: tuple) -> dict:
     quality = result.quality.to_dict()
     return {
         "case": name,
-        "code": code(),
+        "code": code_hash(),
         "degrees": case.rotation,
         "word": quality.get("confidence"),
         "probability": quality.get("probability"),

@@ -107,9 +107,8 @@ def read_rows(path: Path = ROWS) -> list[Row]:
 
 def figures_of(rows: Sequence[Row]) -> list[dict]:
     """What the core's regression weighs, of each row."""
-    from SpatialDiffusionCore.pipeline.evidence import Evidence
-
     from SpatialDiffusionCore.pipeline.confidence import features
+    from SpatialDiffusionCore.pipeline.evidence import Evidence
 
     return [features(Evidence.from_dict(row.evidence)) for row in rows]
 
@@ -292,9 +291,8 @@ def cut_offs(judged: Sequence[Judged]) -> dict[str, float | None]:
 
 def write(rows: Sequence[Row], fits: dict[str, dict], offs: dict[str, float | None]) -> None:
     """Write the table of rows and the core's coefficients; cut-offs that could not be told stay as they are."""
-    from SpatialDiffusionCore.pipeline.evidence import VERSION
-
     from SpatialDiffusionCore.pipeline import confidence
+    from SpatialDiffusionCore.pipeline.evidence import VERSION
 
     write_rows(rows)
     before = json.loads(confidence.COEFFICIENTS.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
 """How well any affine can do: one that is fitted to the labels themselves (``python -m Benchmark ceiling``).
 
 Of each pair of the task ``brains`` the mean Dice of the structures is maximized over the twelve numbers of an affine,
-from the fit of the structures' centers. What is found is a lower bound of the best possible, and an upper one for what a
-method that never sees the labels can be asked for. ceilings.json keeps it.
+from the fit of the structures' centers. What is found is a lower bound of the best possible, and an upper one for what
+a method that never sees the labels can be asked for. ceilings.json keeps it.
 """
 
 from __future__ import annotations

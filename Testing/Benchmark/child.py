@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import queue
 import subprocess
 import threading
+from functools import lru_cache
 from pathlib import Path
 
 from . import cases
 
 #: The top of the repository.
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@lru_cache(maxsize=1)
+def code_hash() -> str:
+    """Eight hexadecimal digits that change with the core's code."""
+    files = sorted((ROOT / "SpatialDiffusionCore").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 class Worker:

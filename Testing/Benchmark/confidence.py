@@ -43,13 +43,13 @@ def _area(records, name: str) -> str:
 
 
 def _judged(records) -> list:
-    """Records that carry a spread, without retinas (of which 10 mm is more than all), other numbers of steps, and pairs
-    that stand beside mirrored ones for comparison (the brains task has them, with labels)."""
+    """Records that carry a spread, without retinas and anatomies (of which 10 mm is more than all, or next to nothing),
+    other numbers of steps, and pairs that stand beside mirrored ones for comparison (the brains task has them)."""
     return [
         r
         for r in records
         if r.get("spread_mm") is not None
-        and r["task"] not in ("oct", "octa")
+        and r["task"] not in ("oct", "octa", "anatomies")
         and r["method"] == tables.parse(r["method"]).base
         and tables.group(r) != "true"
     ]
@@ -65,7 +65,7 @@ def section(records) -> list:
     main = tables.methods(true)[0]
     return [
         "## The error bar",
-        "Made by `python -m Benchmark report RESULTS` from all tasks but the retinas.",
+        "Made by `python -m Benchmark report RESULTS` from all tasks but anatomies and the retinas.",
         f"Wrong: more than {WRONG_MM:g} mm off; where only labels judge, a failure "
         "of that task; where nothing could be right, every answer. Spearman: of spread and error, where that is known.",
         table,
@@ -82,9 +82,9 @@ def summary(records) -> list:
     if table is None:
         return []
     return [
-        f"**The error bar**, over all tasks but the retinas. Wrong: more than {WRONG_MM:g} mm off, or where labels "
-        "judge, failed, or where nothing could be right. Below: how often each word went with which error. Made by "
-        "`python -m Benchmark report RESULTS`.",
+        f"**The error bar**, over all tasks but anatomies and the retinas. Wrong: more than {WRONG_MM:g} mm off, or "
+        "where labels judge, failed, or where nothing could be right. Below: how often each word went with which "
+        "error. Made by `python -m Benchmark report RESULTS`.",
         table,
         words(judged),
         *sides(tables.pick(records, method="default")),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import cases, ours, peers, results, tables
-from .child import ROOT, Worker
+from .child import Worker, code_hash
 from .tasks import TASKS
 
 
@@ -45,8 +45,7 @@ def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(read_weights(path).items()):
         digest.update(key.encode() + value.numpy().tobytes())
-    code = hashlib.sha256(b"".join(p.read_bytes() for p in sorted((ROOT / "SpatialDiffusionCore").rglob("*.py"))))
-    return f"{card['name']}-{digest.hexdigest()[:8]} (code {code.hexdigest()[:8]})"
+    return f"{card['name']}-{digest.hexdigest()[:8]} (code {code_hash()})"
 
 
 def machine(threads: int) -> dict:
@@ -84,17 +83,62 @@ def all_methods() -> list:
     return [*ours.METHODS, *peers.METHODS]
 
 
+def _in_order(task: cases.Task, methods: list, todos: list) -> list:
+    """(method, case) pairs: where cases are costly to make all methods get each in turn, else method by method."""
+    if task.interleave:
+        return [(method, todo) for todo in todos for method in methods]
+    return [(method, todo) for method in methods for todo in todos]
+
+
+def _line(record: dict) -> str:
+    """A record for people."""
+    value = f"{record['error_mm']:.2f} mm" if "error_mm" in record else ""
+    value = f"Dice {record['dice']:.3f}" if "dice" in record else value
+    error = f"  {record['error']}" if "error" in record else ""
+    seconds = f"{record.get('cpu_seconds', 0):.2f} s"
+    return f"{record['method']:16} {record['case']:36} {record['rotation']:6.1f}°  {value}  {seconds}{error}"
+
+
+class _Run:
+    """A task's workers, one a method, and the case at hand. worker: function of a method that makes its Worker."""
+
+    def __init__(self, task: cases.Task, arguments: cases.Arguments, worker, model, report):
+        self.task, self.measure, self.seed = task, task.measure(arguments), arguments.seed
+        self.worker, self.model, self.report = worker, model, report
+        self.workers: dict[str, Worker] = {}
+        self.unavailable: set[str] = set()
+        self.made: tuple = (None, None)
+
+    def record(self, method: str, todo: cases.Todo) -> dict | None:
+        """The record of one registration; None where the method cannot be started here."""
+        if method not in self.workers:
+            if not self.task.interleave:
+                self.close()  # the method before has no more to do
+            self.workers[method] = self.worker(method)
+        if self.made[0] is not todo:
+            self.made = todo, todo.make()
+        case = self.made[1]
+        answer = self.workers[method].register(case)
+        if answer.pop("unavailable", False):
+            self.report(f"{method}: cannot be started here ({answer['error']}); left out")
+            self.unavailable.add(method)
+            return None
+        build = fingerprint(tables.parse(method).model or self.model, case.modality) if is_ours(method) else None
+        names = {"task": self.task.name, "method": method, "case": case.name, "rotation": case.rotation}
+        return {**names, "seed": self.seed, **judge(case, answer, self.measure), "build": build}
+
+    def close(self) -> None:
+        """End the child processes."""
+        for worker in self.workers.values():
+            worker.close()
+
+
 def run(
     *,
     data,
     out,
     task="brains",
     methods=None,
-    rotations=None,
-    pairs=None,
-    conditions=None,
-    subjects=None,
-    draws=None,
     seed=0,
     threads=1,
     timeout=900.0,
@@ -104,79 +148,37 @@ def run(
     log=None,
     deadline=None,
     report=print,
+    **choices,
 ) -> int:
     """Do what is not done yet; returns the number of new registrations.
 
-    deadline: a function that says True when no further registration is to be started. The rest as on the command line.
+    deadline: a function that says True when no further registration is to be started. choices: see cases.CHOICES. The
+    rest as on the command line.
     """
     task = TASKS[task]
     methods = list(methods or task.methods or all_methods())
     done = {results.key(r) for r in results.registrations(results.read(out))}
-    python = python or sys.executable
-    count, unavailable, made = 0, set(), (None, None)
+    python, count = python or sys.executable, 0
+
+    def worker(method: str) -> Worker:
+        mine = is_ours(method)
+        options = {"model": str(model)} if mine and model else {}
+        return Worker(method, python if mine else peer_python or python, threads, timeout, options, log)
+
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = cases.Arguments(
-            data=Path(data),
-            scratch=Path(scratch),
-            seed=seed,
-            rotations=rotations,
-            pairs=pairs,
-            subjects=subjects,
-            draws=draws,
-            conditions=conditions,
-        )
-        todos, measure = task.cases(arguments), task.measure(arguments)
+        arguments = cases.Arguments(data=Path(data), scratch=Path(scratch), seed=seed, **choices)
+        todos, mine = task.cases(arguments), _Run(task, arguments, worker, model, report)
         results.append(out, machine(threads))
-        workers = {}
-        for method in methods:
-            mine = is_ours(method)
-            options = {"model": str(model)} if mine and model else {}
-            workers[method] = Worker(method, python if mine else peer_python or python, threads, timeout, options, log)
-        # Where cases are costly to make all methods get each in turn; a sweep goes method by method.
-        by_method = [(m, t) for m in methods for t in todos]
-        order = [(m, t) for t in todos for m in methods] if task.interleave else by_method
-        last = None
-        for method, todo in order:
-            if last not in (None, method) and not task.interleave:
-                workers[last].close()  # it has no more to do
-            last = method
+        for method, todo in _in_order(task, methods, todos):
             if deadline is not None and deadline():
                 break
-            if (task.name, method, todo.name, todo.rotation, seed) in done or method in unavailable:
+            skipped = (task.name, method, todo.name, todo.rotation, seed) in done or method in mine.unavailable
+            if skipped or not task.takes(method, todo.name):
                 continue
-            if not task.takes(method, todo.name):
-                continue
-            if made[0] is not todo:
-                made = todo, todo.make()
-            case = made[1]
-            answer = workers[method].register(case)
-            if answer.pop("unavailable", False):
-                report(f"{method}: cannot be started here ({answer['error']}); left out")
-                unavailable.add(method)
-                continue
-            build = fingerprint(tables.parse(method).model or model, case.modality) if is_ours(method) else None
-            record = {
-                "task": task.name,
-                "method": method,
-                "case": case.name,
-                "rotation": case.rotation,
-                "seed": seed,
-                **judge(case, answer, measure),
-                "build": build,
-            }
-            results.append(out, record)
-            count += 1
-            value = (
-                f"Dice {record['dice']:.3f}"
-                if "dice" in record
-                else f"{record['error_mm']:.2f} mm"
-                if "error_mm" in record
-                else ""
-            )
-            report(
-                f"{method:16} {case.name:36} {case.rotation:6.1f}°  {value}  {record.get('cpu_seconds', 0):.2f} s"
-                + (f"  {record['error']}" if "error" in record else "")
-            )
-        for worker in workers.values():
-            worker.close()
+            record = mine.record(method, todo)
+            if record is not None:
+                results.append(out, record)
+                count += 1
+                report(_line(record))
+        mine.close()
     return count

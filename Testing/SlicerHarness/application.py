@@ -157,8 +157,8 @@ class LayoutManager:
 
 class Application(_Signals):
     """As Base/QTCore/qSlicerCoreApplication.cxx and Base/QTGUI/qSlicerApplication.cxx, as far as the module asks: the
-    scene, managers and logics, settings, the queue of events, the stack of wait cursors.  It runs as in testing, so
-    questions are answered with yes (`confirmOkCancelDisplay` in Base/Python/slicer/util.py)."""
+    scene, managers and logics, settings, the queue of events, the stack of wait cursors.  It runs as in testing, so no
+    message box opens (`_messageDisplay` in Base/Python/slicer/util.py)."""
 
     applicationName, applicationVersion, majorVersion, minorVersion = "Slicer", "5.13-stand-in", 5, 13
     documentationBaseUrl = "https://slicer.readthedocs.io/en/latest/"

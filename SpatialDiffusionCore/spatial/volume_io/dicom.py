@@ -8,9 +8,9 @@ which hold many slices each, need pydicom.
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Dict, List, Tuple
 
 import numpy as np
 
@@ -52,9 +52,9 @@ class _Series:
 
     label: str
     number: int
-    slices: List[_Slice] = field(default_factory=list)
+    slices: list[_Slice] = field(default_factory=list)
 
-    def places(self) -> List[List[_Slice]]:
+    def places(self) -> list[list[_Slice]]:
         """The slices of each place, along the normal; at each place in the order of time."""
         along = sorted(self.slices, key=lambda s: (float(s.position @ s.normal), s.order))
         depths = np.array([s.position @ along[0].normal for s in along])
@@ -68,11 +68,32 @@ class _Series:
         return [sorted(place, key=lambda s: s.order) for place in places]
 
 
-def read(path: str, index=None) -> Stored:
+def read(path: str, index: int | None = None) -> Stored:
     """Volume ``index`` (from 0) of a folder of DICOM files, or of one file of many slices.
 
     Raises InputError, which lists what there is, where the folder holds several volumes and none was chosen.
     """
+    chosen, label, warnings = _chosen(path, index)
+    return _volume(chosen, label, warnings)
+
+
+def files_of(path: str | None) -> list[str]:
+    """The files of a volume that was read from ``path`` (``FOLDER@N``), in their order; none where it is not DICOM."""
+    match = re.fullmatch(r"(.+)@(\d+)", path or "", re.DOTALL)
+    folder, index = (match[1], int(match[2])) if match and not os.path.exists(path) else (path or "", None)
+    if not os.path.exists(folder) or os.path.isfile(folder) and not looks_like(folder):
+        return []
+    return list(dict.fromkeys(one.path for one in _chosen(folder, index)[0]))
+
+
+def looks_like(path: str) -> bool:
+    """Whether a file begins as DICOM files do."""
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _chosen(path: str, index: int | None) -> tuple[list[_Slice], str, list[str]]:
+    """(the slices of volume ``index`` in their order, what it is called, sentences about what is missing)."""
     series = _series(path)
     if not series:
         what = "is a folder without" if os.path.isdir(path) else "holds no"
@@ -95,7 +116,7 @@ def read(path: str, index=None) -> Stored:
     warnings = []
     if len({len(place) for place in places}) > 1:
         warnings.append(f"{one.label} is incomplete: not all of its {len(places)} slices are there equally often.")
-    return _volume(chosen, one.label, warnings)
+    return chosen, one.label, warnings
 
 
 def _choice(path: str, stacks, counts, first) -> str:
@@ -107,9 +128,9 @@ def _choice(path: str, stacks, counts, first) -> str:
     return f"{path} holds {first[-1]} volumes ({shown}): choose one by writing {path}@INDEX, for example {path}@0."
 
 
-def _series(path: str) -> List[_Series]:
+def _series(path: str) -> list[_Series]:
     """The series of a folder (its subfolders included) or file, in the order of their numbers."""
-    found: Dict[tuple, _Series] = {}
+    found: dict[tuple, _Series] = {}
     with quiet_itk() as sitk:
         for name in _files(path):
             reader = sitk.ImageFileReader()
@@ -125,7 +146,7 @@ def _series(path: str) -> List[_Series]:
     return sorted(found.values(), key=lambda one: (one.number, one.label))
 
 
-def _files(path: str) -> List[str]:
+def _files(path: str) -> list[str]:
     if os.path.isfile(path):
         return [path]
     return sorted(
@@ -171,7 +192,7 @@ def _slices(reader, path: str):
         yield (uid, size, parallel), label, number, one
 
 
-def _frames(reader, path: str, order: tuple, size: tuple) -> List[_Slice]:
+def _frames(reader, path: str, order: tuple, size: tuple) -> list[_Slice]:
     """The slices of a file that holds many."""
     if _tag(reader, "0008|0016") not in _ENHANCED:  # positions follow from the first and the spacing, as ITK has them
         matrix = np.array(reader.GetDirection()).reshape(3, 3) * np.array(reader.GetSpacing())
@@ -202,7 +223,7 @@ def _frames(reader, path: str, order: tuple, size: tuple) -> List[_Slice]:
     return slices
 
 
-def _volume(slices: List[_Slice], label: str, warnings: List[str]) -> Stored:
+def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     """The volume of slices in their order; put at even distances where some are missing."""
     positions = np.array([one.position for one in slices])
     depths = positions @ slices[0].normal
@@ -225,12 +246,12 @@ def _volume(slices: List[_Slice], label: str, warnings: List[str]) -> Stored:
     return Stored(data, geometry.LPS_RAS @ geometry.from_parts(linear, positions[0]), tuple(warnings))
 
 
-def _pixels(slices: List[_Slice]) -> np.ndarray:
+def _pixels(slices: list[_Slice]) -> np.ndarray:
     """(I, J, K) array of the slices' rescaled values."""
     frames = defaultdict(list)
     for place, one in enumerate(slices):
         frames[one.path].append((place, one.frame))
-    planes: List[Tuple[int, np.ndarray]] = []
+    planes: list[tuple[int, np.ndarray]] = []
     with quiet_itk() as sitk:
         for path, wanted in frames.items():
             try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import locale
 import os
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -91,7 +92,7 @@ def read(path: str) -> Stored:
     return Stored(data.T, _matrix(image), _nrrd_warnings(path), frames)  # ITK's arrays run k, j, i
 
 
-def _nrrd_warnings(path: str) -> Tuple[str, ...]:
+def _nrrd_warnings(path: str) -> tuple[str, ...]:
     """Sentences about what a NRRD's header leaves open or what ITK ignores in it."""
     if IMAGE_IO[extension(path)] != "NrrdImageIO":
         return ()
@@ -114,13 +115,18 @@ def _nrrd_warnings(path: str) -> Tuple[str, ...]:
     return tuple(warnings)
 
 
-def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str, ending: str) -> None:
-    """Write an (I, J, K) array; sheared headers are kept (Slicer and ITK read them). ``ending`` chooses the format."""
+def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
+    """The SimpleITK.Image of a copy of an (I, J, K) array; its axes may be sheared."""
     spacing = geometry.spacing(voxel_to_ras)
     lps = geometry.LPS_RAS @ voxel_to_ras
+    image = simpleitk().GetImageFromArray(np.ascontiguousarray(data.T))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    return image
+
+
+def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str, ending: str) -> None:
+    """Write an (I, J, K) array; sheared headers are kept (Slicer and ITK read them). ``ending`` chooses the format."""
     with quiet_itk() as sitk:
-        image = sitk.GetImageFromArray(np.ascontiguousarray(data.T))
-        image.SetSpacing(spacing.tolist())
-        image.SetOrigin(lps[:3, 3].tolist())
-        image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
-        sitk.WriteImage(image, path, useCompression=True, imageIO=IMAGE_IO[ending])
+        sitk.WriteImage(image_of(data, voxel_to_ras), path, useCompression=True, imageIO=IMAGE_IO[ending])

@@ -11,7 +11,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def _opened(nibabel, path: str):
     return header, nibabel.arrayproxy.ArrayProxy(files["image"].filename, mended)
 
 
-def _place(path: str, header, shape) -> Tuple[np.ndarray, List[str]]:
+def _place(path: str, header, shape) -> tuple[np.ndarray, list[str]]:
     """(4×4 voxel → RAS matrix, sentences about what the header contradicts or leaves open)."""
     name = os.path.basename(path)
     if "qform_code" not in header.structarr.dtype.names:
@@ -106,7 +106,7 @@ def _place(path: str, header, shape) -> Tuple[np.ndarray, List[str]]:
     return used, warnings
 
 
-def _contradictions(name: str, used, qform, sform, shape) -> List[str]:
+def _contradictions(name: str, used, qform, sform, shape) -> list[str]:
     """Sentences about parts of a header that do not go together, and which were used (None: ITK refuses all)."""
     if qform is None and sform is None:
         return [
@@ -145,7 +145,7 @@ def _skew(matrix: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(1.0, np.abs(axes.T @ axes - np.eye(3)).max()))))
 
 
-def _as_itk_reads(path: str, header) -> Optional[np.ndarray]:
+def _as_itk_reads(path: str, header) -> np.ndarray | None:
     """Voxel → RAS as ITK's reader has it, None where it refuses the header (a sheared sform without a qform)."""
     if not _is_nifti2(header):
         try:
@@ -175,7 +175,7 @@ def _is_nifti2(header) -> bool:
     return header.structarr.dtype["srow_x"].base.itemsize == 8
 
 
-def _qform(header, scale: np.ndarray) -> Optional[np.ndarray]:
+def _qform(header, scale: np.ndarray) -> np.ndarray | None:
     """Voxel → RAS by the quaternion (the standard's method 2), None where its code is 0."""
     if int(header["qform_code"]) <= 0:
         return None
@@ -200,7 +200,7 @@ def _qform(header, scale: np.ndarray) -> Optional[np.ndarray]:
     return scale @ geometry.from_parts(rotation * steps, origin)
 
 
-def _sform(header, scale: np.ndarray) -> Optional[np.ndarray]:
+def _sform(header, scale: np.ndarray) -> np.ndarray | None:
     """Voxel → RAS by the three rows, None where their code is 0."""
     if int(header["sform_code"]) <= 0:
         return None
@@ -208,16 +208,16 @@ def _sform(header, scale: np.ndarray) -> Optional[np.ndarray]:
     return scale @ np.vstack([*rows, [0.0, 0.0, 0.0, 1.0]])
 
 
-def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str) -> None:
-    """Write an (I, J, K) array as NIfTI-1.
+def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
+    """The nibabel.Nifti1Image of an (I, J, K) array, in millimeters and scanner space.
 
     A sheared header goes into the sform alone: with the nearest qform beside it, Slicer would show the volume there,
-    elsewhere than this program does; so it refuses the file.
+    elsewhere than this program does; so it refuses the file. Raises InputError for more voxels than NIfTI-1 can count.
     """
     import nibabel
 
     if max(data.shape) > 32767:
-        raise InputError(f"{path}: NIfTI holds at most 32767 voxels along an axis; write .nrrd instead.")
+        raise InputError("NIfTI holds at most 32767 voxels along an axis; write .nrrd instead.")
     image = nibabel.Nifti1Image(data, voxel_to_ras, dtype=data.dtype)
     image.set_sform(voxel_to_ras, code="scanner")
     if _skew(voxel_to_ras) > _PERPENDICULAR:
@@ -225,4 +225,11 @@ def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str) -> None:
     else:
         image.set_qform(voxel_to_ras, code="scanner", strip_shears=True)
     image.header.set_xyzt_units("mm")
-    nibabel.save(image, path)
+    return image
+
+
+def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str) -> None:
+    """Write an (I, J, K) array as NIfTI-1 (see ``image_of``)."""
+    import nibabel
+
+    nibabel.save(image_of(data, voxel_to_ras), path)

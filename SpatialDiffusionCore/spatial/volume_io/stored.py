@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Tuple
 
 import numpy as np
 
@@ -28,7 +27,7 @@ class Stored:
 
     data: np.ndarray
     voxel_to_ras: np.ndarray
-    warnings: Tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     frames: str = "volumes"
 
 

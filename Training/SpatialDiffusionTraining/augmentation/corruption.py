@@ -92,7 +92,7 @@ class Corruption:
     def warp(self, source: torch.Tensor, affine: torch.Tensor, draws: Mapping[str, Draw]) -> torch.Tensor:
         """The volumes under affine and the drawn displacements, by one look at every voxel."""
         shape, device = tuple(source.shape[2:]), source.device
-        controls = profile = None
+        controls = profile = rolled = None
         if "deformation" in draws and bool(draws["deformation"]["on"].any()):
             artifact = self.artifacts["deformation"][1]
             controls = artifact.displace(draws["deformation"], shape)
@@ -100,9 +100,11 @@ class Corruption:
         for name in ("motion", "stretch"):
             if name in draws and bool(draws[name]["on"].any()):
                 part = self.artifacts[name][1].profile(draws[name], max(shape))
-                part = (part * draws[name]["on"].view(-1, 1, 1, 1)).to(device)
+                part = part * draws[name]["on"].view(-1, 1, 1, 1)
                 profile = part if profile is None else profile + part
-        return warp(source, affine, controls, profile)
+                if name == "motion" and self.artifacts[name][1].roll:
+                    rolled = part
+        return warp(source, affine, controls, profile, rolled)
 
     def filter(self, volume: torch.Tensor, draws: Mapping[str, Draw]) -> torch.Tensor:
         """The volumes with the drawn artifacts of intensity; only the chosen samples are touched."""

@@ -145,13 +145,15 @@ class Motion:
 
     most: largest number of slabs; thickness and shift: smallest and largest, fractions of the edge
     (published: up to 10 slabs of 5-17 slices by 5-30 voxels, at most 10 % of the edge here).
-    axes: slab axes to choose from, 0, 1, 2 = D, H, W.
+    axes: slab axes to choose from, 0, 1, 2 = D, H, W. roll: what leaves the volume on one side comes in on the other, as
+    published; otherwise black comes in.
     """
 
     most: int = 10
     thickness: tuple[float, float] = (5 / 256, 17 / 256)
     shift: tuple[float, float] = (5 / 256, 30 / 256)
     axes: tuple[int, ...] = (0, 1, 2)
+    roll: bool = False
 
     def draw(self, count: int, generator: torch.Generator, strength: float = 1.0) -> Draw:
         start, length = _slabs(generator, count, self.most, *self.thickness)
@@ -208,11 +210,13 @@ def warp(
     affine: torch.Tensor,
     controls: torch.Tensor | None = None,
     profile: torch.Tensor | None = None,
+    rolled: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Read every volume once at affine(x + displacement(x)).
 
     source B×1×D×H×W; affine B×3×4 in normalized coordinates; controls B×d×h×w×3 (see Deformation) and
-    profile B×3×S×3 (see Motion) displace the output coordinates before the affine. Outside is 0.
+    profile B×3×S×3 (see Motion) displace the output coordinates before the affine. Outside is 0. rolled: the part of
+    profile that takes voxels out of the volume on one side and in on the other, B×3×S×3.
     """
     shape = tuple(source.shape[2:])
     grid = F.affine_grid(affine, list(source.shape), align_corners=False)
@@ -222,11 +226,32 @@ def warp(
         moved = torch.matmul(turn.unsqueeze(1), controls[..., None])[..., 0]
         grid += smooth_field(moved, shape)
     if profile is not None:
-        moved = torch.matmul(turn, profile[..., None])[..., 0]
-        for axis, used in enumerate(profile.abs().amax(dim=(0, 2, 3)).tolist()):
-            if used:
-                places = moved.shape[2] * torch.arange(shape[axis], device=moved.device) // shape[axis]
-                spread = [len(grid), 1, 1, 1, 3]
-                spread[axis + 1] = shape[axis]
-                grid += moved[:, axis, places].reshape(spread)
+        used = profile.abs().amax(dim=(0, 2, 3)).tolist()  # of a profile on the CPU: no wait for the device
+        moved = torch.matmul(turn, profile.to(source.device)[..., None])[..., 0]
+        for axis in (axis for axis in range(3) if used[axis]):
+            spread = [len(grid), 1, 1, 1, 3]
+            spread[axis + 1] = shape[axis]
+            grid += moved[:, axis, _places(moved, shape[axis])].reshape(spread)
+    if rolled is not None:
+        _come_in_again(grid, affine, rolled, shape)
     return F.grid_sample(source, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _places(profile: torch.Tensor, size: int) -> torch.Tensor:
+    """Which of a profile's places (B×3×S×3) each of `size` slices takes."""
+    return profile.shape[2] * torch.arange(size, device=profile.device) // size
+
+
+def _come_in_again(grid: torch.Tensor, affine: torch.Tensor, rolled: torch.Tensor, shape: Sequence[int]) -> None:
+    """Let what a profile moved out of the volume (B×3×S×3) come in on the other side; changes the grid, B×D×H×W×3."""
+    used = (rolled != 0).any(dim=2).any(dim=0).nonzero().tolist()  # of a profile on the CPU: no wait for the device
+    rolled = rolled.to(grid.device)
+    for axis, component in used:
+        along = 2 - component
+        moved = rolled[:, axis, _places(rolled, shape[axis]), component]
+        place = moved[:, :, None] + voxel_centers(shape[along], grid.device)
+        back = 2.0 * (place < -1).float() - 2.0 * (place > 1).float()
+        spread = [len(grid), 1, 1, 1, 1]
+        spread[axis + 1], spread[along + 1] = shape[axis], shape[along]
+        back = back if axis < along else back.transpose(1, 2)
+        grid += back.reshape(spread) * affine[:, :, component].view(-1, 1, 1, 1, 3)
