@@ -30,7 +30,7 @@ FLOORS = (
     ("pipeline",),
     ("result", "inputs", "report", "picture"),
     ("registration",),
-    ("many",),
+    ("many", "review"),
     ("cli",),
 )
 
