@@ -19,7 +19,8 @@ CORE = "SpatialDiffusionCore"
 #: Parts of the core, the lowest first; those in one row are on one floor.
 FLOORS = (
     ("errors", "heartbeat"),
-    ("files", "modality", "device"),
+    ("failure", "files", "machine", "modality"),
+    ("device",),
     ("spatial",),
     ("method", "networks"),
     ("modelfile",),
@@ -29,7 +30,7 @@ FLOORS = (
     ("pipeline",),
     ("result", "inputs", "report", "picture"),
     ("registration",),
-    ("many",),
+    ("many", "review"),
     ("cli",),
 )
 
