@@ -17,7 +17,6 @@ import numpy as np
 
 from .alignment.pair import Pair
 from .device import resolve_device
-from .errors import InputError
 from .inputs import as_mask, as_matrix, as_volume
 from .modality import AUTO
 from .options import RegistrationOptions, takes_options

@@ -657,9 +657,8 @@ def test_a_failing_transform_writer_leaves_the_old_file_as_it_was(tmp_path, monk
 def test_nothing_written_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nothing was written"), written_whole(tmp_path / "a.tfm"):
         pass
-    with pytest.raises(InputError, match="nothing was written"):
-        with written_whole(tmp_path / "a.tfm") as temporary:
-            temporary.unlink()
+    with pytest.raises(InputError, match="nothing was written"), written_whole(tmp_path / "a.tfm") as temporary:
+        temporary.unlink()
     assert not list(tmp_path.iterdir())
 
 

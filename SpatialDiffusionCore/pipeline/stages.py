@@ -215,9 +215,9 @@ class Course:
         found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
         if not strategy.is_better(pair, world, found, seed):
             return Answer(world, source)
-        if self.trusted is not None and (self.agreement(found) or 0.0) < self.trusted - LOST:
-            if (self.agreement(world) or 0.0) >= self.trusted:
-                return Answer(world, source)
+        lost = self.trusted is not None and (self.agreement(found) or 0.0) < self.trusted - LOST
+        if lost and self.trusted is not None and (self.agreement(world) or 0.0) >= self.trusted:
+            return Answer(world, source)
         return Answer(found, source, kept=True)
 
     def _voted(self, answer: Answer) -> Answer:

@@ -90,6 +90,8 @@ def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarra
     one.
     """
     if "qform_code" not in header.structarr.dtype.names:
+        if path is None:
+            raise InputError(f"{name} is an Analyze image, which does not say where it lies; save it as NIfTI.")
         return header_matrix(path, "NiftiImageIO"), [
             f"{name} is an Analyze file, which does not say where the volume lies nor which side is left: it is placed "
             "as in Slicer and ITK, and left and right are in doubt."
