@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Tuple
-
 from .base import Strategy
 from .retina import Retina
 
@@ -14,7 +12,7 @@ class OneContrast(Strategy):
     name = "one-contrast"
     blocks_vote = True
     any_size = False
-    rescues: Tuple[str, ...] = ("wide", "network")
+    rescues: tuple[str, ...] = ("wide", "network")
 
 
 ANY = Strategy()

@@ -1,8 +1,9 @@
-"""``python -m Benchmark necks``: answers between the necks of two people, from which the network's agreement is calibrated.
+"""``python -m Benchmark necks``: answers between the necks of two people, from which the network's agreement is
+calibrated.
 
 Case "P/neck-ct/MOVING-FIXED/DRAW": head-and-neck CTs that may calibrate (subjects.py), the moving header turned in each
-draw. Nobody knows the true affine between two necks; what most draws of a pair come to, from headers that have nothing in
-common, is taken for it. Where no two draws agree, all are wrong. That is a weaker truth than that of copies: a wrong
+draw. Nobody knows the true affine between two necks; what most draws of a pair come to, from headers that have nothing
+in common, is taken for it. Where no two draws agree, all are wrong. That is a weaker truth than that of copies: a wrong
 answer at which the search arrives from every pose would count as right.
 """
 
