@@ -235,7 +235,7 @@ def share_of_rank(items: Sequence) -> list:
     return list(items)[rank::world]
 
 
-OnResult = Optional[Callable[[int, Union[Registration, InputError]], None]]
+OnResult = Optional[Callable[[int, Union[Registration, Exception]], None]]
 
 
 @takes_options
@@ -252,7 +252,7 @@ def register_many(
     """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
 
     movings: volumes as for ``register`` (paths are read when their turn comes), or functions that return one. Under ``torchrun``
-    each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
+    each process takes its share of the list. on_result(index, Registration or the exception) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned. The other
     arguments as in ``register``.
     """
@@ -272,8 +272,8 @@ def register_many(
             volume = as_volume(moving() if callable(moving) else moving, "moving")
             validate(volume, "moving")
             result = run_steps(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
-        except InputError as error:
-            if on_result is None:
+        except Exception as error:
+            if on_result is None or isinstance(error, Cancelled):
                 raise
             on_result(index, error)
             continue

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..failure import sentence
 from ..files import written_whole
+from ..machine import threads
 from ..report import COLUMNS, failed_row, row
 from ..spatial import geometry
 from .commands import commands_for
@@ -64,8 +66,9 @@ class Batch:
 
         from ..registration import register_many, share_of_rank
 
-        if self.arguments.threads:
-            torch.set_num_threads(self.arguments.threads)
+        chosen = self.arguments.threads or threads()
+        if chosen:
+            torch.set_num_threads(chosen)
         self.count = len(share_of_rank(range(len(self.movings))))
         self._announce_next()
         loaders = [lambda index=index: self.loader(index) for index in range(len(self.movings))]
@@ -79,17 +82,17 @@ class Batch:
         self.progress.close()
         self.done += 1
         self._announce_next()
-        if isinstance(result, InputError):
+        if isinstance(result, Exception):
             if len(self.movings) == 1:
                 raise result
-            self._failed(index, str(result))
+            self._failed(index, sentence(result, f"registering {self.movings[index]}"))
             return
         plan = self.plans[index]
         failures = write_outputs(result, plan, self.loader(index), self.fixed, self.arguments.format)
         if failures and len(self.movings) == 1 and len(failures) == 1 and not plan:
             raise InputError(failures[0])
-        for sentence in failures:
-            _complain(sentence)
+        for words in failures:
+            _complain(words)
         self.words[result.quality.confidence] += 1
         self.words["not written"] += bool(failures)
         self.rows.append(row(result.report(), plan.get("output", "")))
@@ -101,10 +104,10 @@ class Batch:
     def _announce_next(self) -> None:
         self.progress.place = f"{self.done + 1} of {self.count}: " if self.count > 1 else ""
 
-    def _failed(self, index: int, sentence: str) -> None:
-        _complain(sentence)
+    def _failed(self, index: int, words: str) -> None:
+        _complain(words)
         self.words["failed"] += 1
-        self.rows.append(failed_row(os.path.basename(self.movings[index]), self.fixed.name, sentence))
+        self.rows.append(failed_row(os.path.basename(self.movings[index]), self.fixed.name, words))
 
     def _summarize(self, index: int, result: Any, plan: dict) -> None:
         place = f"[{self.done} of {self.count}] " if self.count > 1 else ""
@@ -156,8 +159,8 @@ class Batch:
         return NOT_GOOD_ENOUGH if any(self.words[word] for word in refused) else 0
 
 
-def _complain(sentence: str) -> None:
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+def _complain(words: str) -> None:
+    print(f"{PROGRAM}: {words}", file=sys.stderr)
 
 
 def _of_this_rank(name: str) -> str:
