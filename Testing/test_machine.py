@@ -21,7 +21,7 @@ from SpatialDiffusionCore.spatial.volume import Volume
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def program(code: str, timeout=120, **environment):
+def program(code: str, timeout=300, **environment):
     """Run Python code in a process of its own; returns what it printed (bytes)."""
     clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "HOME")}
     clean.update(PYTHONPATH=str(ROOT), **environment)
@@ -55,7 +55,7 @@ def work(_):
     return torch.get_num_threads(), float(torch.nn.functional.avg_pool3d(torch.rand(1, 1, 64, 64, 64), 2).sum() + (a @ a).sum())
 work(0)
 with multiprocessing.get_context("fork").Pool(2) as pool:
-    print([threads for threads, _ in pool.map_async(work, range(4)).get(60)], torch.get_num_threads())
+    print([threads for threads, _ in pool.map_async(work, range(4)).get(240)], torch.get_num_threads())
 """
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system does not fork")
