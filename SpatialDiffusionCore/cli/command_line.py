@@ -14,7 +14,7 @@ from .. import __version__
 from ..errors import InputError
 from ..failure import sentence
 from ..machine import print_anything, wait_passively
-from . import apply, convert, demo, group, models, motion, register
+from . import adapt, apply, convert, demo, group, models, motion, register
 from .parser import EPILOG, PROGRAM, Parser, UsageError, formatter, wrapped
 
 OVERVIEW = """\
@@ -29,6 +29,7 @@ _COMMANDS = {
     "apply": apply,
     "convert": convert,
     "models": models,
+    "adapt": adapt,
     "demo": demo,
 }
 

@@ -80,10 +80,13 @@ class GroupRegistration:
         """4×4, volume i's points → volume j's, by way of the common space."""
         return geometry.inverse(self.matrices[j]) @ self.matrices[i]
 
+    def volume(self, index: int) -> Volume:
+        """Volume ``index`` as it was given."""
+        return _volume(self.sources[index])
+
     def moved(self, index: int, interpolation: str = "linear") -> Volume:
         """Volume ``index`` on the grid of the common space."""
-        volume = _volume(self.sources[index])
-        return resample(volume, self.grid, self.matrices[index], interpolation)
+        return resample(self.volume(index), self.grid, self.matrices[index], interpolation)
 
     def mean(self, aligned: bool = True) -> Volume:
         """The mean image in 0…1 on the common grid; not ``aligned``: as the headers lie, for comparison."""

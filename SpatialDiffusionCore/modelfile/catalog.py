@@ -22,9 +22,7 @@ def get(name: str, auto: bool = False) -> Modality:
     for modality in known.values():
         if wanted == modality.key or wanted in modality.aliases:
             return modality
-    own = {}
-    pass  # the catalog reads cards only; this module must stay light to import
-
+    own: dict[str, Modality] = {}
     for _, card in catalog().values():
         for key in card["modalities"]:
             own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
