@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from .parser import PROGRAM, UsageError, add_command
+from .parser import PROGRAM, Commands, UsageError, add_command
 from .progress import Progress
 
 GROUP = """\
@@ -25,7 +26,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "group", "lay many volumes in one unbiased space", GROUP, GROUP_EXAMPLES)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME", help="volumes, two at least")
@@ -54,7 +55,7 @@ class _Pairs:
     def _place(self, i: int, j: int) -> Path:
         return self.folder / f"{self.contents[i]}_{self.contents[j]}.json"
 
-    def known(self, i: int, j: int):
+    def known(self, i: int, j: int) -> Any:
         """The answer of a pair, or None."""
         from ..many.group import PairAnswer
 
@@ -63,7 +64,7 @@ class _Pairs:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def keep(self, i: int, j: int, answer) -> None:
+    def keep(self, i: int, j: int, answer: Any) -> None:
         """Write an answer."""
         from ..files import written_whole
 
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(result, paths: dict, quiet: bool) -> None:
+def _tell(result: Any, paths: dict, quiet: bool) -> None:
     for index, why in sorted(result.doubts.items()):
         print(f"{PROGRAM}: {result.names[index]} is doubtful: {why}.", file=sys.stderr)
     if quiet:

@@ -6,8 +6,9 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from .parser import PROGRAM, UsageError, add_command
+from .parser import PROGRAM, Commands, UsageError, add_command
 from .progress import Progress
 
 MOTION = """\
@@ -26,7 +27,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "motion", "lay the frames of a series on each other", MOTION, MOTION_EXAMPLES)
     parser.add_argument("series", metavar="SERIES", help="4D file, folder of volumes, or folder of DICOM files")
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summarize(result, paths: dict) -> None:
+def _summarize(result: Any, paths: dict) -> None:
     import numpy as np
 
     displacement = result.framewise_displacement[1:]

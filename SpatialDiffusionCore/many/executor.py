@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Union
 
@@ -41,7 +41,7 @@ class Outcome:
 class Here:
     """One item after the other in this process."""
 
-    def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
+    def run(self, function: Callable, items: Iterable) -> Generator[Outcome, None, None]:
         for index, item in enumerate(items):
             try:
                 value = function(item)
@@ -57,8 +57,9 @@ class Processes:
     def __init__(self, jobs: int):
         self.jobs = int(jobs)
 
-    def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
-        todo, done = iter(enumerate(items)), queue.Queue()  # type: ignore[var-annotated]
+    def run(self, function: Callable, items: Iterable) -> Generator[Outcome, None, None]:
+        todo: Iterator[tuple] = iter(enumerate(items))
+        done: queue.Queue = queue.Queue()
         lock, workers = threading.Lock(), [_Worker() for _ in range(self.jobs)]
 
         def serve(worker: _Worker) -> None:
@@ -169,7 +170,7 @@ class Dask:
                 f"The scheduler {address} cannot be reached ({type(error).__name__}); check it and that it runs."
             ) from error
 
-    def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
+    def run(self, function: Callable, items: Iterable) -> Generator[Outcome, None, None]:
         from distributed import as_completed
 
         from .worker import answered
