@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
 from typing import Any, Callable
 
@@ -27,6 +28,8 @@ def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:
 
 def serve() -> None:
     """Work until the parent closes the pipe."""
+    # Ctrl+C reaches all processes; the parent ends its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed on the way must not get among the answers
     while True:
