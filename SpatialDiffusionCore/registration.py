@@ -77,7 +77,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     settings = decided(options, keys, model, moving.device)
     inputs, scale = (moving, fixed), 1.0
     if settings.sampler == "fast" and settings.strategy.any_size:
-        scale = work_scale(moving.prepared, fixed.prepared)
+        scale = work_scale(moving.upright, fixed.upright)
         settings = settings.scaled(scale)
     cubes = in_common_focus(*(one.cubes(key, model, settings.sampler, scale) for one, key in zip(inputs, keys)))
     process, swap = reference, False
@@ -101,7 +101,7 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
         sampler=settings.sampler,
         seconds=0.0,
         polished=outcome.polished,
-        center=fixed.prepared.tissue_center,
+        center=cubes[1].prepared.tissue_center / scale,
         moving=moving.volume.name,
         fixed=fixed.volume.name,
         details=outcome.details,
@@ -110,10 +110,20 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
     from .pipeline.confidence import judge
 
     result.quality.in_millimeters(scale)
-    result.quality.warnings += [*moving.prepared.warnings, *fixed.prepared.warnings]
+    result.quality.warnings += [*cubes[0].prepared.warnings, *cubes[1].prepared.warnings]
+    result.quality.warnings += [_few_slices(one) for one in (moving, fixed) if min(one.volume.shape) < FEW_SLICES]
     judge(result.quality, result.decomposition)
     result.seconds = time.perf_counter() - started
     return result
+
+
+#: With fewer slices than this, what happens across them is hardly seen. Chosen, untested.
+FEW_SLICES = 8
+
+
+def _few_slices(one) -> str:
+    name, count = one.volume.name, min(one.volume.shape)
+    return f"{name} has {count} slices only: scale and shear across them are hardly determined; rigid is safer."
 
 
 def _record(options: RegistrationOptions, keys: tuple, moving, fixed) -> dict:
@@ -225,7 +235,7 @@ def share_of_rank(items: Sequence) -> list:
     return list(items)[rank::world]
 
 
-OnResult = Optional[Callable[[int, Union[Registration, InputError]], None]]
+OnResult = Optional[Callable[[int, Union[Registration, Exception]], None]]
 
 
 @takes_options
@@ -242,7 +252,7 @@ def register_many(
     """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
 
     movings: volumes as for ``register`` (paths are read when their turn comes), or functions that return one. Under ``torchrun``
-    each process takes its share of the list. on_result(index, Registration or InputError) is called after each; if
+    each process takes its share of the list. on_result(index, Registration or the exception) is called after each; if
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned. The other
     arguments as in ``register``.
     """
@@ -252,8 +262,8 @@ def register_many(
         moving = movings[index]
         try:
             result = register_one(moving() if callable(moving) else moving, on_step)
-        except InputError as error:
-            if on_result is None:
+        except Exception as error:
+            if on_result is None or isinstance(error, Cancelled):
                 raise
             on_result(index, error)
             continue

@@ -3,7 +3,6 @@
 This file holds the four classes that Slicer looks for; the parts are in SpatialDiffusionRegistrationLib.  Nothing here
 needs PyTorch until a registration starts.
 """
-import dataclasses
 import os
 import sys
 import unittest
@@ -24,12 +23,15 @@ from slicer.util import VTKObservationMixin
 from SpatialDiffusionRegistrationLib import batch as batchRuns
 from SpatialDiffusionRegistrationLib import engine, masks, resampling, scene, torchsetup
 from SpatialDiffusionRegistrationLib.batch_tab import BatchTab
+from SpatialDiffusionRegistrationLib.cursor import waitCursor
 from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode, release
 from SpatialDiffusionRegistrationLib.problem import Problem
 from SpatialDiffusionRegistrationLib.register_tab import RegisterTab
 from SpatialDiffusionRegistrationLib.report import writeReport
 from SpatialDiffusionRegistrationLib.request import Request
 from SpatialDiffusionRegistrationLib.sampledata import registerSampleData
+from SpatialDiffusionRegistrationLib.sequence_tab import SequenceTab
+from SpatialDiffusionRegistrationLib.sequences import SequenceRequest, SequenceTask
 from SpatialDiffusionRegistrationLib.task import Task
 
 OLDEST_SLICER = 5, 8
@@ -68,7 +70,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
     def __init__(self, parent=None):
         ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
-        self.logic = self.registerTab = self.batchTab = self.torchSetup = None
+        self.logic = self.registerTab = self.batchTab = self.sequenceTab = self.torchSetup = None
         self._parameterNode = self._parameterNodeGuiTag = None
 
     def setup(self):
@@ -81,6 +83,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.logic = SpatialDiffusionRegistrationLogic()
         self.registerTab = RegisterTab(self.ui, self.onSetup, self._onRunningChanged)
         self.batchTab = BatchTab(self.ui, self._onRunningChanged, self.registerTab.lookAt)
+        self.sequenceTab = SequenceTab(self.ui, self._onRunningChanged)
         self.torchSetup = torchsetup.SetupFrame(self.ui, self.resourcePath("requirements.txt"))
         self.ui.noticeLabel.text = tooOld(slicer.app.majorVersion, slicer.app.minorVersion)
         self.ui.noticeLabel.setVisible(bool(self.ui.noticeLabel.text))
@@ -94,8 +97,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         for event, method in (
                 (scene_.StartCloseEvent, self.onSceneStartClose), (scene_.EndCloseEvent, self.onSceneEndClose),
                 (scene_.StartImportEvent, self.onSceneStartImport), (scene_.EndImportEvent, self.onSceneEndImport),
-                (scene_.StartSaveEvent, self.onSceneStartSave), (scene_.NodeAddedEvent, self.onNodeAdded),
-                (scene_.NodeRemovedEvent, self.onNodeRemoved),
+                (scene_.NodeAddedEvent, self.onNodeAdded), (scene_.NodeRemovedEvent, self.onNodeRemoved),
                 (scene_.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)):
             self.addObserver(scene_, event, method)
 
@@ -123,12 +125,14 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         """Stop whatever runs, putting the scene back."""
         self.registerTab.cancel()
         self.batchTab.stop()
+        self.sequenceTab.cancel()
 
     # The scene
 
     def onSceneStartClose(self, caller=None, event=None):
         self.registerTab.abandon()
         self.batchTab.abandon()
+        self.sequenceTab.abandon()
         self.setParameterNode(None)
 
     def onSceneEndClose(self, caller=None, event=None):
@@ -147,10 +151,6 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         if self.parent.isEntered:
             self.initializeParameterNode()
 
-    def onSceneStartSave(self, caller=None, event=None):
-        """What Review shows is not saved, so the views must not refer to it in the file."""
-        self.registerTab.review.leave()
-
     def onNodeAdded(self, caller=None, event=None):
         if self._mayFollow() and self.parent.isEntered:
             self.registerTab.later.ask()
@@ -165,6 +165,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         if self._mayFollow():
             self.registerTab.onNodeRemoved()
             self.batchTab.onNodeRemoved()
+            self.sequenceTab.onNodeRemoved()
 
     def _mayFollow(self):
         scene_ = slicer.mrmlScene
@@ -186,6 +187,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
             self.addObserver(parameterNode, vtk.vtkCommand.ModifiedEvent, self._onParametersModified)
         self.registerTab.setParameters(parameterNode)
         self.batchTab.setParameters(parameterNode)
+        self.sequenceTab.setParameters(parameterNode)
 
     def _disconnect(self):
         if self._parameterNode:
@@ -197,11 +199,13 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
     def _onParametersModified(self, caller=None, event=None):
         self.registerTab.update()
         self.batchTab.update()
+        self.sequenceTab.update()
 
     def _onRunningChanged(self):
-        if self.batchTab is not None:
-            self.registerTab.setAvailable(not self.batchTab.running)
-            self.batchTab.setAvailable(not self.registerTab.running)
+        tabs = self.registerTab, self.batchTab, self.sequenceTab
+        if None not in tabs:
+            for tab in tabs:
+                tab.setAvailable(not any(other.running for other in tabs if other is not tab))
 
     # PyTorch
 
@@ -241,6 +245,8 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         ScriptedLoadableModuleLogic.__init__(self)
         self.result = None
         """What the last call of `register` found (SpatialDiffusionRegistrationLib.result.Result)."""
+        self.motion = None
+        """What the last call of `registerSequence` found (SpatialDiffusionCore.SeriesRegistration)."""
 
     def getParameterNode(self):
         return SpatialDiffusionRegistrationParameterNode(super().getParameterNode())
@@ -271,8 +277,8 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :raises ValueError: if something given can not be used; one sentence. The scene is unchanged after any error.
         """
         task = Task(Request(
-            movingVolume, fixedVolume, _settings(modality, movingModality, fixedModality, transform, settings),
-            outputTransform=outputTransform, outputVolume=outputVolume, interpolation=_known(interpolation),
+            movingVolume, fixedVolume, engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
+            outputTransform=outputTransform, outputVolume=outputVolume, interpolation=resampling.known(interpolation),
             alsoMove=tuple(alsoMove), initialTransform=initialTransform, movingMask=movingMask, fixedMask=fixedMask,
             movingSegment=masks.segmentID(movingMask, movingSegment),
             fixedSegment=masks.segmentID(fixedMask, fixedSegment),
@@ -305,7 +311,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         items = [batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
                  for m in movingVolumes]
         plan = batchRuns.Plan(
-            fixedVolume, _settings(modality, movingModality, fixedModality, transform, settings),
+            fixedVolume, engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
             fixedMask=fixedMask, fixedSegment=masks.segmentID(fixedMask, fixedSegment),
             initialTransform=initialTransform)
         many = batchRuns.Batch(items, plan, outputFolder, keepVolumes)
@@ -322,6 +328,26 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         if all(item.status == batchRuns.FAILED for item in items):
             raise Problem(_("No volume could be registered: {reason}").format(reason=items[0].error))
         return [item.transformNode for item in items]
+
+    def registerSequence(self, sequence, reference=None, transform="rigid", progress=None):
+        """Lay every frame of a sequence of volumes on one of them; return the sequence of transforms.
+
+        The volume that shows the sequence in the views is put under the transform of its frame, in the same browser.
+
+        :param sequence: vtkMRMLSequenceNode of scalar volumes.
+        :param reference: number of the frame that the others are laid on, from 0; None takes one like most others.
+        :param transform: "rigid", "similarity" or "affine".
+        :param progress: called with every step; if it returns False, nothing is changed, and None is returned.
+        :raises ValueError: if something given can not be used; one sentence.
+        """
+        task = SequenceTask(SequenceRequest(sequence, reference, transform))
+        run = task.run()
+        for step in run:
+            if progress is not None and progress(step) is False:
+                run.close()
+                return None
+        self.motion = task.motion
+        return task.transforms
 
     def resample(self, volume, reference, outputVolume=None, interpolation=None):
         """Put a volume as it is seen on the grid of another; return the node.
@@ -347,31 +373,15 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         if outputVolume is not None and outputVolume.GetClassName() != volume.GetClassName():
             raise Problem(_("The resampled volume can not be put into “{name}”, which is of another kind.").format(
                 name=outputVolume.GetName()))
-        with slicer.util.WaitCursor():
+        with waitCursor():
             image = resampling.onGridOf(
-                volume, reference, _known(interpolation or (resampling.NEAREST if labels else resampling.LINEAR)))
+                volume, reference, resampling.known(
+                interpolation or (resampling.NEAREST if labels else resampling.LINEAR)))
         if outputVolume is None:
             outputVolume = resampling.newVolume(volume.GetClassName(), _("{name} resampled").format(
                 name=volume.GetName()))
         resampling.fill(outputVolume, image, reference)
         return outputVolume
-
-
-def _settings(modality, movingModality, fixedModality, transform, more):
-    """The core's settings out of the arguments of a call."""
-    try:
-        return engine.Settings(movingModality=movingModality or modality, fixedModality=fixedModality or modality,
-                               transform=transform, **more)
-    except TypeError:
-        known = [field.name for field in dataclasses.fields(engine.Settings)]
-        unknown = ", ".join(name for name in more if name not in known)
-        raise Problem(_("There is no such setting: {names}.").format(names=unknown)) from None
-
-
-def _known(interpolation):
-    if interpolation not in (resampling.LINEAR, resampling.NEAREST, resampling.CUBIC):
-        raise Problem(_("Unknown interpolation “{name}”: choose linear, nearest or cubic.").format(name=interpolation))
-    return interpolation
 
 
 #

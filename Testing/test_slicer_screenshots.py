@@ -13,12 +13,14 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     OUTPUT,
     duplicate,
     exceptionsFail,
+    idle,
     loaded,
     pair,
     panel,
     qt,
     quick,
     scene,
+    scripted,
     segmentationOf,
     slicer,
     turn,
@@ -29,7 +31,10 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 FOLDER = OUTPUT / "Slicer"
 
 
-def window(loaded, name, caption="Moving: red.  Fixed: cyan.\nWhere they agree: gray."):  # noqa: F811
+COLORS = "Moving: red.  Fixed: cyan.\nWhere they agree: gray."
+
+
+def window(loaded, name, caption=""):  # noqa: F811
     path = FOLDER / f"{name}.png"
     runners = [tab.runner for tab in (loaded.widget.registerTab, loaded.widget.batchTab) if tab.running]
     for runner in runners:  # hold still
@@ -40,12 +45,15 @@ def window(loaded, name, caption="Moving: red.  Fixed: cyan.\nWhere they agree: 
     assert path.stat().st_size > 5000
 
 
+def part(loaded, name):  # noqa: F811
+    application.grabPanel(loaded.container, FOLDER / f"{name}.png")
+
+
 @pytest.fixture
 def ready(panel, loaded, pair):  # noqa: F811
-    """Brain and template chosen, something to move along, brain and template in warm and cold colors."""
-    for node, color, name in ((pair.moving, "Red", "Brain"), (pair.fixed, "Cyan", "MNI152 template")):
+    """Brain and template chosen, something to move along."""
+    for node, name in ((pair.moving, "Brain"), (pair.fixed, "MNI152 template")):
         display = node.GetScalarVolumeDisplayNode()
-        display.SetAndObserveColorNodeID(f"vtkMRMLColorTableNode{color}")
         display.AutoWindowLevelOff()
         display.SetWindowLevelMinMax(0, 0.75 * float(np.percentile(slicer.util.arrayFromVolume(node), 99.8)))
         node.SetName(name)
@@ -54,41 +62,66 @@ def ready(panel, loaded, pair):  # noqa: F811
     p = panel._parameterNode
     p.movingVolume, p.fixedVolume = pair.moving, pair.fixed
     slicer.util.setSliceViewerLayers(background=pair.fixed, foreground=pair.moving, foregroundOpacity=0.5, fit=True)
+    idle()
     return panel
 
 
 def test_pictures_of_registering(ready, loaded, pair):  # noqa: F811
-    window(loaded, "1_ready")
-    ready.ui.alsoMoveList.item(0).setCheckState(qt.Qt.Checked)
-    ready.ui.registerButton.click()
+    ui = ready.ui
+    ui.colorBox.setChecked(True)
+    window(loaded, "1_ready", COLORS)
+    ui.colorBox.setChecked(False)
+    ui.alsoMoveList.item(0).setCheckState(qt.Qt.Checked)
+    ui.registerButton.click()
     frames = []
     original = ready.registerTab.onStep
     ready.registerTab.runner._onStep = lambda step: (frames.append(step), original(step))
     waitFor(ready, lambda: len(frames) >= 5)  # in mid-glide
     window(loaded, "2_running")
     waitFor(ready)
-    window(loaded, "3_registered")
-    ready.ui.checkerboardBox.setChecked(True)
-    window(loaded, "4_checkerboard", "Squares of either volume:\nedges continue across them.")
-    ready.ui.checkerboardBox.setChecked(False)
-    ready.ui.beforeButton.click()
-    window(loaded, "5_before")
-    ready.ui.beforeButton.click()
-    ready.ui.advancedSection.collapsed = False
-    window(loaded, "6_advanced")
-    ready.ui.advancedSection.collapsed = True
+    idle()
+    ui.colorBox.setChecked(True)
+    window(loaded, "3_registered", COLORS)
+    ui.beforeButton.click()
+    window(loaded, "4_before", "Before:\n" + COLORS)
+    ui.beforeButton.click()
+    ui.checkerboardBox.setChecked(True)
+    window(loaded, "5_checkerboard", "Squares of either volume:\nedges continue across them.")
+    ui.checkerboardBox.setChecked(False)
+    ui.advancedSection.collapsed = False
+    part(loaded, "6_advanced")
+    ready._parameterNode.movingMask = slicer.util.getNode("Brain segmentation")
+    part(loaded, "7_one_segment_as_mask")
+    ready._parameterNode.movingMask = None
+    ui.advancedSection.collapsed = True
+    pair.moving.HardenTransform()
+    idle()
+    part(loaded, "8_not_true_any_more")
+
+
+def test_pictures_of_undo_and_landmarks(ready, loaded, pair, monkeypatch):  # noqa: F811
+    scripted(monkeypatch, ready, target=np.eye(4), probability=0.97, similarity_before=0.21, similarity_after=0.78)
+    p = ready._parameterNode
+    for name, shift in (("movingLandmarks", 0.0), ("fixedLandmarks", 0.8)):
+        points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
+        for index in range(4):
+            points.AddControlPointWorld(10.0 * index, 5.0, shift * index)
+        setattr(p, name, points)
+    ready.ui.registerButton.click()
+    waitFor(ready)
+    idle()
+    part(loaded, "9_landmarks_and_probability")
+    ready.ui.undoButton.click()
+    part(loaded, "10_undone")
 
 
 def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):  # noqa: F811
-    window(loaded, "0_before_anything")
     slicer.util.updateVolumeFromArray(pair.moving, np.full((20, 20, 20), 5, np.uint8))
     ready.ui.registerButton.click()
     waitFor(ready)
-    application.grabPanel(loaded.container, FOLDER / "7_bad_volume.png")
-    ready.ui.registerButton.click()
-    waitFor(ready, lambda: ready.registerTab.running)
-    ready.cancel()
-    application.grabPanel(loaded.container, FOLDER / "8_cancelled.png")
+    part(loaded, "11_bad_volume")
+    ready._parameterNode.movingVolume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "Labels")
+    part(loaded, "12_the_button_says_why")
 
     import importlib.metadata
 
@@ -98,10 +131,10 @@ def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):  # noqa: F811
     with monkeypatch.context() as patch:
         patch.setattr(importlib.metadata, "version", noTorch)
         loaded.enter()
-        application.grabPanel(loaded.container, FOLDER / "9_without_torch.png")
+        part(loaded, "13_without_torch")
     slicer.mrmlScene.Clear()
     loaded.enter()
-    application.grabPanel(loaded.container, FOLDER / "10_empty.png")
+    part(loaded, "14_empty")
 
 
 def test_pictures_of_a_batch(ready, loaded, pair):  # noqa: F811
@@ -113,7 +146,12 @@ def test_pictures_of_a_batch(ready, loaded, pair):  # noqa: F811
     ready.ui.batchAddSceneButton.click()
     ready.ui.batchRunButton.click()
     waitFor(ready, lambda: ready.batchTab.items[2].progress)
-    window(loaded, "11_batch_running")
+    window(loaded, "15_batch_running")
     waitFor(ready)
-    window(loaded, "12_batch_done")
+    ready.ui.batchTable.selectRow(2)
+    ready.ui.batchLookButton.click()
+    idle()
+    ready.ui.colorBox.setChecked(True)
+    window(loaded, "16_batch_row", "The selected row.\n" + COLORS)
+    ready.ui.colorBox.setChecked(False)
     ready.ui.tabs.setCurrentIndex(0)

@@ -289,3 +289,14 @@ def test_batch_rows_can_be_removed_and_folders_can_be_wrong(batch, brains, tmp_p
     ui.batchFolderPath.currentPath = str(tmp_path)
     ui.batchAddFolderButton.click()
     assert "no image files" in ui.batchMessageLabel.text
+
+
+def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
+    """Testing/in_slicer.py, which a person with Slicer is asked to run, here with the stand-in application."""
+    import in_slicer
+    monkeypatch.chdir(tmp_path)
+    report = in_slicer.main()
+    assert report["failed"] == []
+    assert report["cancel"] == {"returned": None, "nodes added": 0, "moving is where it was": True}
+    assert report["register"]["segmentation follows"] and report["register"]["dice of the labels"] > 0.9
+    assert (tmp_path / "in_slicer_report.json").stat().st_size > 500

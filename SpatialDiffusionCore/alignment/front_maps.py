@@ -184,6 +184,11 @@ def refine(moving, fixed, world, *, seed: int):
     return _laterally(moving, fixed, world @ fixed.frame @ change @ np.linalg.inv(fixed.frame), sides)
 
 
+def shifted(moving, fixed, world, *, seed: int) -> np.ndarray:
+    """``world`` turned and shifted laterally to where the maps agree best; its scales and shears stay."""
+    return _laterally(moving, fixed, world, [_side(cube, seed) for cube in (fixed, moving)], kind="rigid")
+
+
 def agreement(moving, fixed, worlds, *, seed: int) -> np.ndarray:
     """Correlation of the maps of two cubes under fixed → moving RAS transforms, times the root of their overlap.
 
@@ -216,11 +221,11 @@ def _side(cube, seed: int):
     return gauss_newton.side(torch.stack([maps] * 3, 2)[None], support, middle, spacing, POINTS, seed)
 
 
-def _laterally(moving, fixed, world, sides):
-    """Robust Gauss–Newton fit of two maps to each other; what ``world`` does in depth stays."""
+def _laterally(moving, fixed, world, sides, kind: str = "affine"):
+    """Robust Gauss–Newton fit of two maps to each other by changes of a kind; what ``world`` does in depth stays."""
     matrix = np.linalg.inv(moving.frame) @ world @ fixed.frame
     found = gauss_newton.refine(
-        *sides, _flat(matrix)[None], iterations=12, linear_fit=False, longest=float(fixed.spacing.max())
+        *sides, _flat(matrix)[None], kind=kind, iterations=12, linear_fit=False, longest=float(fixed.spacing.max())
     )[0]
     matrix[np.ix_([0, 2], [0, 2, 3])] = found[np.ix_([0, 2], [0, 2, 3])]
     return moving.frame @ matrix @ np.linalg.inv(fixed.frame)

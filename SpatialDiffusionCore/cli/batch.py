@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..failure import sentence
 from ..files import written_whole
-from ..many.executor import Executor, Outcome
+from ..machine import threads
+from ..many.executor import Executor, Outcome, WorkerLost
 from ..report import COLUMNS, failed_row
 from ..spatial import geometry
 from .commands import commands_for
@@ -49,8 +51,9 @@ class Batch:
 
         from ..registration import share_of_rank
 
-        if self.arguments.threads:
-            torch.set_num_threads(self.arguments.threads)
+        chosen = self.arguments.threads or threads()
+        if chosen:
+            torch.set_num_threads(chosen)
         mine = share_of_rank(range(len(self.jobs)))
         self.count = len(mine)
         todo = [index for index in mine if not self._take_up(index)]
@@ -93,13 +96,13 @@ class Batch:
         if outcome.error is not None:
             if len(self.jobs) == 1:
                 raise outcome.error
-            self._failed(index, _sentence(self.jobs[index], outcome.error))
+            self._failed(index, _sentence(outcome.error, self.jobs[index]))
             return
         done: Done = outcome.value
         if done.failures and len(self.jobs) == 1 and len(done.failures) == 1 and not done.plan:
             raise InputError(done.failures[0])
-        for sentence in done.failures:
-            _complain(sentence)
+        for words in done.failures:
+            _complain(words)
         self.words["not written"] += bool(done.failures)
         self._count(index, done)
         if not self.quiet:
@@ -114,16 +117,16 @@ class Batch:
     def _announce_next(self) -> None:
         self.progress.place = f"{min(self.done + 1, self.count)} of {self.count}: " if self.count > 1 else ""
 
-    def _failed(self, index: int, sentence: str) -> None:
-        _complain(sentence)
+    def _failed(self, index: int, words: str) -> None:
+        _complain(words)
         self.words["failed"] += 1
         job = self.jobs[index]
         fixed = os.path.basename(job.common.fixed)
-        self.rows[index] = failed_row(os.path.basename(job.moving), fixed, sentence)
+        self.rows[index] = failed_row(os.path.basename(job.moving), fixed, words)
         if self.arguments.review:
             from ..review.pages import add_failure
 
-            add_failure(self.arguments.review, job.name, os.path.basename(job.moving), fixed, sentence)
+            add_failure(self.arguments.review, job.name, os.path.basename(job.moving), fixed, words)
 
     def _summarize(self, index: int, done: Done) -> None:
         place = f"[{self.done} of {self.count}{self._time_left()}] " if self.count > 1 else ""
@@ -196,16 +199,13 @@ class Batch:
         return NOT_GOOD_ENOUGH if any(self.words[word] for word in refused) else 0
 
 
-def _sentence(job: Job, error: Exception) -> str:
-    """What a person is told of a volume that failed, whatever it was."""
-    if isinstance(error, InputError):
-        return str(error)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{job.moving} failed ({first.rstrip('.')}); the others go on."
+def _sentence(error: Exception, job: Job) -> str:
+    """What a person is told of a volume that failed."""
+    return f"{job.moving}: {error}" if isinstance(error, WorkerLost) else sentence(error, f"registering {job.moving}")
 
 
-def _complain(sentence: str) -> None:
-    print(f"{PROGRAM}: {sentence}", file=sys.stderr)
+def _complain(words: str) -> None:
+    print(f"{PROGRAM}: {words}", file=sys.stderr)
 
 
 def _of_this_rank(name: str) -> str:

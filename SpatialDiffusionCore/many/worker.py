@@ -6,24 +6,25 @@ import os
 import pickle
 import signal
 import sys
+import traceback
 from typing import Any, Callable
 
+from ..errors import InputError
 from .executor import WorkerError
 
 
 def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:
-    """(value, None) or (None, error) of ``function(item)``, computed by one thread; the error can be pickled."""
+    """(value, None) or (None, error) of ``function(item)``, computed by one thread; the error is an InputError or a WorkerError."""
     import torch
 
     torch.set_num_threads(1)
     try:
         return function(item), None
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            error = WorkerError(f"{type(error).__name__}: {error}")
+    except InputError as error:
         return None, error
+    except Exception as error:
+        # With the place where it failed, which is lost when an error is pickled.
+        return None, WorkerError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
 
 
 def serve() -> None:

@@ -30,6 +30,10 @@ MIRRORED = 0.1
 LEFT_ON_RIGHT = 0.01
 
 
+#: Logarithmic strain that says nothing against an answer: individuals differ by as much.
+FREE_STRAIN = 0.15
+
+
 def features(evidence: Evidence) -> Dict[str, Optional[float]]:
     """The figures that the regression weighs, each the larger the likelier an answer is right; None where unknown."""
 
@@ -47,8 +51,8 @@ def features(evidence: Evidence) -> Dict[str, Optional[float]]:
         "correlation": logit(evidence.correlation),
         "information": logit(evidence.information),
         "overlap": evidence.overlap,
-        "strain": -min(evidence.strain, 1.0),
-        "spread": small(evidence.spread),
+        "strain": -float(np.clip(evidence.strain - FREE_STRAIN, 0.0, 1.0)),
+        "spread": small(1.0 if evidence.spread is None else evidence.spread),
         "margin": None if evidence.margin is None else float(np.clip(evidence.margin, -0.2, 0.4)),
         "searches": evidence.searches,
         "refined": evidence.refined,

@@ -8,13 +8,14 @@ from typing import Optional, Tuple
 
 from ..errors import InputError
 from ..modality import AUTO
+from ..modelfile import catalog
 from ..modelfile.card import grid_of, nearest
 from ..modelfile.catalog import find
 from ..modelfile.model import Model, load_model
 from ..modelfile.model_cube import on_model_cube, with_focus
 from ..options import RegistrationOptions
 from ..spatial.cube import Cube
-from ..spatial.sampling import Prepared, prepare
+from ..spatial.sampling import Prepared, anatomical_order, prepare
 from ..spatial.volume import Volume
 from ..strategies.recognition import recognized
 
@@ -30,7 +31,13 @@ class PreparedInput:
 
     @cached_property
     def prepared(self) -> Prepared:
+        """With the array as it is; the published loading and scans of eyes go by its axes."""
         return prepare(self.volume, self.mask)
+
+    @cached_property
+    def upright(self) -> Prepared:
+        """With the array in anatomical order, so that an answer does not depend on a program's order of axes."""
+        return prepare(anatomical_order(self.volume), self.mask)
 
     @cached_property
     def modality(self) -> str:
@@ -40,7 +47,7 @@ class PreparedInput:
             cube, focused = self.cubes(key, load_model(None, key, key, self.device), "fast")
             return focused or cube
 
-        return recognized(self.prepared, look, self.device)
+        return recognized(self.upright, look, self.device)
 
     def cubes(self, key: str, model: Model, sampler: str, scale: float = 1.0) -> Tuple[Cube, Optional[Cube]]:
         """It on a model's cube, as it is and in focus (see model_cube.with_focus); the published method has no focus.
@@ -49,7 +56,9 @@ class PreparedInput:
         """
         known = key, model.name, sampler, scale
         if known not in self._cubes:
-            cube = on_model_cube(self.prepared.scaled(scale), key, model.card, self.device)
+            by_array = grid_of(model.card, key)["loading"] == "published" or not catalog.get(key).oriented
+            prepared = self.prepared if by_array else self.upright
+            cube = on_model_cube(prepared.scaled(scale), key, model.card, self.device)
             focus = model.focus_on(key) if sampler == "fast" else None
             self._cubes[known] = with_focus(cube, focus, self.mask is not None)
         return self._cubes[known]

@@ -274,7 +274,10 @@ class Course:
         ranked = [c for c in self.candidates if c.rank is not None]
         here = [c.rank for c in ranked if not self.is_new(c, answer)]
         others = [c.rank for c in ranked if self.is_new(c, answer)]
-        return max(here) - max(others) if here and others else None
+        if not others:
+            return None
+        # Where the refinement left its candidate's basin, the answer counts as it is.
+        return max(here, default=self.settings.strategy.rank(self.pair, answer.world)) - max(others)
 
     def _searches(self, world: np.ndarray) -> Optional[float]:
         """The share of the independent searches that ended in the answer's basin first."""

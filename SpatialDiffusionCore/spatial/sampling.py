@@ -174,13 +174,30 @@ def anatomical_axes(volume: Volume) -> np.ndarray:
 
     A rotation. So an answer depends on how a volume was scanned, not on how its header is turned.
     """
-    directions = volume.voxel_to_ras[:3, :3] / volume.spacing
-    order = max(permutations(range(3)), key=lambda order: np.abs(directions[range(3), order]).sum())
-    axes = directions[:, order] * np.where(np.diag(directions[:, order]) < 0, -1.0, 1.0)
+    order, signs = _nearest_anatomical(volume)
+    axes = (volume.voxel_to_ras[:3, :3] / volume.spacing)[:, order] * signs
     if np.abs(axes - np.eye(3)).max() < 1e-6:
         return np.eye(3)
     u, _, vt = np.linalg.svd(axes)  # the nearest rotation, where the axes are sheared
     return u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
+
+
+def anatomical_order(volume: Volume) -> Volume:
+    """The same volume, its array's axes in the order and direction nearest to R, A, S (a view): programs differ in that."""
+    order, signs = _nearest_anatomical(volume)
+    change = np.zeros((4, 4))
+    change[3, 3] = 1.0
+    for axis, (old, sign) in enumerate(zip(order, signs)):
+        change[old, axis], change[old, 3] = sign, 0.0 if sign > 0 else volume.shape[old] - 1
+    data = volume.data.transpose(order)[tuple(slice(None, None, int(sign)) for sign in signs)]
+    return replace(volume, data=data, voxel_to_ras=volume.voxel_to_ras @ change)
+
+
+def _nearest_anatomical(volume: Volume) -> tuple:
+    """(which axis of the array is nearest to R, A and S, and the sign of its direction along it)."""
+    directions = volume.voxel_to_ras[:3, :3] / volume.spacing
+    order = max(permutations(range(3)), key=lambda order: np.abs(directions[range(3), order]).sum())
+    return order, np.where(np.diag(directions[:, order]) < 0, -1.0, 1.0)
 
 
 def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:

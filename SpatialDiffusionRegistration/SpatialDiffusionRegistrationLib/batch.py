@@ -12,6 +12,7 @@ from slicer.i18n import tr as _
 
 from . import engine, masks, scene
 from .change import removeNode
+from .cursor import waitCursor
 from .problem import Problem, explain
 from .request import Request
 from .result import Result
@@ -126,7 +127,7 @@ def load(path):
     """The volume of a file, not shown; what reading left in the scene goes again if it fails."""
     before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
     try:
-        with slicer.util.WaitCursor():
+        with waitCursor():
             return slicer.util.loadVolume(os.path.abspath(path), {"show": False})
     except BaseException:
         for node in slicer.util.getNodesByClass("vtkMRMLNode"):

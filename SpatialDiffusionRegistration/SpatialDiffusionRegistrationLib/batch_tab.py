@@ -138,7 +138,7 @@ class BatchTab:
         if self.parameters is None:
             return _("There is no scene.")
         if not self._available:
-            return _("A registration is running.")
+            return _("Another registration is running.")
         problem = self.newBatch().problem()
         if not problem and all(item.isDone(self.parameters.fixedVolume) for item in self.items):
             return _("All are done.")

@@ -63,7 +63,17 @@ class SceneChange:
         self._undo.append(undo)
         return node
 
+    def onUndo(self, undo):
+        """Something else that `undo` is to do, before what was done earlier is undone."""
+        self._undo.append(undo)
+
+    def adopt(self, node):
+        """Take a node that somebody else added as added by this change."""
+        self._nodes.append(node)
+        self._undo.append(lambda: removeNode(node))
+
     def setParent(self, node, transformNode):
+        self._nodes.append(node)
         before = node.GetParentTransformNode()
         if before is transformNode:
             return
@@ -72,7 +82,6 @@ class SceneChange:
             if isAlive(node):
                 node.SetAndObserveTransformNodeID(before.GetID() if isAlive(before) else None)
 
-        self._nodes.append(node)
         self._undo.append(undo)
         node.SetAndObserveTransformNodeID(transformNode.GetID() if transformNode is not None else None)
 

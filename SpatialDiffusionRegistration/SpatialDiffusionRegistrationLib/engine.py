@@ -6,10 +6,11 @@ torch when a registration starts, so the module opens without torch.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from slicer.i18n import tr as _
 
 from .problem import REMEDY_TORCH, Problem
 
@@ -45,6 +46,16 @@ class Settings:
     threads: int | None = None
     seed: int = 0
     search: bool = True
+
+
+def settingsOf(modality, movingModality, fixedModality, transform, more) -> Settings:
+    """Settings out of the arguments of a call; `more`: {name: value} of any others."""
+    known = [field.name for field in fields(Settings)]
+    unknown = [name for name in more if name not in known]
+    if unknown:
+        raise Problem(_("There is no such setting: {names}.").format(names=", ".join(unknown)))
+    return Settings(movingModality=movingModality or modality, fixedModality=fixedModality or modality,
+                    transform=transform, **more)
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,17 @@ def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixe
         torch.set_num_threads(threads)
         if torch.cuda.is_available():  # give back what others may need: PyTorch keeps what it once had
             torch.cuda.empty_cache()
+
+
+def seriesSteps(frames, reference, transform, beat=None):
+    """Generator of the core's steps for the motion of a series of core Volumes; returns its SeriesRegistration.
+
+    `reference`: number of the frame (from 0) that all are laid on, None leaves the choice to the core.
+    """
+    importTorch()
+    core()
+    from SpatialDiffusionCore.many.motion import series_steps
+    return (yield from _alive(series_steps(frames, reference=reference, transform=transform), beat))
 
 
 def _alive(steps, beat):

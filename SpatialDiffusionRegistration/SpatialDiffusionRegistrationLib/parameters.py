@@ -11,6 +11,7 @@ from slicer import (
     vtkMRMLMarkupsROINode,
     vtkMRMLScalarVolumeNode,
     vtkMRMLSegmentationNode,
+    vtkMRMLSequenceNode,
     vtkMRMLTransformNode,
 )
 from slicer.i18n import tr as _
@@ -62,6 +63,15 @@ class Device(enum.Enum):
                 "mps": _("Apple graphics (MPS)")}[self.value]
 
 
+class SequenceTransform(enum.Enum):
+    RIGID = "rigid"
+    AFFINE = "affine"
+
+    def label(self):
+        return {"rigid": _("Rigid: frames of one subject"),
+                "affine": _("Affine: also eddy currents, or a subject that is squeezed")}[self.value]
+
+
 class Interpolation(enum.Enum):
     LINEAR = resampling.LINEAR
     NEAREST = resampling.NEAREST
@@ -91,6 +101,7 @@ class SpatialDiffusionRegistrationParameterNode:
     steps, threads - 0 leaves the choice to the core.
     search - Whether the starting pose is looked for among all rotations.
     livePreview - Whether the moving volume moves after every step.
+    sequence, referenceFrame - Whose frames are laid on one of them, numbered from 1; 0 leaves the choice to the core.
     batchFiles - Files of the batch (JSON); its volumes of the scene are node references.
     """
 
@@ -118,6 +129,9 @@ class SpatialDiffusionRegistrationParameterNode:
     device: Device = Device.AUTO
     threads: Annotated[int, WithinRange(0, 256)] = 0
     seed: Annotated[int, WithinRange(0, 2147483647)] = 0
+    sequence: vtkMRMLSequenceNode
+    referenceFrame: Annotated[int, WithinRange(0, 1000000)] = 0
+    sequenceTransform: SequenceTransform = SequenceTransform.RIGID
     batchFiles: str = "[]"
     batchOutputFolder: str = ""
     batchKeepVolumes: bool = False
@@ -163,7 +177,7 @@ def setBatchFiles(parameters, paths):
 
 
 NODES = ("movingVolume", "fixedVolume", "outputTransform", "outputVolume", "initialTransform", "movingMask",
-         "fixedMask", "movingLandmarks", "fixedLandmarks")
+         "fixedMask", "movingLandmarks", "fixedLandmarks", "sequence")
 """Parameters that are nodes."""
 
 

@@ -8,6 +8,7 @@ from slicer.i18n import tr as _
 
 from . import parameters, scene
 from .also_move import AlsoMoveList
+from .change import SceneChange
 from .choices import Choices
 from .messages import Messages
 from .problem import REMEDY_CPU, REMEDY_TORCH, Explanation, explain
@@ -35,6 +36,7 @@ class RegisterTab:
         self._last = None  # (Shown, SceneChange, chosen output) of the last run that ended well, while its nodes live
         self._reviewed = None  # a Shown from elsewhere (the batch), until something else is chosen here
         self._started = 0.0
+        self._usual = None  # seconds that the last run took
         self._choices = Choices(ui)
         self._alsoMove = AlsoMoveList(ui.alsoMoveList)
         self._messages = Messages(ui, self._onRemedy)
@@ -148,7 +150,7 @@ class RegisterTab:
             return
         request = self.request() if self.parameters is not None else None
         if not self._available:
-            problem = _("The batch is running.")
+            problem = _("Another registration is running.")
         else:
             problem = request.problem() if request is not None else _("There is no scene.")
         button.enabled = not problem
@@ -200,7 +202,10 @@ class RegisterTab:
         self._setRunning(True)
         self.showResult()
         self.ui.progressBar.setRange(0, 0)  # busy, until the first step tells how many there are
-        self.ui.progressLabel.text = _("Reading the volumes, loading PyTorch and the model…")
+        doing = _("Reading the volumes, loading PyTorch and the model…")
+        if self._usual is not None:
+            doing += " " + _("The last registration took {seconds:.0f} s.").format(seconds=self._usual)
+        self.ui.progressLabel.text = doing
 
     def cancel(self, message=None):
         """Stop a run, if there is one; the scene is put back."""
@@ -250,6 +255,7 @@ class RegisterTab:
     def onDone(self):
         task = self.task
         request = task.request
+        self._usual = time.monotonic() - self._started
         volume = None if request.wantTransform else request.outputVolume
         self._last = (Shown(task.result, request.movingVolume, request.fixedVolume, task.transformNode,
                             volume or request.movingVolume), task.change, request.outputTransform)
@@ -295,6 +301,8 @@ class RegisterTab:
 
     def lookAt(self, shown: Shown):
         """Review a result from elsewhere, until other volumes are chosen or a registration starts."""
+        self.review.leave()
+        SceneChange().showOver(shown.fixed, shown.reviewed, self.ui.fadeSlider.value / 100.0)
         self._reviewed = shown
         self.showResult()
 

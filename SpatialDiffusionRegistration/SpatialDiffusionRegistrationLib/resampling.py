@@ -4,10 +4,19 @@ from __future__ import annotations
 import numpy as np
 import slicer
 import vtk
+from slicer.i18n import tr as _
 
 from . import scene
+from .problem import Problem
 
 LINEAR, NEAREST, CUBIC = "linear", "nearest", "cubic"
+
+
+def known(interpolation) -> str:
+    """The name of an interpolation, if it is one; else raises Problem."""
+    if interpolation not in (LINEAR, NEAREST, CUBIC):
+        raise Problem(_("Unknown interpolation “{name}”: choose linear, nearest or cubic.").format(name=interpolation))
+    return interpolation
 
 
 def reslice(image, voxelToWorld, extent, gridToWorld, interpolation=LINEAR, background=0.0):

@@ -9,6 +9,7 @@ from slicer.i18n import tr as _
 
 from . import resampling
 from .change import hiddenNode, removeNode
+from .cursor import waitCursor
 from .problem import explain
 from .views import ViewState, viewsOf
 
@@ -137,7 +138,7 @@ class Review:
             self._states = [ViewState.of(view) for view in viewsOf(self._fixed, self._moving)]
         old, self._helpers = self._helpers, {}
         try:
-            with slicer.util.WaitCursor(self._ui.checkerboardBox.isChecked()):
+            with waitCursor():
                 layers = self._layers(old)
         except Exception as error:
             self._helpers = {**old, **self._helpers}

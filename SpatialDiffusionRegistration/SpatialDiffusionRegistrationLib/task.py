@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import slicer
 from slicer.i18n import tr as _
 
 from . import engine, landmarks, masks, resampling, scene
 from .change import RESAMPLED_ATTRIBUTE, SceneChange
+from .cursor import waitCursor
 from .placement import Placement
 from .problem import Problem
 from .request import Request
@@ -51,7 +51,7 @@ class Task:
         if problem:
             raise Problem(problem)
         with ExitStack() as busy:
-            busy.enter_context(slicer.util.WaitCursor())
+            busy.enter_context(waitCursor())
             moving = self._volume(request.movingVolume, scene.MOVING)
             fixed = self._volume(request.fixedVolume, scene.FIXED)
             initial = request.initialTransform
@@ -62,7 +62,7 @@ class Task:
                 fixedMask=masks.coreMask(request.fixedMask, request.fixedVolume, request.fixedSegment),
                 beat=self._beatThat(busy.close))
             step = yield from self._follow(steps, moving, busy)
-        with slicer.util.WaitCursor():
+        with waitCursor():
             self._finish(step)
 
     def _volume(self, node, role):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import slicer
 from slicer.i18n import tr as _
 
+from .cursor import waitCursor
 from .problem import Problem
 
 MINIMUM = "2.1"
@@ -91,7 +92,7 @@ class SetupFrame:
         self._show(_("PyTorch is being installed. This takes some minutes; Slicer does not react meanwhile."), "")
         slicer.app.processEvents()  # so that it is seen
         try:
-            with slicer.util.WaitCursor():
+            with waitCursor():
                 ensureRequirements(self._requirements)
                 self._restart = install() or self._restart
         except Problem as problem:

@@ -214,7 +214,9 @@ class _Plain:
 
 @lru_cache(maxsize=2)
 def _all(root: str, half: str, draws: int) -> dict[str, Todo]:
-    return {todo.name: todo for todo in anatomies.todos(Path(root), half, draws=draws)}
+    """Hopeless pairs of volumes that may calibrate are others than those of the whole half."""
+    both = (anatomies.todos(Path(root), half, draws=draws, calibration=only) for only in (False, True))
+    return {todo.name: todo for todos in both for todo in todos}
 
 
 def _failed(name: str, error: str) -> dict:

@@ -15,6 +15,9 @@ import numpy as np
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry
 
+#: Scans that the bundled models' training left out.
+HELD_OUT = Path(__file__).with_name("held_out.txt")
+
 #: Millimeters that the moving header is shifted by in the rotation sweeps.
 SHIFT = 20.0
 
@@ -123,6 +126,19 @@ def data_root(folder) -> Path:
         if (candidate / "bench").is_dir():
             return candidate
     raise InputError(f"{folder} holds no folder 'bench'; give the folder of the benchmark's data.")
+
+
+def left_out(root: Path, folder: str) -> tuple:
+    """(scans of a folder of the data that the bundled models were not trained on, the others); paths in order.
+
+    held_out.txt lists the first, as the split that training makes today is another one. A folder that has none of them
+    is other data, which no model was trained on.
+    """
+    lines = HELD_OUT.read_text(encoding="utf-8").splitlines()
+    listed = {line for line in lines if line.startswith(f"{folder}/")}
+    scans = sorted((root / folder).glob("*.nii.gz"))
+    unseen = [scan for scan in scans if f"{folder}/{scan.name}" in listed] or scans
+    return unseen, [scan for scan in scans if scan not in unseen]
 
 
 def stem(path) -> str:

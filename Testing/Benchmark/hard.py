@@ -11,7 +11,7 @@ import numpy as np
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 
 from . import measures, tables
-from .cases import Arguments, Case, Task, Todo, data_root, draw_transform, groups_of, rng, stem
+from .cases import Arguments, Case, Task, Todo, data_root, draw_transform, groups_of, left_out, rng, stem
 
 #: Voxels along the edge of a case's cube, and mm per voxel.
 SIZE, SPACING = 128, 2.0
@@ -50,12 +50,9 @@ TEMPLATES = {
 
 
 def held_out(data) -> list:
-    """The T1 scans that training leaves out (the same split as training makes), sources alternating."""
-    from SpatialDiffusionTraining import datasets
-
-    scans = datasets.split(datasets.find_scans(data_root(data) / "t1"))[1]
+    """The T1 scans that the bundled models' training left out, sources alternating."""
     groups = {}
-    for path in scans:
+    for path in left_out(data_root(data), "t1")[0]:
         groups.setdefault(path.name.split("_")[0], []).append(path)
     mixed = []
     while any(groups.values()):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 
-from .cases import data_root, stem
+from .cases import data_root, left_out, stem
 
 SUBJECTS = Path(__file__).with_name("subjects.tsv")
 
@@ -103,14 +103,12 @@ def _template_person(name: str) -> str:
 
 def _heads_and_necks(root: Path) -> list[tuple]:
     """The same of the folders of heads and necks; of scans that a network was trained on, some."""
-    from SpatialDiffusionTraining import datasets
-
     found = []
     for folder, collection in (("t1", "t1"), ("ct_head_neck", "neck-ct")):
-        trained, left_out = datasets.split(datasets.find_scans(root / folder))
+        unseen, trained = left_out(root, folder)
         # The people of ds000011 are in t2, too, and stay in the half that they have there.
         trained = [path for path in trained if not path.name.startswith("ds000011")][::EVERY_TRAINED]
-        found += [(collection, stem(path), path in trained, root / folder / path.name) for path in trained + left_out]
+        found += [(collection, stem(path), path in trained, root / folder / path.name) for path in trained + unseen]
     for folder, collection in (("t2", "t2"), ("t2_neck", "t2-neck")):
         found += [(collection, stem(path), True, path) for path in sorted((root / folder).glob("*.nii.gz"))]
     for path in sorted((root / "multi").glob("*.nii.gz")):

@@ -1,4 +1,4 @@
-"""`spatial-diffusion-train adapt FOLDER`: from scans to a model that registers them better, or the word that none does.
+"""`spatial-diffusion adapt FOLDER`: from scans to a model that registers them better, or the word that none does.
 
 The scans are recognized and split by person, the nearest bundled model is trained on for the time given, and the result
 is measured on the people held out against what was there. It is installed only where it helps. What it may change is
@@ -93,8 +93,7 @@ def typical_size(paths: Sequence[Path]) -> float:
     sizes = []
     for path in [paths[i] for i in np.linspace(0, len(paths) - 1, min(LOOKS, len(paths))).round().astype(int)]:
         try:
-            prepared = prepare(volume_file.load(path))
-            sizes.append(2 * float(np.sqrt(np.trace(prepared.tissue_covariance))))
+            sizes.append(float(prepare(volume_file.load(path)).size))
         except (InputError, ValueError):
             continue
     if not sizes:
@@ -311,7 +310,7 @@ def write_report(folder: Path, settings: Settings, base: Base, table: measure.Co
 def parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     out = argparse.ArgumentParser(
-        prog="spatial-diffusion-train adapt",
+        prog="spatial-diffusion adapt",
         description="Adapt the nearest bundled model to a folder of scans, measure it on people held "
         "out, and install it "
         "only if it helps. Interrupted, the same command goes on where it stopped.",

@@ -1,0 +1,121 @@
+"""The Sequence tab: the motion of a sequence of volumes."""
+from __future__ import annotations
+
+import slicer
+from slicer.i18n import tr as _
+
+from .problem import explain
+from .runner import Runner
+from .sequences import SequenceRequest, SequenceTask, summary
+
+
+class SequenceTab:
+    def __init__(self, ui, onRunningChanged):
+        self.ui, self._onRunningChanged = ui, onRunningChanged
+        self.parameters = self.task = self.runner = None
+        self._available = True
+        self._chart = None
+        ui.sequenceRunButton.connect("clicked(bool)", self.onRunButton)
+        ui.sequencePlotButton.connect("clicked(bool)", self.onPlot)
+        ui.sequenceProgressBar.setVisible(False)
+        self.tell("")
+
+    @property
+    def running(self):
+        return self.runner is not None and self.runner.active
+
+    def setParameters(self, parameterNode):
+        self.parameters = parameterNode
+        self.ui.sequenceTab.setEnabled(parameterNode is not None)
+        self.update()
+
+    def setAvailable(self, available):
+        self._available = available
+        self.update()
+
+    def request(self):
+        p = self.parameters
+        return SequenceRequest(p.sequence, p.referenceFrame - 1 if p.referenceFrame else None,
+                               transform=p.sequenceTransform.value)
+
+    def update(self, *_ignored):
+        ui, idle = self.ui, not self.running
+        for widget in (ui.sequenceSelector, ui.referenceFrameSpin, ui.sequenceTransformCombo):
+            widget.setEnabled(idle)
+        ui.sequencePlotButton.setEnabled(idle and self._chart is not None and self._chart.GetScene() is not None)
+        if not idle:
+            ui.sequenceRunButton.text, ui.sequenceRunButton.enabled = _("Cancel"), True
+            ui.sequenceRunButton.toolTip = _("Stop; the scene stays as it is.")
+            return
+        if self.parameters is None:
+            problem = _("There is no scene.")
+        else:
+            problem = self.request().problem() if self._available else _("Another registration is running.")
+        ui.sequenceRunButton.enabled = not problem
+        ui.sequenceRunButton.text = problem.split(":")[0].rstrip(".") if problem else _("Register the frames")
+        ui.sequenceRunButton.toolTip = problem or _("Lay every frame on the reference frame.")
+
+    def onRunButton(self, *_ignored):
+        if self.running:
+            self.cancel()
+        else:
+            self.start()
+
+    def start(self):
+        self.tell("")
+        self.task = SequenceTask(self.request())
+        self.runner = Runner(self.task.run(), self.onStep, self.onDone, self.onError)
+        self.task.request.beat = self.runner.beat
+        self.ui.sequenceProgressBar.setRange(0, 0)
+        self.ui.sequenceProgressBar.setVisible(True)
+        self.update()
+        self._onRunningChanged()
+
+    def cancel(self, message=None):
+        if self.running:
+            self.runner.stop()
+            self.task.putBack()
+            self._ended(message or _("Cancelled; the scene is as it was before."))
+
+    def abandon(self):
+        """Stop because the scene is closing."""
+        if self.running:
+            self.task.sceneClosed = True
+            self.runner.stop()
+            self._ended("")
+        self._chart = None
+
+    def onNodeRemoved(self):
+        if self.running and any(node.GetScene() is None for node in self.task.nodes()):
+            self.cancel(_("The sequence was removed from the scene, so the registration was stopped."))
+        if self._chart is not None and self._chart.GetScene() is None:
+            self._chart = None
+
+    def onStep(self, step):
+        self.ui.sequenceProgressBar.setRange(0, step.count)
+        self.ui.sequenceProgressBar.setValue(step.index)
+
+    def onDone(self):
+        task = self.task
+        self._chart = task.chart
+        self._ended(summary(task.motion))
+
+    def onError(self, error):
+        self.task.putBack()
+        self._ended(explain(error).sentence)
+
+    def _ended(self, message):
+        self.task = self.runner = None
+        self.ui.sequenceProgressBar.setVisible(False)
+        self.tell(message)
+        self.update()
+        self._onRunningChanged()
+
+    def tell(self, message):
+        self.ui.sequenceMessageLabel.text = message
+        self.ui.sequenceMessageLabel.setVisible(bool(message))
+
+    def onPlot(self, *_ignored):
+        """Show the chart, in a layout that has room for one."""
+        if self._chart is not None and self._chart.GetScene() is not None:
+            slicer.modules.plots.logic().ShowChartInLayout(self._chart)

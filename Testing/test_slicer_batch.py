@@ -1,0 +1,297 @@
+"""The batch: what holds for every volume, looking at rows, where the volumes come from, what it leaves in the scene."""
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from SlicerHarness.fixtures import (  # noqa: E402, F401
+    BRAIN,
+    exceptionsFail,
+    idle,
+    loaded,
+    panel,
+    savedScene,
+    scene,
+    scripted,
+    slicer,
+    smallVolume,
+    waitFor,
+)
+
+
+@pytest.fixture
+def window(panel, monkeypatch):  # noqa: F811
+    """Scripted steps; A, B and C are to be registered to F."""
+    panel.calls = scripted(monkeypatch, panel)
+    panel.A, panel.B, panel.C, panel.F = (smallVolume(name, seed) for seed, name in enumerate("ABCF"))
+    panel.p = panel._parameterNode
+    panel.p.fixedVolume = panel.F
+    panel.ui.tabs.setCurrentIndex(1)
+    idle()
+    yield panel
+    panel.ui.tabs.setCurrentIndex(0)
+
+
+def addAll(window):
+    window.ui.batchSourceCombo.setCurrentIndex(0)
+    window.ui.batchAddSceneButton.click()
+
+
+def run(window):
+    assert window.ui.batchRunButton.enabled, window.ui.batchRunButton.toolTip
+    window.ui.batchRunButton.click()
+    waitFor(window)
+
+
+def statuses(window):
+    return [item.status for item in window.batchTab.items]
+
+
+def mask(name, filled):
+    data = np.zeros((20, 22, 24), np.uint8)
+    data[5:15, 5:15, 5:15] = filled
+    return slicer.util.addVolumeFromArray(data, name=name, nodeClassName="vtkMRMLLabelMapVolumeNode")
+
+
+def translation(name, shift):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    slicer.util.updateTransformMatrixFromArray(node, matrix)
+    return node
+
+
+# The advanced settings hold
+
+def test_the_fixed_mask_and_the_initial_transform_hold_for_every_volume(window):
+    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (4, 5, 6))
+    window.p.movingVolume, window.p.movingMask = window.B, mask("of B", 1)
+    addAll(window)
+    run(window)
+    assert len(window.calls) == 3
+    for call in window.calls:
+        assert call.fixedMask.data.sum() == 1000
+        np.testing.assert_array_equal(call.init[:3, 3], (4, 5, 6))
+    masked = [call.moving.name for call in window.calls if call.movingMask is not None]
+    assert masked == ["B"]  # the moving mask belongs to the volume of the Register tab
+
+
+@pytest.mark.parametrize("kind", ["empty mask", "no segment", "nonlinear start", "constant fixed volume"])
+def test_what_every_volume_would_fail_for_is_said_before_any_work(window, kind):
+    addAll(window)
+    if kind == "empty mask":
+        window.p.fixedMask = mask("nothing", 0)
+    elif kind == "no segment":
+        window.p.fixedMask = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "nothing")
+    elif kind == "nonlinear start":
+        import vtk
+        node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "nothing")
+        node.SetAndObserveTransformToParent(vtk.vtkThinPlateSplineTransform())
+        window.p.initialTransform = node
+    else:
+        window.F.SetName("nothing")
+        slicer.util.updateVolumeFromArray(window.F, np.zeros((20, 22, 24), np.float32))
+    window.p.Modified()
+    before = savedScene()
+    if window.ui.batchRunButton.enabled:
+        window.ui.batchRunButton.click()
+        waitFor(window)
+        said = window.ui.batchMessageLabel.text
+    else:
+        said = window.ui.batchRunButton.toolTip
+    assert "nothing" in said and not window.calls
+    assert savedScene() == before
+
+
+def test_landmarks_of_the_own_volume_are_in_the_report(window, tmp_path):
+    points = {}
+    for name, at in (("moving points", (1, 2, 3)), ("fixed points", (11, 22, 33))):
+        points[name] = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", name)
+        points[name].AddControlPointWorld(*at)
+    window.p.movingVolume = window.A
+    window.p.movingLandmarks, window.p.fixedLandmarks = points["moving points"], points["fixed points"]
+    addAll(window)
+    run(window)
+    from SpatialDiffusionRegistrationLib.report import writeReport
+    writeReport(tmp_path / "report.csv", window.batchTab.items)
+    rows = {row["volume"]: row for row in csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8"))}
+    # (1, 2, 3) moves by (10, 20, 30) to (11, 22, 33): no distance is left of 37.4 mm.
+    assert rows["A"]["landmarks_after_mm"] == "0.000"
+    assert float(rows["A"]["landmarks_before_mm"]) == pytest.approx(np.sqrt(1400), abs=1e-3)
+    assert rows["B"]["landmarks_after_mm"] == ""
+
+
+def test_the_report_tells_the_probability(panel, window, monkeypatch, tmp_path):  # noqa: F811
+    scripted(monkeypatch, window, probability=0.95)
+    addAll(window)
+    run(window)
+    from SpatialDiffusionRegistrationLib.report import writeReport
+    writeReport(tmp_path / "report.csv", window.batchTab.items)
+    row = next(csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8")))
+    assert row["probability_right"] == "0.9500"
+    assert "about 1 in 20 such answers is wrong" in window.ui.batchTable.item(0, 3).toolTip()
+
+
+# Where the volumes come from
+
+def test_a_folder_of_the_subject_hierarchy_is_a_source(window):
+    hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
+    folder = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "Patients")
+    study = hierarchy.CreateStudyItem(folder, "Study 1")
+    empty = hierarchy.CreateFolderItem(hierarchy.GetSceneItemID(), "Empty")
+    assert empty
+    hierarchy.CreateItem(folder, window.A)
+    hierarchy.CreateItem(study, window.C)
+    hierarchy.CreateItem(hierarchy.GetSceneItemID(), window.B)
+    window.p.Modified()
+    combo = window.ui.batchSourceCombo
+    names = [combo.itemText(index) for index in range(combo.count)]
+    assert names == ["All volumes of the scene", "Volumes of “Patients”", "Volumes of “Study 1”"]
+    combo.setCurrentIndex(2)
+    window.ui.batchAddSceneButton.click()
+    assert [item.name for item in window.batchTab.items] == ["C"]
+    window.ui.batchSourceCombo.setCurrentIndex(1)
+    window.ui.batchAddSceneButton.click()
+    assert sorted(item.name for item in window.batchTab.items) == ["A", "C"]  # with its studies, and C once
+
+
+def test_new_names_are_shown(window):
+    addAll(window)
+    window.A.SetName("Another name")
+    window.F.SetName("The fixed one")
+    idle()
+    assert window.ui.batchTable.item(0, 0).text() == "Another name"
+    assert "The fixed one" in window.ui.batchFixedLabel.text
+
+
+# Looking at rows
+
+def look(window, row):
+    window.ui.batchTable.selectRow(row)
+    assert window.ui.batchLookButton.enabled
+    window.ui.batchLookButton.click()
+
+
+def shown():
+    node = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+    return [slicer.mrmlScene.GetNodeByID(i).GetName() if i else None
+            for i in (node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())]
+
+
+def test_a_row_can_be_looked_at_and_reviewed(window):
+    addAll(window)
+    window.ui.batchTable.selectRow(1)
+    assert not window.ui.batchLookButton.enabled  # not registered yet
+    run(window)
+    look(window, 1)
+    assert shown() == ["F", "B"] and window.ui.pairValue.text == "B → F"
+    assert window.ui.stateValue.isHidden() and window.ui.reviewSection.enabled
+    window.ui.beforeButton.click()
+    assert shown()[0] == "F" and "B before registration" in shown()[1]
+    window.ui.beforeButton.click()
+    look(window, 2)
+    assert shown() == ["F", "C"] and window.ui.pairValue.text == "C → F"
+    window.p.movingVolume = window.A  # something else is chosen: back to that
+    assert window.ui.pairValue.text != "C → F"
+
+
+def test_a_file_is_read_again_to_be_looked_at_and_goes_again(window, tmp_path):
+    for name in ("one", "two"):
+        shutil.copy(BRAIN, tmp_path / f"{name}.nii.gz")
+    window.ui.batchFolderPath.currentPath = str(tmp_path)
+    window.ui.batchAddFolderButton.click()
+    run(window)
+    nodes = slicer.mrmlScene.GetNumberOfNodes()
+    look(window, 0)
+    volume = window.batchTab.items[0].loaded
+    assert volume.GetParentTransformNode() is window.batchTab.items[0].transformNode
+    assert shown() == ["F", volume.GetName()]
+    look(window, 1)
+    assert volume.GetScene() is None
+    window.batchTab.stopLooking()
+    assert slicer.mrmlScene.GetNumberOfNodes() == nodes
+
+
+def test_a_row_whose_transform_is_gone_says_so(window):
+    addAll(window)
+    run(window)
+    slicer.mrmlScene.RemoveNode(window.batchTab.items[0].transformNode)
+    idle()
+    look(window, 0)
+    assert "not in the scene any more" in window.ui.batchMessageLabel.text
+
+
+# What it leaves behind
+
+def test_files_leave_transforms_and_nothing_else(window, tmp_path):
+    shutil.copy(BRAIN, tmp_path / "one.nii.gz")
+    (tmp_path / "broken.nii.gz").write_bytes(b"not an image")
+    window.ui.batchFolderPath.currentPath = str(tmp_path)
+    window.ui.batchAddFolderButton.click()
+    before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
+    run(window)
+    assert statuses(window) == ["failed", "done"]
+    added = [node for node in slicer.util.getNodesByClass("vtkMRMLNode") if node.GetID() not in before]
+    assert added == [window.batchTab.items[1].transformNode]
+
+
+def test_a_transform_that_can_not_be_written_is_no_success(window, tmp_path, monkeypatch):
+    window.p.batchOutputFolder = str(tmp_path)
+    addAll(window)
+    before = [node.GetTransformNodeID() for node in (window.A, window.B, window.C)]
+    monkeypatch.setattr(slicer.util, "saveNode", lambda *arguments: False)
+    run(window)
+    assert statuses(window) == ["failed"] * 3 and "could not be written" in window.batchTab.items[0].error
+    assert [node.GetTransformNodeID() for node in (window.A, window.B, window.C)] == before
+    assert all(item.result is None for item in window.batchTab.items)
+
+
+def test_stopping_gives_back_the_item_under_way(window):
+    addAll(window)
+    window.ui.batchRunButton.click()
+    waitFor(window, lambda: statuses(window)[1] == "running" and window.batchTab.items[1].progress)
+    window.ui.batchRunButton.click()
+    assert statuses(window) == ["done", "stopped", "stopped"]
+    assert window.A.GetParentTransformNode() is not None and window.B.GetParentTransformNode() is None
+
+
+@pytest.mark.parametrize("which", ["F", "mask", "initial"])
+def test_removing_what_all_need_stops_the_batch(window, which):
+    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (1, 1, 1))
+    nodes = {"F": window.F, "mask": window.p.fixedMask, "initial": window.p.initialTransform}
+    addAll(window)
+    window.ui.batchRunButton.click()
+    waitFor(window, lambda: window.batchTab.items[0].progress)
+    name = nodes[which].GetName()
+    slicer.mrmlScene.RemoveNode(nodes[which])
+    assert not window.batchTab.running and name in window.ui.batchMessageLabel.text
+
+
+def test_removing_the_volume_under_way_fails_it_and_goes_on(window):
+    addAll(window)
+    window.ui.batchRunButton.click()
+    waitFor(window, lambda: window.batchTab.items[0].progress)
+    slicer.mrmlScene.RemoveNode(window.A)
+    waitFor(window)
+    assert [item.name for item in window.batchTab.items] == ["B", "C"] and statuses(window) == ["done", "done"]
+
+
+def test_the_time_that_is_left_is_told(window):
+    addAll(window)
+    window.ui.batchRunButton.click()
+    waitFor(window, lambda: "left" in window.ui.batchMessageLabel.text)
+    waitFor(window)
+    assert "3 registered, 0 failed" in window.ui.batchMessageLabel.text
+
+
+def test_the_disabled_button_says_why(window):
+    assert window.ui.batchRunButton.text == "Add the volumes to register"
+    window.p.fixedVolume = None
+    addAll(window)
+    assert window.ui.batchRunButton.text.startswith("Select a fixed volume")
