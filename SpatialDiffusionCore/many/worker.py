@@ -14,7 +14,7 @@ from .executor import WorkerError
 
 
 def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:
-    """(value, None) or (None, error) of ``function(item)``, computed by one thread; the error is an InputError or a WorkerError."""
+    """(value, None) or (None, an InputError or a WorkerError) of ``function(item)``, computed by one thread."""
     import torch
 
     torch.set_num_threads(1)
