@@ -171,6 +171,7 @@ def _quality(pair: Pair, model: Model, settings: Settings, outcome: Outcome, wor
         confirmed=None if detour is None else detour.confirmed,
         evidence=evidence.to_dict(),
         probability=outcome.probability,
+        mirrored=outcome.mirrored,
     )
     symmetric = model.sides_of(*settings.keys) if settings.sampler == "fast" else None
     if symmetric is not None:
@@ -269,22 +270,12 @@ def register_many(
     it is given, a volume that cannot be used does not stop the others and is left out of the list returned. The other
     arguments as in ``register``.
     """
-    fixed = as_volume(fixed, "fixed")
-    moving_mask, fixed_mask = as_mask(moving_mask, "moving mask"), as_mask(fixed_mask, "fixed mask")
-    checked = RegistrationOptions(**{**options, "init": as_matrix(options.get("init"), None, fixed)})
-    from .pipeline.prepared_input import PreparedInput
-
-    device = resolve_device(checked.device)
-    _check_model(checked, device)
-    validate(fixed, "fixed")
-    ready = PreparedInput(fixed, fixed_mask, device)
+    register_one = registrar(fixed, moving_mask=moving_mask, fixed_mask=fixed_mask, **options)
     results = []
     for index in share_of_rank(range(len(movings))):
         moving = movings[index]
         try:
-            volume = as_volume(moving() if callable(moving) else moving, "moving")
-            validate(volume, "moving")
-            result = run_steps(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
+            result = register_one(moving() if callable(moving) else moving, on_step)
         except Exception as error:
             if on_result is None or isinstance(error, Cancelled):
                 raise
@@ -294,6 +285,37 @@ def register_many(
         if on_result is not None:
             on_result(index, result)
     return results
+
+
+@takes_options
+def registrar(
+    fixed: VolumeLike,
+    *,
+    moving_mask: Optional[VolumeLike] = None,
+    fixed_mask: Optional[VolumeLike] = None,
+    **options: Any,
+) -> Callable[[VolumeLike, OnStep], Registration]:
+    """A function (moving, on_step) → Registration that registers one volume after the other to ``fixed``.
+
+    The model and the fixed volume are made ready once, and what is wrong with them is said now. Arguments as in
+    ``register``.
+    """
+    fixed = as_volume(fixed, "fixed")
+    moving_mask, fixed_mask = as_mask(moving_mask, "moving mask"), as_mask(fixed_mask, "fixed mask")
+    checked = RegistrationOptions(**{**options, "init": as_matrix(options.get("init"), None, fixed)})
+    from .pipeline.prepared_input import PreparedInput
+
+    device = resolve_device(checked.device)
+    _check_model(checked, device)
+    validate(fixed, "fixed")
+    ready = PreparedInput(fixed, fixed_mask, device)
+
+    def register_one(moving: VolumeLike, on_step: OnStep = None) -> Registration:
+        volume = as_volume(moving, "moving")
+        validate(volume, "moving")
+        return run_steps(_steps(PreparedInput(volume, moving_mask, device), ready, checked), on_step)
+
+    return register_one
 
 
 def _check_model(options: RegistrationOptions, device: str) -> None:

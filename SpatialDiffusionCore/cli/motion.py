@@ -6,10 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .parser import PROGRAM, Commands, UsageError, add_command
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..many.motion import SeriesRegistration
 
 MOTION = """\
 Finds the rigid motion of every frame of SERIES (a 4D file, a folder of volumes, a folder of DICOM files) and writes
@@ -91,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summarize(result: Any, paths: dict) -> None:
+def _summarize(result: SeriesRegistration, paths: dict) -> None:
     import numpy as np
 
     displacement = result.framewise_displacement[1:]

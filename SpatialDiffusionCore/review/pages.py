@@ -134,6 +134,7 @@ def add_registration(folder: Any, key: str, result: Any, moving: Volume, fixed: 
         "similarity_before": quality.similarity_before,
         "similarity": quality.similarity_after,
         "overlap": quality.overlap,
+        "why": quality.why(),
         "in_words": result.decomposition.text(),
         "warnings": list(quality.warnings),
     }
