@@ -43,9 +43,9 @@ COMPARED = 3
 #: heads in focus are alike by 0.46 or more, a volume with slabs moved by less.
 UNLIKE = 0.45
 
-#: Volumes that are more alike than the first are not compared as in a mirror; so many poses are, and a mirror image must be
-#: so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are, by 0.9 and
-#: more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
+#: Volumes that are more alike than the first are not compared as in a mirror; so many poses are, and a mirror image
+#: must be so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are,
+#: by 0.9 and more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
 MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
 
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
@@ -349,8 +349,9 @@ class Course:
             self.firsts.append(max(compared, key=_rank).world)
         self.candidates += compared
 
-    def mirrored(self, answer: Answer) -> Generator[Step, None, Optional[float]]:
-        """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are; else None.
+    def mirrored(self, answer: Answer) -> Generator[Step, None, float] | None:
+        """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are;
+        else None.
 
         Two individuals' organs are about as alike either way, so nothing is said of them.
         """
@@ -370,7 +371,7 @@ class Course:
             best = max(best, image.alike(world))
         return best if best > alike + MIRROR_MORE else None
 
-    def outcome(self, answer: Answer, mirrored: Optional[float] = None) -> Outcome:
+    def outcome(self, answer: Answer, mirrored: float | None = None) -> Outcome:
         """What the process found."""
         details = {"candidates": len(self.candidates), "best": answer.source}
         assert answer.evidence is not None, "only a verified answer goes out"
