@@ -123,8 +123,8 @@ FIELDS = (
     Field(
         "quality.similarity_mirrored",
         "number",
-        "The similarity if one of the volumes is seen as in a mirror, where that is far larger than as it is: one of them "
-        "is probably mirrored.",
+        "The similarity if one of the volumes is seen as in a mirror, where that is far larger than as it is: one "
+        "of them is probably mirrored.",
         "0…1",
         optional=True,
     ),

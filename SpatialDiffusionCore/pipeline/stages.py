@@ -349,7 +349,7 @@ class Course:
             self.firsts.append(max(compared, key=_rank).world)
         self.candidates += compared
 
-    def mirrored(self, answer: Answer) -> Generator[Step, None, float] | None:
+    def mirrored(self, answer: Answer) -> Generator[Step, None, float | None]:
         """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are;
         else None.
 
