@@ -41,7 +41,6 @@ LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 LONG_FILES = {"SpatialDiffusionRegistration.py"}
 LONG_FUNCTIONS = {
     "SpatialDiffusionRegistration.py:register",
-    "gauss_newton.py:refine",
     "partners.py:write",
     "runner.py:run",
 }

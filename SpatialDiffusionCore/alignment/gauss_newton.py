@@ -217,6 +217,18 @@ def _factor(hessian, previous, newton, factor, most: float):
     return np.where(gained > 0, factor * whole / np.maximum(gained, 1e-30), most).clip(1.0, most)
 
 
+def _strain_slope(linear: np.ndarray, free: float) -> np.ndarray:
+    """Half the slope (B×12) of the squared logarithmic strain of B×3×3 matrices beyond ``free`` along each axis.
+
+    Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose slope in
+    Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
+    """
+    squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
+    stretches = np.log(np.maximum(squares, 1e-6)) / 2
+    strain = (axes * (stretches - stretches.clip(-free, free))[:, None]) @ _transposed(axes)
+    return np.pad(strain, ((0, 0), (0, 0), (0, 1))).reshape(-1, 12)
+
+
 def refine(
     fixed: Side,
     moving: Side,
@@ -262,15 +274,10 @@ def refine(
         hessian = hessian + _transposed(across) @ back @ across
         slope = slope - (back_slope[:, None] @ across)[:, 0]
         if stiffness:
-            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|²,
-            # whose slope in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
             weight = 2 * stiffness * len(fixed.values)
             linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
-            squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
-            stretches = np.log(np.maximum(squares, 1e-6)) / 2
-            strain = (axes * (stretches - stretches.clip(-free, free))[:, None]) @ _transposed(axes)
             hessian = hessian + weight * _STRETCH
-            slope = slope + weight * np.pad(strain, ((0, 0), (0, 0), (0, 1))).reshape(-1, 12)
+            slope = slope + weight * _strain_slope(linear, free)
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
         diagonal = np.diagonal(hessian, axis1=1, axis2=2)
         ridge = damping * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-12
