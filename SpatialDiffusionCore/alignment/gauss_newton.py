@@ -217,11 +217,19 @@ def _factor(hessian, previous, newton, factor, most: float):
     return np.where(gained > 0, factor * whole / np.maximum(gained, 1e-30), most).clip(1.0, most)
 
 
+def _together(both: tuple, matrices: np.ndarray, inverses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hessian (B×12×12) and slope (B×12) of the equations of both directions, for changes in the fixed frame."""
+    (hessian, slope), (back, back_slope) = map(_unfolded, torch.stack(both).cpu().double().numpy())
+    # A change Y in the fixed frame, M·(I + Y), is M·Y·M⁻¹ in the moving one, and there it moves points back.
+    across = (matrices[:, :3, None, :3, None] * _transposed(inverses)[:, None, :, None]).reshape(-1, 12, 12)
+    return hessian + _transposed(across) @ back @ across, slope - (back_slope[:, None] @ across)[:, 0]
+
+
 def _strain_slope(linear: np.ndarray, free: float) -> np.ndarray:
     """Half the slope (B×12) of the squared logarithmic strain of B×3×3 matrices beyond ``free`` along each axis.
 
-    Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose slope in
-    Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
+    Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose slope
+    in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
     """
     squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
     stretches = np.log(np.maximum(squares, 1e-6)) / 2
@@ -268,11 +276,7 @@ def refine(
             ahead.equations(*_residuals(fixed, moving, matrices, linear_fit, tuning, chosen[0])),
             behind.equations(*_residuals(moving, fixed, inverses, linear_fit, tuning, chosen[1])),
         )
-        (hessian, slope), (back, back_slope) = map(_unfolded, torch.stack(both).cpu().double().numpy())
-        # A change Y in the fixed frame, M·(I + Y), is M·Y·M⁻¹ in the moving one, and there it moves points back.
-        across = (matrices[:, :3, None, :3, None] * _transposed(inverses)[:, None, :, None]).reshape(-1, 12, 12)
-        hessian = hessian + _transposed(across) @ back @ across
-        slope = slope - (back_slope[:, None] @ across)[:, 0]
+        hessian, slope = _together(both, matrices, inverses)
         if stiffness:
             weight = 2 * stiffness * len(fixed.values)
             linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
