@@ -225,12 +225,14 @@ def _together(both: tuple, matrices: np.ndarray, inverses: np.ndarray) -> tuple[
     return hessian + _transposed(across) @ back @ across, slope - (back_slope[:, None] @ across)[:, 0]
 
 
-def _strain_slope(linear: np.ndarray, free: float) -> np.ndarray:
-    """Half the slope (B×12) of the squared logarithmic strain of B×3×3 matrices beyond ``free`` along each axis.
+def _strain_slope(matrices: np.ndarray, already: np.ndarray | None, free: float) -> np.ndarray:
+    """Half the slope (B×12) of the squared logarithmic strain of B×4×4 matrices, after ``already`` (3×3), beyond
+    ``free`` along each axis.
 
     Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose slope
     in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
     """
+    linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
     squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
     stretches = np.log(np.maximum(squares, 1e-6)) / 2
     strain = (axes * (stretches - stretches.clip(-free, free))[:, None]) @ _transposed(axes)
@@ -279,9 +281,7 @@ def refine(
         hessian, slope = _together(both, matrices, inverses)
         if stiffness:
             weight = 2 * stiffness * len(fixed.values)
-            linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
-            hessian = hessian + weight * _STRETCH
-            slope = slope + weight * _strain_slope(linear, free)
+            hessian, slope = hessian + weight * _STRETCH, slope + weight * _strain_slope(matrices, already, free)
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
         diagonal = np.diagonal(hessian, axis1=1, axis2=2)
         ridge = damping * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-12
