@@ -13,10 +13,10 @@ from ..spatial import geometry
 from ..spatial.cube import Cube
 from .base import Strategy
 
-#: Devices know their scale, so two scans of an eye differ by a few percent: a logarithmic strain beyond the first is
-#: believed only where it makes the maps correlate by more than the second better. Chosen for a few lines far apart, along
-#: which a raster says little about scale (an eye was squeezed to 84 % there).
-STRAIN, EVIDENT = 0.05, 0.1
+#: Devices know their scale, and eyes differ little: a logarithmic strain beyond the first is believed only where it makes
+#: the maps correlate by more than the second better. Along a few lines far apart a raster says little about scale: a real eye
+#: was squeezed to 84 %. With 0.05 and 0.1 12 of 48 phantom pairs, whose scales differ by up to 0.15, ended 30 to 110 µm off.
+STRAIN, EVIDENT = 0.12, 0.05
 
 
 class Retina(Strategy):
