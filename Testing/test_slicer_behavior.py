@@ -319,6 +319,21 @@ def test_new_names_are_shown_wherever_a_node_is_named(window):
     assert "“U”" in window.ui.outputHintLabel.text
 
 
+def test_a_message_goes_with_the_pair_that_it_was_about(window):
+    window.registerTab.tell(types.SimpleNamespace(sentence="A is bad.", details="", remedy=""))
+    assert not window.ui.messageFrame.isHidden()
+    window._parameterNode.movingVolume = smallVolume("B", 3)
+    assert window.ui.messageFrame.isHidden()
+
+
+def test_a_deleted_volume_is_named_until_another_pair_is_chosen(window):
+    window.ui.registerButton.click()
+    untilStep(window)
+    slicer.mrmlScene.RemoveNode(window.A)
+    idle()
+    assert "“A” was removed" in window.ui.messageLabel.text and not window.ui.messageFrame.isHidden()
+
+
 # Words
 
 def test_the_disabled_button_says_why_on_itself(panel):  # noqa: F811
