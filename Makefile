@@ -1,5 +1,6 @@
 # make demo    register a real brain to a template and write transform, report and picture to demo-output/
 # make test    run every test that can run here
+# make test-core   only those of the core, as on the oldest Python
 # make check   style, types and the order of the imports, as every change is checked
 # make format  put the code into the style that make check asks for
 # make docs    build the documentation into build/site
@@ -7,13 +8,20 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test test-core check format docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/spatial-diffusion demo
 
 test: $(VENV)/.test
 	QT_QPA_PLATFORM=offscreen $(VENV)/bin/python -m pytest
+
+# The tests that need neither Slicer's wheels nor the training package: those of the oldest Python, too.
+CORE_TESTS := $(filter-out Testing/test_slicer% Testing/test_training% Testing/test_benchmark% Testing/test_docs.py, \
+	$(shell grep -L -E 'SpatialDiffusionTraining|training_fixtures|Benchmark' Testing/test_*.py))
+
+test-core: $(VENV)/.test-core
+	$(VENV)/bin/python -m pytest $(CORE_TESTS)
 
 check: $(VENV)/.check
 	$(VENV)/bin/ruff check
@@ -43,6 +51,10 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[training,test,slicer-test]'
+	@touch $@
+
+$(VENV)/.test-core: $(VENV)/.demo
+	$(PIP) -e '.[test]'
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.demo

@@ -5,7 +5,19 @@ Importing this package is instant: torch and scipy are loaded when a volume is r
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what type checkers and editors see of the names below
+    from .errors import InputError, ModelError
+    from .many.group import GroupRegistration, register_group
+    from .many.motion import SeriesRegistration, register_series
+    from .options import RegistrationOptions, SearchMode
+    from .pipeline.confidence import Quality
+    from .pipeline.step import Step
+    from .registration import Cancelled, register, register_many, registration_steps
+    from .result import Registration
+    from .spatial.volume import Volume, resample
+    from .spatial.volume_file import load, save
 
 __version__ = "0.1.0"
 
@@ -15,9 +27,12 @@ _HOMES = {
     "registration_steps": "registration",
     "register_series": "many.motion",
     "SeriesRegistration": "many.motion",
+    "RegistrationOptions": "options",
+    "SearchMode": "options",
     "register_group": "many.group",
     "GroupRegistration": "many.group",
     "Registration": "result",
+    "Quality": "pipeline.confidence",
     "Step": "pipeline.step",
     "Cancelled": "registration",
     "Volume": "spatial.volume",
@@ -27,7 +42,28 @@ _HOMES = {
     "InputError": "errors",
     "ModelError": "errors",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [
+    "Cancelled",
+    "GroupRegistration",
+    "InputError",
+    "ModelError",
+    "Quality",
+    "Registration",
+    "RegistrationOptions",
+    "SearchMode",
+    "SeriesRegistration",
+    "Step",
+    "Volume",
+    "__version__",
+    "load",
+    "register",
+    "register_group",
+    "register_many",
+    "register_series",
+    "registration_steps",
+    "resample",
+    "save",
+]
 
 
 def __dir__() -> list:

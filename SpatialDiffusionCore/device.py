@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from .errors import InputError
+from .machine import survive_forks
 
 
 def resolve_device(device: str = "auto") -> str:
@@ -14,6 +15,7 @@ def resolve_device(device: str = "auto") -> str:
     """
     import torch
 
+    survive_forks()
     device = str(device)
     if device == "auto":
         if not torch.cuda.is_available():

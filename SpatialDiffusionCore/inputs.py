@@ -34,7 +34,7 @@ def as_volume(given: Any, role: str = "moving", keep_type: bool = False) -> Volu
         return _typed(_array(given[0]), np.asarray(given[1], float), f"the {role} array", keep_type)
     parts = _of_nibabel(given, role) or _of_simpleitk(given, role)
     if parts is not None:
-        return _typed(parts[0], parts[1], parts[2], keep_type)
+        return _typed(parts[0], parts[1], parts[2], keep_type, tuple(parts[3:]))
     if hasattr(given, "shape") and hasattr(given, "dtype"):
         raise InputError(
             f"The {role} volume is an array, which does not say where its voxels are; give a pair (array, affine) with "
@@ -66,7 +66,7 @@ def _array(data: Any) -> np.ndarray:
     return np.asarray(data)
 
 
-def _typed(data: np.ndarray, matrix: np.ndarray, name: str, keep_type: bool) -> Volume:
+def _typed(data: np.ndarray, matrix: np.ndarray, name: str, keep_type: bool, warnings: tuple[str, ...] = ()) -> Volume:
     while data.ndim > 3 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.ndim == 4:
@@ -76,7 +76,7 @@ def _typed(data: np.ndarray, matrix: np.ndarray, name: str, keep_type: bool) -> 
         )
     if not keep_type and data.dtype.kind in "biuf":
         data = np.asarray(data, np.float32)
-    return Volume(data, matrix, name)
+    return Volume(data, matrix, name, warnings=warnings)
 
 
 def _of_nibabel(given: Any, role: str) -> tuple | None:
@@ -84,8 +84,18 @@ def _of_nibabel(given: Any, role: str) -> tuple | None:
         return None
     if given.affine is None:
         raise InputError(f"The {role} image has no affine; give a pair (array, affine).")
-    name = given.get_filename() if hasattr(given, "get_filename") else None
-    return np.asanyarray(given.dataobj), np.asarray(given.affine, float), _name(name, role)
+    file = given.get_filename() if hasattr(given, "get_filename") else None
+    name, matrix = _name(file, role), np.asarray(given.affine, float)
+    warnings: list[str] = []
+    header = given.header
+    if "qform_code" in (header.keys() if hasattr(header, "keys") else ()) and np.allclose(
+        matrix, header.get_best_affine(), rtol=0, atol=1e-4
+    ):
+        # The affine is the header's, of which Slicer and ITK may use another part than nibabel.
+        from .spatial.volume_io.nifti import placed
+
+        matrix, warnings = placed(header, given.shape, name)
+    return (np.asanyarray(given.dataobj), matrix, name, *warnings)
 
 
 def _of_simpleitk(given: Any, role: str) -> tuple | None:

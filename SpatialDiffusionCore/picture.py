@@ -55,8 +55,8 @@ def draw(registration: Any, moving: Volume, fixed: Volume, path: Any = None, siz
     from PIL import Image, ImageDraw, ImageFont
 
     oriented = all(catalog.get(key).oriented for key in registration.modality)
-    before = _planes(prepare(fixed), prepare(moving), np.eye(4), size, oriented)
-    after = _planes(prepare(fixed), prepare(moving), np.linalg.inv(registration.matrix), size, oriented)
+    before = planes(prepare(fixed), prepare(moving), np.eye(4), size, oriented)
+    after = planes(prepare(fixed), prepare(moving), np.linalg.inv(registration.matrix), size, oriented)
     quality = registration.quality
     rows = (
         (f"Before: similarity {quality.similarity_before:.2f}", [_overlay(plane) for plane in before]),
@@ -88,7 +88,7 @@ def draw(registration: Any, moving: Volume, fixed: Volume, path: Any = None, siz
     return picture
 
 
-def _planes(fixed: Prepared, moving: Prepared, fixed_to_moving: np.ndarray, size: int, oriented: bool) -> list[Plane]:
+def planes(fixed: Prepared, moving: Prepared, fixed_to_moving: np.ndarray, size: int, oriented: bool) -> list[Plane]:
     """Three planes of both volumes; ``fixed_to_moving``: 4×4, RAS mm."""
     # 2.6 standard deviations each way hold the tissue and some air.
     reach = 2 * 2.6 * float(np.sqrt(np.linalg.eigvalsh(fixed.tissue_covariance).max()))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from Benchmark import (
     cases,
+    child,
     confidence,
     contrast,
     hard,
@@ -573,7 +574,17 @@ def test_results_of_unlike_states_are_said_not_to_belong_together(tmp_path, buil
             "torch": "2",
         },
     )
-    assert ("do not belong together" in report.text(tmp_path)) == mixed
+    said = report.text(tmp_path)
+    assert ("do not belong together" in said) == mixed
+    assert ("has changed since" in said) == (not mixed)
+
+
+def test_results_of_the_code_that_is_here_are_not_said_to_be_older(tmp_path):
+    build = f"a-1 (code {child.code_hash()})"
+    record = {"task": "hard", "method": "default", "case": "clean/0", "rotation": 1.0, "seed": 0, "build": build}
+    results.append(tmp_path, {**record, "error_mm": 0.1, "success": True, "cpu_seconds": 1.0, "peak_mb": 9})
+    said = report.text(tmp_path)
+    assert build in said and "has changed since" not in said
 
 
 def test_a_dressed_brain_keeps_its_place_inside_another_head(bench, tmp_path, monkeypatch):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
-from Benchmark import calibrate, calibration
+from Benchmark import anatomy_report, calibrate, calibration, calibration_report, subjects
 from Benchmark.__main__ import main
+
+from SpatialDiffusionCore.pipeline import confidence as core
+from SpatialDiffusionCore.pipeline.evidence import VERSION, Evidence
 
 
 def made_up(count=3000, seed=0):
@@ -82,11 +86,87 @@ def test_a_cut_off_keeps_wrong_answers_below_its_bound_and_is_none_where_too_few
     assert tied is None  # answers of one probability belong together
 
 
+def test_fair_answers_are_told_from_those_that_are_good_already():
+    chances = [0.999] * 700 + [0.95] * 20 + [0.8] * 10 + [0.6] * 30 + [0.2] * 40
+    right = [True] * 700 + [True] * 19 + [False] + [True] * 8 + [False] * 2 + [True, False] * 15 + [False] * 40
+    judged = [calibration_report.Judged("A/spine/spine_04/0", c, r) for c, r in zip(chances, right)]
+    assert calibrate.cut_offs(judged, 0.98) == {"good": 0.999, "fair": 0.8}  # 3 of 30 wrong; with the next 18 of 60
+    few = [j for j in judged if j.chance < 0.999] + judged[:50]
+    assert calibrate.cut_offs(few, 0.98) == {"good": None, "fair": 0.8}
+    all_right = [calibration_report.Judged("A/spine/spine_04/0", c, True) for c in [0.999] * 700 + [0.3] * 10]
+    assert calibrate.cut_offs(all_right, 0.98)["fair"] in (None, 0.5)
+
+
 def test_a_cases_people_are_found_in_its_name():
     assert calibrate.people_of("K/spine/spine_04/1") == {"spine_04"}
     pair = "P/t1/ds002748_sub-13-ds002748_sub-24/0"
     assert calibrate.people_of(pair) == {"ds002748_sub-13", "ds002748_sub-24"}
     assert calibrate.people_of("P/multi/openms_01_study1_t1-openms_01_study1_t2/0") == {"openms-01"}
+
+
+def records_of(count=400, seed=3):
+    """Made-up records of calibrating animals, right the likelier the more alike and the less strained."""
+    generator = np.random.default_rng(seed)
+    names = sorted({s.name for s in subjects.read() if s.calibrates and s.collection == "mouse-brain"})
+    records = []
+    for number in range(count):
+        alike, strain = generator.uniform(0.2, 0.95), generator.uniform(0, 0.2)
+        right = generator.random() < 1 / (1 + np.exp(-8 * (alike - 0.5) + 20 * (strain - 0.1)))
+        figures = dict.fromkeys(("least_similarity", "correlation", "information", "overlap"), 0.5)
+        evidence = {"similarity": alike, "strain": strain, **figures, "refined": 1.0}
+        evidence["spread"] = None if number % 3 else 0.01
+        records.append(
+            {
+                "case": f"A/mouse-brain/{names[number % len(names)]}/{number}",
+                "success": bool(right),
+                "wrong": not right,
+                "modality": ["any", "any"],
+                "quality": {"evidence": {f.name: evidence.get(f.name) for f in fields(Evidence)}},
+            }
+        )
+    return records
+
+
+def test_coefficients_follow_again_from_the_table_that_is_written(tmp_path, monkeypatch, capsys):
+    before = json.loads(core.COEFFICIENTS.read_text())
+    (tmp_path / "confidence.json").write_text(json.dumps(before))
+    monkeypatch.setattr(core, "COEFFICIENTS", tmp_path / "confidence.json")
+    monkeypatch.setattr(calibrate, "ROWS", tmp_path / "evidence.tsv")
+    monkeypatch.setattr(calibrate.read_rows, "__defaults__", (tmp_path / "evidence.tsv",))
+    monkeypatch.setattr(calibrate.write_rows, "__defaults__", (tmp_path / "evidence.tsv",))
+    records = records_of()
+    crash = {"case": records[0]["case"][:-1] + "x", "error": "IndexError", "success": False, "wrong": False}
+    near = {**records[1], "case": records[1]["case"] + "0", "success": False, "wrong": False}
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(r) for r in [*records, crash, near]))
+    assert main(["calibrate", "--from", str(file), "--write"]) == 0
+    written = json.loads((tmp_path / "confidence.json").read_text())
+    rows = calibrate.read_rows()
+    assert len(rows) == 400 == written["strategies"]["any"]["n"] and written["cutoffs"] == before["cutoffs"]
+    assert calibrate.coefficients(rows)["any"].items() <= written["strategies"]["any"].items()
+    assert {"similarity", "strain"} <= set(written["strategies"]["any"]["weights"])
+    said = capsys.readouterr().out
+    assert "| all but X | all | 400 |" in said
+    assert main(["calibrate", "--write"]) == 1 and "--write needs --from" in capsys.readouterr().err
+    reported = next(s for s in subjects.read() if s.half == "report" and s.collection == "spine").name
+    file.write_text(json.dumps({**records[0], "case": f"A/spine/{reported}/0"}))
+    assert main(["calibrate", "--from", str(file)]) == 1
+    assert "may not calibrate" in capsys.readouterr().err
+
+
+def test_the_cores_coefficients_follow_from_the_committed_table():
+    if not calibrate.ROWS.is_file():
+        pytest.skip("no table of evidence is committed yet")
+    found, stored = calibrate.coefficients(calibrate.read_rows()), json.loads(core.COEFFICIENTS.read_text())
+    assert stored["evidence_version"] == VERSION and set(found) == set(stored["strategies"])
+    for strategy, fitted in found.items():
+        there = stored["strategies"][strategy]
+        assert {k: fitted[k] for k in ("n", "wrong", "subjects")} == {k: there[k] for k in ("n", "wrong", "subjects")}
+        assert fitted["intercept"] == pytest.approx(there["intercept"], abs=2e-3)
+        assert set(fitted["weights"]) == set(there["weights"])
+        for name, weight in fitted["weights"].items():
+            assert weight == pytest.approx(there["weights"][name], rel=2e-3, abs=2e-3)
+            assert fitted["usual"][name] == pytest.approx(there["usual"][name], abs=1e-4)
 
 
 def test_probabilities_of_a_run_are_judged(tmp_path, capsys):
@@ -137,3 +217,20 @@ def test_paired_differences_come_with_students_interval():
     # Differences 0.02, 0.03, 0.01: mean 0.02, standard error 0.01/√3, t(0.975, 2) = 4.303.
     assert tables.paired_difference(records, "default", "elastix") == "+0.020 [-0.005, +0.045] (3)"
     assert tables.paired_difference(records[:5], "default", "elastix") == "–"
+
+
+def test_the_report_says_how_true_a_runs_probabilities_are():
+    records = [
+        {
+            "method": "untold",
+            "case": f"A/spine/spine_04/{n}",
+            "probability": n / 40,
+            "success": n > 20,
+            "wrong": n <= 20,
+        }
+        for n in range(40)
+    ]
+    others = [{k: v for k, v in {**r, "method": "elastix"}.items() if k != "probability"} for r in records]
+    said = "\n".join(anatomy_report.section([{"peak_mb": 1, **r} for r in [*records, *others]]))
+    assert said.count("**Its probability of being right**") == 1 and "| all but X | all | 40 | 21 |" in said
+    assert len(anatomy_report.panels([*records, *others])) == 1 and anatomy_report.panels(others) == []

@@ -129,7 +129,7 @@ class Copies:
     def __init__(self, brain: Volume):
         random = np.random.default_rng(1)
         self.moves = []
-        for index in range(5):
+        for _ in range(5):
             turn = geometry.rotation_about(random.normal(size=3), 0.3)
             self.moves.append(geometry.about(turn, brain.center(), 10 * random.normal(size=3)))
         noise = random.normal(size=(5, *brain.shape)).astype(np.float32)

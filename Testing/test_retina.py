@@ -1,4 +1,5 @@
 """Eyes: what phantoms look like, known transforms found again in micrometers, and the one real eye."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -48,8 +49,15 @@ def error(matrix, truth, fixed, moving):
 
 # ---------------------------------------------------------------------------------------------- what a phantom is
 #: µm below Bruch's membrane → intensities of averaged scans of real eyes (lowest, highest), and what a phantom may add.
-REAL = [(-240, -210, 137, 149, 15), (-190, -160, 112, 124, 12), (-130, -100, 74, 79, 12), (-55, -20, 185, 220, 12),
-        (20, 60, 100, 136, 12), (116, 140, 48, 64, 8), (220, 240, 26, 34, 6)]
+REAL = [
+    (-240, -210, 137, 149, 15),
+    (-190, -160, 112, 124, 12),
+    (-130, -100, 74, 79, 12),
+    (-55, -20, 185, 220, 12),
+    (20, 60, 100, 136, 12),
+    (116, 140, 48, 64, 8),
+    (220, 240, 26, 34, 6),
+]
 
 
 def test_layers_speckle_and_noise_are_those_of_real_scans():
@@ -63,8 +71,10 @@ def test_layers_speckle_and_noise_are_those_of_real_scans():
         data = retina.scan(replace(eye, vessels=np.zeros_like(eye.vessels)), q).data.astype(float)
         assert 3 < data[:, :, :40].mean() < 8 and 3 < data[:, :, :40].std() < 8  # the vitreous: 5 ± 6
         bruch = (eye.at(eye.bruch, x, y) + down)[a, b]
-        rows = [[np.round((bruch + um / 1000) / q.axial).astype(int) for um in range(first, last + 1, 10)]
-                for first, last, *_ in REAL]
+        rows = [
+            [np.round((bruch + um / 1000) / q.axial).astype(int) for um in range(first, last + 1, 10)]
+            for first, last, *_ in REAL
+        ]
         means.append([np.mean([data[a, b, row].mean() for row in layer]) for layer in rows])
     for (first, last, low, high, more), mean in zip(REAL, np.mean(means, axis=0)):
         assert low - more <= mean <= high + more, (first, last, mean)
@@ -92,8 +102,19 @@ def test_vessels_darken_oct_below_them_and_light_octa(eye):
 @pytest.mark.parametrize("turn", [0.0, 90.0, -140.0])
 def test_the_transform_of_an_acquisition_says_where_the_fovea_is(eye, turn):
     """The pit, seen in the volume where the retina is thinnest, lies where to_eye() puts (0, 0)."""
-    q = retina.Acquisition(extent=(6, 5), shape=(150, 120, 128), axial=0.015, turn=turn, shift=(0.5, -0.3),
-                           scale=(1.05, 0.97), shear=0.02, tilt=(2.0, -1.0), motion=0.0, banding=0.0, speckle=0.3)
+    q = retina.Acquisition(
+        extent=(6, 5),
+        shape=(150, 120, 128),
+        axial=0.015,
+        turn=turn,
+        shift=(0.5, -0.3),
+        scale=(1.05, 0.97),
+        shear=0.02,
+        tilt=(2.0, -1.0),
+        motion=0.0,
+        banding=0.0,
+        speckle=0.3,
+    )
     clean = replace(eye, foci=np.zeros((0, 6)), vessels=np.zeros_like(eye.vessels))
     data = retina.scan(clean, q).data.astype(float)
     from scipy.ndimage import gaussian_filter
@@ -130,9 +151,19 @@ def test_the_shell_writes_pairs_that_training_reads(tmp_path, capsys):
 def test_a_model_file_without_a_network_says_on_which_grid(tmp_path):
     network = build({"head": "none", "volume_size": [32, 24, 16]})
     path = tmp_path / "grid.safetensors"
-    save_model(path, network, {
-        "name": "grid", "architecture": network.architecture, "schedule": Schedule().to_dict(), "modalities": {"oct": 0},
-        "grid": {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}, "sampler": "fast", "steps": 0})
+    save_model(
+        path,
+        network,
+        {
+            "name": "grid",
+            "architecture": network.architecture,
+            "schedule": Schedule().to_dict(),
+            "modalities": {"oct": 0},
+            "grid": {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"},
+            "sampler": "fast",
+            "steps": 0,
+        },
+    )
     loaded = load_model(path, "oct", "oct")
     assert loaded.card["grid"] == {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}
     cube = torch.zeros(2, 1, *loaded.size)
@@ -145,11 +176,23 @@ def test_eyes_are_registered_without_a_network_by_default():
     assert load_model(None, "octa", "octa") is chosen
 
 
-FIXED = retina.Acquisition(extent=(5.6, 5.0), shape=(140, 90, 160), axial=0.012, tilt=(1.5, -1.0), speckle=1.5,
-                           motion=0.5, seed=11)
-MOVING = retina.Acquisition(extent=(5.2, 5.4), shape=(150, 80, 150), axial=0.0125, turn=112.0, shift=(0.4, -0.3),
-                            scale=(1.03, 0.98), shear=0.01, tilt=(-2.0, 0.5), offset=0.9, speckle=1.5, motion=0.5,
-                            seed=12)
+FIXED = retina.Acquisition(
+    extent=(5.6, 5.0), shape=(140, 90, 160), axial=0.012, tilt=(1.5, -1.0), speckle=1.5, motion=0.5, seed=11
+)
+MOVING = retina.Acquisition(
+    extent=(5.2, 5.4),
+    shape=(150, 80, 150),
+    axial=0.0125,
+    turn=112.0,
+    shift=(0.4, -0.3),
+    scale=(1.03, 0.98),
+    shear=0.01,
+    tilt=(-2.0, 0.5),
+    offset=0.9,
+    speckle=1.5,
+    motion=0.5,
+    seed=12,
+)
 
 
 @pytest.mark.parametrize("kind", ["oct", "octa"])
@@ -180,8 +223,10 @@ def test_the_array_order_does_not_matter(eye):
 
 def test_another_eye_and_a_mirrored_one_are_not_called_good(eye):
     fixed = retina.scan(eye, FIXED)
-    for other in (retina.scan(retina.make_eye(8), MOVING),
-                  replace(retina.scan(eye, MOVING), data=retina.scan(eye, MOVING).data[::-1].copy())):
+    for other in (
+        retina.scan(retina.make_eye(8), MOVING),
+        replace(retina.scan(eye, MOVING), data=retina.scan(eye, MOVING).data[::-1].copy()),
+    ):
         assert register(other, fixed, modality="oct", model=MODEL).quality.confidence == "poor"
 
 
@@ -192,7 +237,9 @@ def test_the_network_alone_lays_two_scans_of_an_eye_on_each_other(kind):
     alone = dict(modality=kind, model="foundation", search=False, polish=False)
     rms = {}
     for steps in (0, 4):
-        lateral, axial = error(register(moving, fixed, steps=steps, **alone).matrix, np.linalg.inv(truth), fixed, moving)
+        lateral, axial = error(
+            register(moving, fixed, steps=steps, **alone).matrix, np.linalg.inv(truth), fixed, moving
+        )
         rms[steps] = np.hypot(lateral, axial)
     assert rms[4] < 100 < 600 < rms[0]  # µm
 

@@ -1,4 +1,5 @@
 """What every artifact of training must keep, whatever its random numbers."""
+
 from __future__ import annotations
 
 import math
@@ -75,8 +76,9 @@ def test_unknown_artifacts_and_impossible_probabilities_are_refused():
         a.Corruption({"noise": {"probability": 2}})
 
 
-@pytest.mark.parametrize("shape, controls", [
-    ((24, 24, 24), (7, 7, 7)), ((20, 32, 26), (14, 7, 7)), ((16, 16, 16), (4, 5, 6))])
+@pytest.mark.parametrize(
+    "shape, controls", [((24, 24, 24), (7, 7, 7)), ((20, 32, 26), (14, 7, 7)), ((16, 16, 16), (4, 5, 6))]
+)
 def test_deformation_carries_no_affine(shape, controls):
     deformation = a.Deformation(controls=controls, amplitude=0.05)
     settled = deformation.displace(deformation.draw(4, generator(4)), shape)
@@ -156,7 +158,9 @@ def test_published_motion_rolls_slabs_in_their_plane():
     expected[0, 0, 5:10] = torch.roll(source[0, 0, 5:10], -4, dims=1)
     expected[1, 0, :, :, 10:14] = torch.roll(source[1, 0, :, :, 10:14], 5, dims=0)
     assert torch.allclose(result, expected, atol=1e-4)
-    black = a.Corruption({"motion": {"probability": 1.0}}).warp(source, torch.eye(3, 4).repeat(2, 1, 1), {"motion": draw})
+    black = a.Corruption({"motion": {"probability": 1.0}}).warp(
+        source, torch.eye(3, 4).repeat(2, 1, 1), {"motion": draw}
+    )
     assert (black[0, 0, 5:10, -3:] == 0).all() and (result[0, 0, 5:10, -3:] > 0).any()
     # Under an affine: the same as rolling first and moving then, up to interpolation.
     smooth = volumes(1, (24, 24, 24))
@@ -224,8 +228,11 @@ def test_doubling_shows_the_copy_where_it_was_shifted():
 def test_noise_has_its_deviation_and_spares_air():
     source = torch.full((1, 1, 32, 32, 32), 0.5)
     source[:, :, :16] = 0
-    draw = {"sigma": torch.tensor([0.05]), "start": torch.tensor([0.3], dtype=torch.float64),
-            "inside": torch.tensor([True])}
+    draw = {
+        "sigma": torch.tensor([0.05]),
+        "start": torch.tensor([0.3], dtype=torch.float64),
+        "inside": torch.tensor([True]),
+    }
     result = a.Noise().apply(source.clone(), draw)
     assert (result[:, :, :16] == 0).all()
     assert result[:, :, 16:].std().item() == pytest.approx(0.05, rel=0.05)

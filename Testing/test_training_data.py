@@ -1,4 +1,5 @@
 """From files to batches: finding, splitting, skipping, caching and the endless stream."""
+
 from __future__ import annotations
 
 import hashlib
@@ -153,6 +154,25 @@ def test_links_are_followed_once_and_keep_their_names(tmp_path):
     assert len(cache.entries) == 2 and "fetch" in cache.skipped[0]["reason"]
 
 
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+def test_a_folder_of_dicom_slices_is_one_scan(suffix, tmp_path):
+    pytest.importorskip("pydicom")
+    from dicom_fixtures import write_series
+
+    image = phantom(0)
+    for person in ("p01", "p02"):
+        folder = tmp_path / "scans" / person / "visit1"
+        write_series(folder, np.asarray(image.dataobj).astype(int), image.affine, suffix=suffix)
+        (folder / "notes.txt").write_text("about it")
+    (tmp_path / "scans" / "papers").mkdir()
+    (tmp_path / "scans" / "papers" / "readme").write_text("no scan")
+    found = scans_.find_scans(tmp_path / "scans")
+    assert [path.relative_to(tmp_path / "scans").as_posix() for path in found] == ["p01/visit1", "p02/visit1"]
+    assert set(people.people_of(found).values()) == {"p01", "p02"}
+    cache = datasets.build(tmp_path / "cache", [source(found)], GRID, report=lambda text: None)
+    assert len(cache.entries) == 2, cache.skipped
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha", ".nhdr"])
 def test_all_formats_of_the_core_are_scans(ending, tmp_path):
     image = phantom(0)
@@ -264,8 +284,12 @@ def broken_files(folder):
     (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.nii.gz").write_bytes(b"")
     data = np.asarray(good.dataobj)
-    bad = {"four_d": np.stack([data, data], -1), "flat": data[:, :, :1], "constant": np.zeros_like(data),
-           "small": data[:8, :8, :8]}
+    bad = {
+        "four_d": np.stack([data, data], -1),
+        "flat": data[:, :, :1],
+        "constant": np.zeros_like(data),
+        "small": data[:8, :8, :8],
+    }
     for name, array in bad.items():
         nibabel.save(nibabel.Nifti1Image(array, good.affine), folder / f"{name}.nii.gz")
     nan = data.astype(np.float32)
@@ -373,10 +397,15 @@ def test_published_loading_is_that_of_registration(modality, tmp_path):
     if modality == "t2-head-neck":
         pytest.importorskip("skimage")
     scans, size = scans_.find_scans(write_phantoms(tmp_path / "scans", 1)), [48, 56, 52]
-    cache = datasets.build(tmp_path / "cache", [source(scans, modality=modality, loader="published")],
-                           {"size": size, "spacing": 1.0}, report=lambda text: None)
+    cache = datasets.build(
+        tmp_path / "cache",
+        [source(scans, modality=modality, loader="published")],
+        {"size": size, "spacing": 1.0},
+        report=lambda text: None,
+    )
     prepared, grid = published_loading.published(
-        sampling.prepare(volume_file.load(scans[0])), catalog.get(modality).published_loader, size)
+        sampling.prepare(volume_file.load(scans[0])), catalog.get(modality).published_loader, size
+    )
     expected = sampling.sample(prepared, grid)
     assert cache.shape == tuple(size)
     assert (cache.read([0]) - expected).abs().max() <= 0.5 / 255 + 1e-6
@@ -385,16 +414,21 @@ def test_published_loading_is_that_of_registration(modality, tmp_path):
 
 def test_published_loading_through_the_cache(tmp_path):
     scans = scans_.find_scans(write_phantoms(tmp_path / "scans", 1))
-    cache = datasets.build(tmp_path / "cache", [source(scans, loader="published")],
-                           {"size": [24, 32, 28], "spacing": 1.0}, report=lambda text: None)
+    cache = datasets.build(
+        tmp_path / "cache",
+        [source(scans, loader="published")],
+        {"size": [24, 32, 28], "spacing": 1.0},
+        report=lambda text: None,
+    )
     assert cache.shape == (24, 32, 28) and cache.means.shape == (1, 3)
 
 
 # ---------------------------------------------------------------------------------------------- real scans
 def test_real_scans_of_every_kind_become_cubes(tmp_path):
     scans = real_scans()
-    cache = datasets.build(tmp_path / "cache", [source(scans)], {"size": [32] * 3, "spacing": 7.0},
-                           report=lambda text: None)
+    cache = datasets.build(
+        tmp_path / "cache", [source(scans)], {"size": [32] * 3, "spacing": 7.0}, report=lambda text: None
+    )
     assert not cache.skipped and len(cache.entries) == len(scans)
     volumes = cache.read(cache.rows("train"))
     assert (volumes.amax((1, 2, 3, 4)) > 0.9).all() and ((volumes > 0.1).float().mean((1, 2, 3, 4)) > 0.08).all()
@@ -407,14 +441,19 @@ def test_a_pair_of_two_scans_is_aligned_by_its_target(tmp_path):
     first = phantom(3)
     header = first.affine @ np.diag([1.1, 0.9, 1.05, 1.0])
     matrix = geometry.about(geometry.rotation_about([1, 2, 1], np.radians(20)) * 1.05, np.zeros(3), (9, -8, 9))
-    second = volume.resample(volume.Volume(np.asarray(first.dataobj), first.affine),
-                             volume.Grid((44, 50, 46), header), matrix)
+    second = volume.resample(
+        volume.Volume(np.asarray(first.dataobj), first.affine), volume.Grid((44, 50, 46), header), matrix
+    )
     nibabel.save(first, tmp_path / "head_ses1.nii.gz")
     volume_file.save(second, tmp_path / "head_ses2.nii.gz")
     numbers = "\t".join(str(v) for v in matrix[:3].ravel())
     (tmp_path / PARTNERS).write_text(f"head_ses1.nii.gz\thead_ses2.nii.gz\t{numbers}\n")
-    cache = datasets.build(tmp_path / "cache", [source(scans_.find_scans(tmp_path))],
-                           {"size": [40, 44, 36], "spacing": [6.0, 5.0, 7.0]}, report=lambda text: None)
+    cache = datasets.build(
+        tmp_path / "cache",
+        [source(scans_.find_scans(tmp_path))],
+        {"size": [40, 44, 36], "spacing": [6.0, 5.0, 7.0]},
+        report=lambda text: None,
+    )
     [(second_row, there)], [(first_row, back)] = cache.partners[0], cache.partners[1]
     assert (first_row, second_row) == (0, 1)
     both = diffusion.compose(there[None], back[None])
@@ -448,11 +487,15 @@ def test_a_scan_with_several_partners_meets_each_of_them(tmp_path):
     write_phantoms(tmp_path / "scans", 3)
     (tmp_path / "lists").mkdir()
     shift = {1: 12.0, 2: -9.0}
-    (tmp_path / "lists" / "people.tsv").write_text("".join(
-        f"../scans/phantom_00.nii.gz\t../scans/phantom_{n:02d}.nii.gz\t1\t0\t0\t{mm}\t0\t1\t0\t0\t0\t0\t1\t0\n"
-        for n, mm in shift.items()))
-    scans = datasets.Source("t1-brain", 1, scans_.find_scans(tmp_path / "scans"), [],
-                            partners=str(tmp_path / "lists" / "people.tsv"))
+    (tmp_path / "lists" / "people.tsv").write_text(
+        "".join(
+            f"../scans/phantom_00.nii.gz\t../scans/phantom_{n:02d}.nii.gz\t1\t0\t0\t{mm}\t0\t1\t0\t0\t0\t0\t1\t0\n"
+            for n, mm in shift.items()
+        )
+    )
+    scans = datasets.Source(
+        "t1-brain", 1, scans_.find_scans(tmp_path / "scans"), [], partners=str(tmp_path / "lists" / "people.tsv")
+    )
     cache = datasets.build(tmp_path / "cache", [scans], GRID, report=lambda text: None)
     assert {row: [r for r, _ in known] for row, known in cache.partners.items()} == {0: [1, 2], 1: [0], 2: [0]}
     maker = PairMaker(cache, Settings.from_dict({"augmentation": {"partner": 0.7}}))
@@ -461,8 +504,10 @@ def test_a_scan_with_several_partners_meets_each_of_them(tmp_path):
     for seed in range(12):
         pairs = maker.make([0], seeded(seed), t=[1], corrupt=False)
         undone = diffusion.warp(pairs.moving, pairs.target)
-        expected = [(diffusion.warp(cache.read([row]), theta[None]) - undone).abs().mean().item()
-                    for row, theta in [(0, torch.eye(3, 4)), *cache.partners[0]]]
+        expected = [
+            (diffusion.warp(cache.read([row]), theta[None]) - undone).abs().mean().item()
+            for row, theta in [(0, torch.eye(3, 4)), *cache.partners[0]]
+        ]
         best = int(np.argmin(expected))
         assert expected[best] < 0.02
         seen[best] = seen.get(best, 0) + 1

@@ -1,4 +1,5 @@
 """Pairs of people, carried masks and the focus, from scans on disk to what training reads."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,8 +33,9 @@ def turned(scan, number):
     """(the scan under a header of its own, the 4×4 matrix that moved it)."""
     random = np.random.default_rng(number)
     linear = geometry.rotation_about(random.normal(size=3), 0.4) * random.uniform(0.9, 1.1)
-    moved = geometry.about(linear, geometry.transform_points(scan.voxel_to_ras, np.array([scan.shape]) / 2)[0],
-                           random.uniform(-15, 15, 3))
+    moved = geometry.about(
+        linear, geometry.transform_points(scan.voxel_to_ras, np.array([scan.shape]) / 2)[0], random.uniform(-15, 15, 3)
+    )
     return scan.moved(moved), moved
 
 
@@ -83,15 +85,24 @@ def test_too_few_scans_to_pair_are_named(tmp_path, capsys):
 
 def test_a_mask_is_carried_to_where_the_scan_lies(tmp_path):
     brain = bundled("moving")
-    inside = volume.Volume((brain.data > np.percentile(brain.data[brain.data > 0], 30)).astype(np.uint8),
-                           brain.voxel_to_ras)
+    inside = volume.Volume(
+        (brain.data > np.percentile(brain.data[brain.data > 0], 30)).astype(np.uint8), brain.voxel_to_ras
+    )
     volume_file.save(brain, tmp_path / "template.nii.gz")
     volume_file.save(inside, tmp_path / "inside.nii.gz")
     scan, moved = turned(brain, 7)
     (tmp_path / "scans").mkdir()
     volume_file.save(scan, tmp_path / "scans" / "somebody.nii.gz")
-    arguments = ["--train", str(tmp_path / "scans"), "--template", str(tmp_path / "template.nii.gz"),
-                 "--mask", str(tmp_path / "inside.nii.gz"), "-o", str(tmp_path / "masks")]
+    arguments = [
+        "--train",
+        str(tmp_path / "scans"),
+        "--template",
+        str(tmp_path / "template.nii.gz"),
+        "--mask",
+        str(tmp_path / "inside.nii.gz"),
+        "-o",
+        str(tmp_path / "masks"),
+    ]
     assert masks.main(arguments) == 0
     found = nibabel.load(tmp_path / "masks" / "somebody.nii.gz")
     true = inside.data > 0
@@ -172,8 +183,15 @@ def test_marked_points_say_which_pairs_fit(tmp_path):
         if number < 3:
             lines.append("\t".join([f"copy_{number}.nii.gz", *map(str, points.ravel())]))
     (tmp_path / "points.tsv").write_text("\n".join(lines))
-    path = partners.write(tmp_path / "scans", "t1-brain", tmp_path / "people.tsv", held_out=0, report=lambda text: None,
-                          points=tmp_path / "points.tsv", within=5.0)
+    path = partners.write(
+        tmp_path / "scans",
+        "t1-brain",
+        tmp_path / "people.tsv",
+        held_out=0,
+        report=lambda text: None,
+        points=tmp_path / "points.tsv",
+        within=5.0,
+    )
     pairs = [set(Path(name).name for name in text.split("\t")[:2]) for text in path.read_text().splitlines()]
     assert pairs == [{"copy_0.nii.gz", "copy_1.nii.gz"}]
 
@@ -183,7 +201,7 @@ def test_a_neck_is_a_box_before_the_spine_that_follows_its_tilt(tmp_path):
     for tilt in (0.0, 0.3):
         turn = geometry.rotation_about(np.array([1.0, 0, 0]), tilt)
 
-        def at(aside, ahead, along):
+        def at(aside, ahead, along, turn=turn):
             return dens + turn @ np.array([aside, ahead, -along])
 
         below = at(0, 0, 110)

@@ -1,4 +1,5 @@
 """Scans and settings that the training tests share."""
+
 from __future__ import annotations
 
 import os
@@ -44,6 +45,44 @@ def write_phantoms(folder, count, **options):
 
 
 #: Options of a run that takes a fraction of a second per step.
-TINY = """--dataset t1-brain --size 16 --spacing 14 --head points --channels 8 8 8 8 --set network.options.points=8
---set network.options.groups=2 --batch 2 --warmup 2 --log-every 2 --checkpoint-every 2 --validate-every 4
---validate-draws 4 --picture-every 0 --ema-start 1 --ema-every 1 --threads 1 --device cpu""".split()
+TINY = [
+    "--dataset",
+    "t1-brain",
+    "--size",
+    "16",
+    "--spacing",
+    "14",
+    "--head",
+    "points",
+    "--channels",
+    "8",
+    "8",
+    "8",
+    "8",
+    "--set",
+    "network.options.points=8",
+    "--set",
+    "network.options.groups=2",
+    "--batch",
+    "2",
+    "--warmup",
+    "2",
+    "--log-every",
+    "2",
+    "--checkpoint-every",
+    "2",
+    "--validate-every",
+    "4",
+    "--validate-draws",
+    "4",
+    "--picture-every",
+    "0",
+    "--ema-start",
+    "1",
+    "--ema-every",
+    "1",
+    "--threads",
+    "1",
+    "--device",
+    "cpu",
+]

@@ -1,23 +1,27 @@
-"""``spatial-diffusion apply``: move volumes by a transform."""
+"""``spatial-diffusion apply``: move volumes, segmentations, points and surfaces by a transform."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..files import extension, written_whole
-from .outputs import VOLUMES, differs, is_folder
-from .parser import Commands, add_command
+from .outputs import POINTS, SEGMENTATION, VOLUMES, differs, is_folder
+from .parser import PROGRAM, Commands, UsageError, add_command
 from .selection import unique_names, volume_files
 
 if TYPE_CHECKING:
     import numpy as np
 
 APPLY = """\
-Resamples each INPUT, moved by TRANSFORM, on the voxels of the reference. Use nearest for label maps: their type and
-values are kept. Of a 4D NIfTI file every volume is moved; FILE@N takes one. With several INPUTs the output is a folder.
+Moves each INPUT by TRANSFORM. Volumes are resampled on the voxels of the reference; use nearest for label maps: their
+type and values are kept. Of a 4D file every volume is moved; FILE@N takes one. Segmentations of 3D Slicer (.seg.nrrd)
+keep their segments' names and colors. Points and surfaces (.mrk.json, .fcsv, .vtk, .vtp, .vtu, .stl, .ply) need no
+reference. With several INPUTs the output is a folder.
 """
 
 APPLY_EXAMPLES = """\
@@ -25,16 +29,19 @@ EXAMPLES
   spatial-diffusion apply brain_to_template.tfm labels.nii.gz --reference template.nii.gz -o labels_moved.nii.gz \\
       --interpolation nearest
   spatial-diffusion apply brain_to_template.tfm fa.nii.gz md.nii.gz --reference template.nii.gz -o moved/
+  spatial-diffusion apply brain_to_template.tfm landmarks.mrk.json -o landmarks_moved.mrk.json
 """
 
 
 def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
-    parser = add_command(commands, "apply", "move volumes or label maps by a transform", APPLY, APPLY_EXAMPLES)
+    parser = add_command(commands, "apply", "move volumes, segmentations, points", APPLY, APPLY_EXAMPLES)
     parser.add_argument("transform", metavar="TRANSFORM", help="transform, moving to fixed")
-    parser.add_argument("input", nargs="+", metavar="INPUT", help="volume(s) to move")
-    parser.add_argument("--reference", required=True, metavar="FIXED", help="volume whose voxels the output gets")
-    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="moved volume, or a folder")
+    parser.add_argument(
+        "input", nargs="+", metavar="INPUT", help="volume(s), segmentations, points or surfaces to move"
+    )
+    parser.add_argument("--reference", metavar="FIXED", help="volume whose voxels moved volumes get")
+    parser.add_argument("-o", "--output", required=True, metavar="OUT", help="what is moved, or a folder")
     parser.add_argument(
         "--interpolation",
         default="linear",
@@ -42,8 +49,14 @@ def add_parser(commands: Commands) -> None:
         metavar="KIND",
         help="linear, nearest (label maps) or cubic (default: linear)",
     )
+    parser.add_argument(
+        "--background",
+        type=float,
+        metavar="VALUE",
+        help="what lies outside the volume's field of view (default: 0, in CT air)",
+    )
     parser.add_argument("--invert", action="store_true", help="apply the inverse")
-    parser.add_argument("--quiet", action="store_true", help="do not say what was written")
+    parser.add_argument("--quiet", action="store_true", help="do not say what was written; warnings remain")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,22 +64,46 @@ def run(arguments: argparse.Namespace) -> int:
     inputs = volume_files(arguments.input, leave_out=(arguments.reference,))
     outputs = _outputs(arguments, inputs)
     from ..inputs import as_volume
+
+    reference = as_volume(arguments.reference, "reference", keep_type=True) if arguments.reference else None
+    for source, target in zip(inputs, outputs):
+        said, warnings = _move(arguments, source, target, reference)
+        for warning in warnings:
+            print(f"{PROGRAM}: warning: {source}: {warning}", file=sys.stderr)
+        if not arguments.quiet:
+            print(f"wrote {target} ({said})")
+    return 0
+
+
+def _move(arguments: argparse.Namespace, source: str, target: str, reference: Any) -> tuple[str, Sequence[str]]:
+    """Write ``source``, moved, to ``target``; what to say of it, and the warnings of its header."""
+    from ..spatial.point_file import extension_of, move_points
+    from ..spatial.segmentation_file import is_segmentation, load_segmentation, save_segmentation
+    from ..spatial.volume_file import load_frames
+
+    if extension_of(source):
+        move_points(source, target, _matrix(arguments, None, reference))
+        return "points and normals moved", ()
+    size = "×".join(map(str, reference.shape))
+    if is_segmentation(source):
+        segments = load_segmentation(source)
+        matrix = _matrix(arguments, segments.layers[0], reference)
+        save_segmentation(segments.moved(reference, matrix), target)
+        return f"segments on {size} voxels of {reference.name}", segments.layers[0].warnings
+    frames = load_frames(source, keep_type=arguments.interpolation == "nearest")
+    matrix = _matrix(arguments, frames[0], reference)
+    _write_moved(arguments, frames, source, target, reference, matrix)
+    many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
+    return f"{many}{size} voxels of {reference.name}, {arguments.interpolation}", frames[0].warnings
+
+
+def _matrix(arguments: argparse.Namespace, moving: Any, reference: Any) -> np.ndarray:
     from ..spatial import geometry
     from ..spatial.transform_file import read_transform
 
-    nearest = arguments.interpolation == "nearest"
-    reference = as_volume(arguments.reference, "reference", keep_type=True)
-    for source, target in zip(inputs, outputs):
-        frames = Frames(source, keep_type=nearest)
-        matrix = read_transform(arguments.transform, moving=frames[0], fixed=reference)
-        if arguments.invert:
-            matrix = geometry.inverse(matrix)
-        frames.write_moved(target, reference, matrix, arguments.interpolation)
-        if not arguments.quiet:
-            many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
-            size = "×".join(map(str, reference.shape))
-            print(f"wrote {target} ({many}{size} voxels of {reference.name}, {arguments.interpolation})")
-    return 0
+    pair = (reference, moving) if arguments.invert else (moving, reference)
+    matrix = read_transform(arguments.transform, moving=pair[0], fixed=pair[1])
+    return geometry.inverse(matrix) if arguments.invert else matrix
 
 
 def _outputs(arguments: argparse.Namespace, inputs: list[str]) -> list[str]:
@@ -76,7 +113,7 @@ def _outputs(arguments: argparse.Namespace, inputs: list[str]) -> list[str]:
     path = arguments.output
     if not is_folder(path):
         if len(inputs) > 1:
-            raise InputError(f"Several volumes need a folder; write {os.path.splitext(path)[0]}/ instead of {path}.")
+            raise InputError(f"Several inputs need a folder; write {os.path.splitext(path)[0]}/ instead of {path}.")
         outputs = [path]
     else:
         if not os.path.isdir(path):
@@ -84,62 +121,54 @@ def _outputs(arguments: argparse.Namespace, inputs: list[str]) -> list[str]:
             if os.path.exists(path) or not os.path.isdir(parent):
                 raise InputError(f"{path} cannot be made a folder; give one whose parent exists.")
             os.mkdir(path)
-        outputs = [os.path.join(path, f"{name}_moved.nii.gz") for name in unique_names(inputs)]
-    for output in outputs:
-        check_output(output, VOLUMES, "the moved volume")
+        names = zip(unique_names(inputs), map(_ending, inputs))
+        outputs = [os.path.join(path, f"{name}_moved{ending or '.nii.gz'}") for name, ending in names]
+    for source, output in zip(inputs, outputs):
+        own = _ending(source)
+        if own and not output.lower().endswith(own):
+            raise InputError(f"{output} must end in {own}, as {source} does.")
+        if arguments.reference is None and own in ("", SEGMENTATION):
+            raise UsageError(f"{source} is moved onto the voxels of another volume; give it by --reference.")
+        check_output(output, () if own else VOLUMES, "what is moved")
         differs(output, *inputs, arguments.reference, arguments.transform)
     return outputs
 
 
-class Frames:
-    """The volumes of a file: one, or those of a 4D NIfTI file, each read when it is asked for."""
-
-    def __init__(self, path: str, keep_type: bool):
-        self.path, self.keep_type = path, keep_type
-        self._series = _series(path)
-
-    def __len__(self) -> int:
-        return self._series.shape[3] if self._series is not None else 1
-
-    def __getitem__(self, index: int) -> Any:
-        """Volume ``index`` (from 0)."""
-        from ..inputs import as_volume
-
-        if self._series is None:
-            return as_volume(self.path, "moving", self.keep_type)
-        return as_volume(self._series.slicer[..., index : index + 1], "moving", self.keep_type)
-
-    def write_moved(self, target: str, reference: Any, matrix: np.ndarray, interpolation: str) -> None:
-        """Write all of them moved by ``matrix`` (4×4, RAS mm), on the voxels of ``reference``."""
-        from ..spatial.volume import resample
-        from ..spatial.volume_file import save
-
-        if self._series is None:
-            save(resample(self[0], reference, matrix, interpolation), target)
-            return
-        import nibabel
-        import numpy as np
-
-        if extension(target) not in (".nii", ".nii.gz"):
-            raise InputError(f"{self.path} is 4D, and only NIfTI (.nii, .nii.gz) is written in 4D; rename {target}.")
-        moved = [resample(self[index], reference, matrix, interpolation) for index in range(len(self))]
-        image = moved[0].to_nibabel()
-        series = nibabel.Nifti1Image(np.stack([one.data for one in moved], -1), None, image.header)
-        series.header.set_zooms((*image.header.get_zooms()[:3], *self._series.header.get_zooms()[3:4]))
-        series.header.set_xyzt_units("mm", self._series.header.get_xyzt_units()[1])
-        with written_whole(target) as temporary:
-            nibabel.save(series, os.fspath(temporary))
+def _ending(path: str) -> str:
+    """The ending that a moved file must share with its source: of points and segmentations, else none."""
+    return next((ending for ending in (*POINTS, SEGMENTATION) if path.lower().endswith(ending)), "")
 
 
-def _series(path: str) -> Any:
-    """nibabel's image of a 4D NIfTI file with more than one volume, else None."""
-    if extension(path) not in (".nii", ".nii.gz") or not os.path.isfile(path):
-        return None
+def _write_moved(
+    arguments: argparse.Namespace, frames: Sequence[Any], source: str, target: str, reference: Any, matrix: np.ndarray
+) -> None:
+    """Write volumes of one grid moved by ``matrix`` (4×4, RAS mm): one, or several as a 4D file."""
+    from ..spatial.volume import resample
+    from ..spatial.volume_file import save
+
+    moved = [resample(one, reference, matrix, arguments.interpolation, arguments.background) for one in frames]
+    if len(moved) == 1:
+        save(moved[0], target)
+        return
+    import nibabel
+    import numpy as np
+
+    if extension(target) not in (".nii", ".nii.gz"):
+        raise InputError(f"{source} is 4D, and only NIfTI (.nii, .nii.gz) is written in 4D; rename {target}.")
+    image = moved[0].to_nibabel()
+    series = nibabel.Nifti1Image(np.stack([one.data for one in moved], -1), None, image.header)
+    step, unit = _time_step(source)
+    series.header.set_zooms((*image.header.get_zooms()[:3], step))
+    series.header.set_xyzt_units("mm", unit)
+    with written_whole(target) as temporary:
+        nibabel.save(series, os.fspath(temporary))
+
+
+def _time_step(source: str) -> tuple[float, str]:
+    """Time between the volumes of a 4D file, and its unit; 1 second where the file is no NIfTI."""
+    if extension(source) not in (".nii", ".nii.gz"):
+        return 1.0, "sec"
     import nibabel
 
-    try:
-        image: Any = nibabel.load(path)
-    except Exception:  # whatever is wrong with the file is said where it is read as a volume
-        return None
-    several = len(image.shape) == 4 and image.shape[3] > 1
-    return image if several else None
+    header: Any = nibabel.load(source).header
+    return float(header.get_zooms()[3]), header.get_xyzt_units()[1]

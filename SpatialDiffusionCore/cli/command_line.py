@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import InputError
-from . import apply, convert, demo, group, models, motion, register
+from ..failure import sentence
+from ..machine import print_anything, wait_passively
+from . import adapt, apply, convert, demo, group, models, motion, register
 from .parser import EPILOG, PROGRAM, Parser, UsageError, formatter, wrapped
 
 OVERVIEW = """\
@@ -27,6 +29,7 @@ _COMMANDS = {
     "apply": apply,
     "convert": convert,
     "models": models,
+    "adapt": adapt,
     "demo": demo,
 }
 
@@ -44,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    print_anything()
+    wait_passively()
     arguments = _parser().parse_args(argv)
     try:
         return _COMMANDS[arguments.command].run(arguments) or 0
@@ -62,12 +67,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("SPATIAL_DIFFUSION_DEBUG"):
             raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, MemoryError) or "out of memory" in first.lower():
-            print(f"{PROGRAM}: out of memory; try --device cpu or smaller volumes ({first}).", file=sys.stderr)
-        else:
-            print(
-                f"{PROGRAM}: unexpected {type(error).__name__}: {first} (SPATIAL_DIFFUSION_DEBUG=1 shows where).",
-                file=sys.stderr,
-            )
+        print(f"{PROGRAM}: {sentence(error, f'the command {arguments.command}')}", file=sys.stderr)
         return 1

@@ -32,7 +32,7 @@ def add_parser(commands: Commands) -> None:
         dest="source_format",
         choices=tuple(FORMATS),
         metavar="FORMAT",
-        help="format of IN where extension and content leave doubt: itk, ras, flirt or lta",
+        help="format of IN where extension and content leave doubt: itk, ras, flirt, lta or afni",
     )
     parser.add_argument(
         "--to",
@@ -42,8 +42,10 @@ def add_parser(commands: Commands) -> None:
         metavar="FORMAT",
         help="format of OUT where the extension fits several",
     )
-    parser.add_argument("--moving", metavar="FILE", help="moving volume (FLIRT, .lta)")
-    parser.add_argument("--fixed", metavar="FILE", help="fixed volume (FLIRT, .lta)")
+    parser.add_argument(
+        "--moving", metavar="FILE", help="moving volume (FLIRT, .lta, AFNI; for DICOM the folder of its series)"
+    )
+    parser.add_argument("--fixed", metavar="FILE", help="fixed volume (the same)")
     parser.add_argument(
         "--show-commands", action="store_true", help="print the commands of FSL, ANTs or FreeSurfer that use it"
     )

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..failure import sentence
 from ..files import extension
 
+#: Points and surfaces, and segmentations of 3D Slicer, which ``apply`` moves in their own format.
+POINTS = (".mrk.json", ".fcsv", ".vtk", ".vtp", ".vtu", ".stl", ".ply")
+SEGMENTATION = ".seg.nrrd"
+
 #: What each kind of output may be called.
-TRANSFORMS = (".tfm", ".txt", ".h5", ".mat", ".lta")
+TRANSFORMS = (".tfm", ".txt", ".h5", ".mat", ".lta", ".1d", ".x5", ".dcm")
 
 VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
@@ -29,6 +34,9 @@ FORMATS = {
     "itk": (".tfm", "ITK: 3D Slicer, ANTs, SimpleITK"),
     "flirt": (".mat", "FSL FLIRT"),
     "lta": (".lta", "FreeSurfer"),
+    "afni": (".aff12.1D", "AFNI"),
+    "x5": (".x5", "nitransforms"),
+    "dicom": (".dcm", "DICOM Spatial Registration"),
     "ras": (".txt", "4×4 matrix, moving to fixed, RAS millimeters"),
 }
 
@@ -125,8 +133,8 @@ def write_outputs(result: Any, plan: dict, moving: Any, fixed: Any, format: str 
     for option in list(plan):
         try:
             writers[option]()
-        except InputError as error:
-            failures.append(str(error))
+        except Exception as error:  # whatever it is, the other outputs are written
+            failures.append(sentence(error, f"writing {plan[option]}"))
             del plan[option]
     return failures
 

@@ -10,9 +10,11 @@ from typing import NoReturn
 PROGRAM = "spatial-diffusion"
 EPILOG = """\
 FORMATS
-  Volumes: .nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd; FILE@N is volume N (from 0) of a 4D file.
-  Transforms: .tfm, .h5, .mat (ITK; what 3D Slicer, ANTs and SimpleITK read), .lta (FreeSurfer), .txt (4×4 matrix,
-  moving to fixed, RAS millimeters). Files in the manner of ITK hold the inverse in LPS, as their readers expect.
+  Volumes: .nii, .nii.gz, .hdr/.img, .nrrd, .nhdr, .mha, .mhd, .mgz, and folders of DICOM files; FILE@N is volume N
+  (from 0) of a 4D file or of a folder. Where headers contradict themselves, 3D Slicer's reading counts, and is said.
+  Transforms: .tfm, .h5, .mat (ITK; what 3D Slicer, ANTs and SimpleITK read), .lta (FreeSurfer), .aff12.1D (AFNI), .x5,
+  .dcm (DICOM Spatial Registration), .txt (4×4 matrix, moving to fixed, RAS millimeters). Files in the manner of ITK
+  hold the inverse in LPS, as their readers expect.
 
 ENVIRONMENT
   SPATIAL_DIFFUSION_MODELS  folder of your own models, searched beside those installed with the program

@@ -1,9 +1,10 @@
 """Transforms of many volumes to one space from transforms of pairs: robust, and the same in any order.
 
-Volumes are numbered 0 … N − 1. A pair (i, j) has a 4×4 transform T of i's points to j's, RAS mm. Wanted are X_i, volume
-→ common space, with X_j T = X_i. D = X_j T X_i⁻¹ is what a pair disagrees by, as a map of the common space; its logarithm
-is made small over all pairs, which is a system of equations with the Laplacian of the graph of pairs (Govindu, CVPR
-2004: motion averaging), weighted so that pairs that contradict the others count for nothing (Geman–McClure).
+Volumes are numbered 0 … N − 1. A pair (i, j) has a 4×4 transform T of points of i to those of j, RAS mm. Wanted are
+X_i, volume → common space, with X_j T = X_i. D = X_j T X_i⁻¹ is what a pair disagrees by, as a map of the common space;
+its logarithm is made small over all pairs, which is a system of equations with the Laplacian of the graph of pairs
+(Govindu, CVPR 2004: motion averaging), weighted so that pairs that contradict the others count for nothing
+(Geman–McClure).
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from ..files import extension
 from ..spatial import geometry
 from ..spatial.volume import Volume
 from ..spatial.volume_file import ITK_IMAGES, NIFTI, load
+from ..spatial.volume_io import nifti
 
 #: Where header matrices of one series may differ: in voxels, at the corners.
 SAME_PLACE = 1e-2
@@ -172,7 +173,7 @@ def _of_nifti(path: str, scratch) -> Series:
     interval = float(header.header.get_zooms()[3]) if len(header.header.get_zooms()) > 3 else 0.0
     unit = header.header.get_xyzt_units()[1]
     interval *= {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-    matrix = geometry.as_affine(header.affine, f"the header of {path}")
+    matrix = geometry.as_affine(nifti.place(path, shape)[0], f"the header of {path}")
     return Series(
         os.path.basename(path), tuple(shape[:3]), matrix, shape[3], interval or None, [unpacked], _scratch=folder
     )
@@ -230,7 +231,8 @@ def _header_of(path) -> Volume:
 
         image: Any = nibabel.load(os.fspath(path))
         if len(image.shape) == 3:
-            return Volume(np.broadcast_to(np.zeros(1, np.uint8), image.shape), image.affine, Path(path).name)
+            matrix = nifti.place(os.fspath(path), image.shape)[0]
+            return Volume(np.broadcast_to(np.zeros(1, np.uint8), image.shape), matrix, Path(path).name)
     return load(path)
 
 

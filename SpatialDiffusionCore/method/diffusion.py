@@ -100,14 +100,14 @@ def draw(
 def euler(angles: torch.Tensor) -> torch.Tensor:
     """Rx·Ry·Rz of B×3 angles in radians, B×3×3."""
     cosine, sine = angles.cos(), angles.sin()
-    result = None
+    rotations = []
     for axis in range(3):
         rotation = torch.eye(3, device=angles.device, dtype=angles.dtype).repeat(angles.shape[0], 1, 1)
         i, j = (axis + 1) % 3, (axis + 2) % 3
         rotation[:, i, i] = rotation[:, j, j] = cosine[:, axis]
         rotation[:, i, j], rotation[:, j, i] = -sine[:, axis], sine[:, axis]
-        result = rotation if result is None else result @ rotation
-    return result
+        rotations.append(rotation)
+    return rotations[0] @ rotations[1] @ rotations[2]
 
 
 #: A denoiser: (fixed, moved, t) → θ that undoes the misalignment left; volumes B×1×D×H×W in 0…1, t B integers.

@@ -57,11 +57,26 @@ def check_card(card: dict, where="the card") -> dict:
             raise ModelError(f"{where} lacks the entry {key!r}, so the model cannot be used.")
     if not isinstance(card["modalities"], dict) or not card["modalities"]:
         raise ModelError(f"{where} names no modalities.")
+    _check_grids(card, where)
+    _check_schedules(card, where)
+    for entry in (*PARTS, "agreement"):
+        named = card.get(entry, {})
+        named = named if entry == "agreement" else named.get("modalities", [])
+        strange = [name for name in named if name not in card["modalities"]]
+        if strange:
+            raise ModelError(f"{where} has the entry {entry!r} for {strange[0]!r}, which is none of its modalities.")
+    return card
+
+
+def _check_grids(card: dict, where) -> None:
     others = card.get("grids", {})
     if not isinstance(others, dict) or not set(others) <= set(card["modalities"]):
         raise ModelError(f"{where} has the grids {others!r}; expected one for each of some of its modalities.")
     for grid in (card["grid"], *others.values()):
         _check_grid(grid, where)
+
+
+def _check_schedules(card: dict, where) -> None:
     schedules = card.get("schedules", {})
     if not isinstance(schedules, dict) or not set(schedules) <= set(card["modalities"]):
         raise ModelError(f"{where} has the schedules {schedules!r}; expected one for each of some of its modalities.")
@@ -71,16 +86,6 @@ def check_card(card: dict, where="the card") -> dict:
         raise ModelError(f"{where} has a schedule that does not fit ({error}).") from None
     if len(steps) > 1:
         raise ModelError(f"{where} has schedules of {sorted(steps)} timesteps; expected the same number in all.")
-    for entry in (*PARTS, "agreement"):
-        named = card.get(entry, {})
-        strange = [
-            name
-            for name in (named if entry == "agreement" else named.get("modalities", []))
-            if name not in card["modalities"]
-        ]
-        if strange:
-            raise ModelError(f"{where} has the entry {entry!r} for {strange[0]!r}, which is none of its modalities.")
-    return card
 
 
 def _check_grid(grid, where) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from ..errors import InputError, ModelError
@@ -21,9 +22,7 @@ def get(name: str, auto: bool = False) -> Modality:
     for modality in known.values():
         if wanted == modality.key or wanted in modality.aliases:
             return modality
-    own = {}
-    pass  # the catalog reads cards only; this module must stay light to import
-
+    own: dict[str, Modality] = {}
     for _, card in catalog().values():
         for key in card["modalities"]:
             own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
@@ -40,12 +39,16 @@ def user_folder() -> Path:
     override = os.environ.get("SPATIAL_DIFFUSION_MODELS")
     if override:
         return Path(override).expanduser()
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as in many containers
+        home = Path(tempfile.gettempdir())
     if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+        base = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
     elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
+        base = home / "Library" / "Application Support"
     else:
-        base = Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share"))
+        base = Path(os.environ.get("XDG_DATA_HOME", home / ".local" / "share"))
     return base / "spatial-diffusion" / "models"
 
 

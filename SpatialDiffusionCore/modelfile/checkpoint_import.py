@@ -29,40 +29,14 @@ def import_checkpoint(
     the modalities cannot be; the schedule defaults to the published one. Raises ModelError that names the key or
     shape that is wrong; pickles with anything but tensors are refused.
     """
-    import torch
-
     path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ModelError(
-            f"{path} is not a plain dictionary of tensors, so it is refused for safety; save the network's state_dict "
-            f"alone and import that."
-        ) from error
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
-    ):
-        raise ModelError(f"{path} is not a plain dictionary of tensors; save the network's state_dict alone.")
+    state = _read_checkpoint(path)
     architecture = infer_architecture(state, volume_size, path)
     if groups is not None:
         architecture["groups"] = int(groups)
     rows = state["encoder.encoder.0.class_embedding.weight"].shape[0] if architecture["n_classes"] > 1 else 0
     names = [catalog_module.get(m).key for m in ([modality] if isinstance(modality, str) else modality)]
-    if rows:
-        if len(names) != rows - 1:
-            raise ModelError(
-                f"{path} has {rows - 1} modalities (and a class for none); name them in the order of training with "
-                f"--modality, got {len(names)}."
-            )
-        classes = {"any": 0, **{key: index for index, key in enumerate(names, start=1)}}
-    else:
-        if len(names) > 1:
-            raise ModelError(f"{path} is an unconditional model; give at most one --modality, got {len(names)}.")
-        classes = {key: 0 for key in names or ["any"]}
+    classes = _classes(path, rows, names)
     card = {
         "format": FORMAT,
         "name": name or Path(output).stem,
@@ -80,6 +54,42 @@ def import_checkpoint(
     _fill(network, state, path)
     save_model(output, network, card)
     return card
+
+
+def _read_checkpoint(path: Path) -> dict:
+    """{key: tensor} of a checkpoint. Raises ModelError where it holds anything else."""
+    import torch
+
+    if not path.is_file():
+        raise ModelError(f"{path} does not exist.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"{path} is not a plain dictionary of tensors, so it is refused for safety; save the network's state_dict "
+            f"alone and import that."
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    ):
+        raise ModelError(f"{path} is not a plain dictionary of tensors; save the network's state_dict alone.")
+    return state
+
+
+def _classes(path: Path, rows: int, names: list) -> dict:
+    """{modality: class id}; ``rows``: of the class embedding, 0 for a model without classes."""
+    if not rows:
+        if len(names) > 1:
+            raise ModelError(f"{path} is an unconditional model; give at most one --modality, got {len(names)}.")
+        return {key: 0 for key in names or ["any"]}
+    if len(names) != rows - 1:
+        raise ModelError(
+            f"{path} has {rows - 1} modalities (and a class for none); name them in the order of training with "
+            f"--modality, got {len(names)}."
+        )
+    return {"any": 0, **{key: index for index, key in enumerate(names, start=1)}}
 
 
 def infer_architecture(state: dict, volume_size, where="the checkpoint") -> dict:

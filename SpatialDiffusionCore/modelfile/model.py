@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import ModelError
 from ..method.schedule import Schedule
@@ -26,11 +27,11 @@ def exact():
 class Model:
     """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a SymmetricTemplate."""
 
-    network: object
+    network: Any
     card: dict
     device: str = "cpu"
-    focus: object = None
-    sides: object = None
+    focus: Any = None
+    sides: Any = None
 
     @property
     def name(self) -> str:
@@ -123,7 +124,7 @@ class Model:
         return describe, correspond
 
 
-_loaded = {}
+_loaded: dict[tuple, Model] = {}
 
 #: How many models stay loaded: a list of volumes may need one for some and another one for others.
 KEPT = 2
@@ -189,7 +190,7 @@ def describe(model: Model) -> dict:
     from torch.utils.flop_counter import FlopCounterMode
 
     network = model.network
-    layers = sum(1 for m in network.modules() if not list(m.children()))
+    layers = sum(not list(m.children()) for m in network.modules())
     volume = torch.zeros(1, 1, *model.size, device=model.device)
     with FlopCounterMode(display=False) as counter:  # with gradients, for PyTorch does not count oneDNN's operations
         network(volume, volume, torch.ones(1, dtype=torch.long, device=model.device))

@@ -25,12 +25,12 @@ def gabor_kernel(omega: float, angle: float) -> torch.Tensor:
     """
     offsets = torch.arange(-2, 3)
     z, y, x = torch.meshgrid(offsets, offsets, offsets, indexing="ij")
-    omega, angle, kappa = torch.tensor(float(omega)), torch.tensor(float(angle)), torch.tensor(math.pi)
-    x1 = x * torch.cos(angle) + y * torch.sin(angle)
-    y1 = -x * torch.sin(angle) + y * torch.cos(angle)
-    spread = -(omega**2) / (8 * kappa**2) * (4 * x1**2 + y1**2 + z**2)
-    envelope = omega**2 / (4 * math.pi * kappa**2) * torch.exp(spread)
-    kernel = envelope * (torch.cos(omega * x1) * torch.exp(kappa**2 / 2))
+    w, a, kappa = torch.tensor(float(omega)), torch.tensor(float(angle)), torch.tensor(math.pi)
+    x1 = x * torch.cos(a) + y * torch.sin(a)
+    y1 = -x * torch.sin(a) + y * torch.cos(a)
+    spread = -(w**2) / (8 * kappa**2) * (4 * x1**2 + y1**2 + z**2)
+    envelope = w**2 / (4 * math.pi * kappa**2) * torch.exp(spread)
+    kernel = envelope * (torch.cos(w * x1) * torch.exp(kappa**2 / 2))
     return kernel / kernel.sum()
 
 
@@ -38,9 +38,10 @@ def preprocess(volume: torch.Tensor, name: str) -> torch.Tensor:
     """Apply a modality's preprocessing to each channel of B×C×D×H×W volumes in 0…1; the result is in 0…1."""
     if name not in PREPROCESSING:
         raise ValueError(f"unknown preprocessing {name!r}; choose one of: {', '.join(PREPROCESSING)}")
-    if PREPROCESSING[name] is None:
+    enhancement = PREPROCESSING[name]
+    if enhancement is None:
         return volume
-    omega, threshold = PREPROCESSING[name]
+    omega, threshold = enhancement
     channels, responses = volume.shape[1], []
     for angle in (math.pi / 2, 0.0):
         kernel = gabor_kernel(omega, angle).to(volume).repeat(channels, 1, 1, 1, 1)

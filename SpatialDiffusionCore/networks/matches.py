@@ -173,7 +173,7 @@ class MatchTransformer(_Pyramid):
                 target = target.float()
                 known = tuple(side[0].norm(dim=2) > 0.5 for side in (first, second))
                 shape = self._cells(fixed.shape, preprocessing[0])
-                entropy = match_entropy(*compared, first[1], second[1], target, shape, known)
+                entropy = match_entropy(compared[0], compared[1], first[1], second[1], target, shape, known)
             if self.fine:
                 source, places, found, trust = self.look_again(first, second, trust, thetas[0].detach())
                 aim = (found.exp()[..., None] * places).sum(2)

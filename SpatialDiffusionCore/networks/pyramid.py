@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +93,7 @@ class _Pyramid(_Conditioned):
 
     def describe_both(self, fixed, moving, t, class_id, preprocessing, **options):
         """The descriptions of the fixed and of the moving volumes."""
-        describe = functools.partial(self.describe, **options)
+        describe: Callable[..., tuple] = functools.partial(self.describe, **options)
         if len(fixed) > 1 and fixed.stride(0) == 0 and not self.training and bool((t == t[0]).all()):
             # One volume expanded to a batch (several poses of the moving one): seen once.
             one = None if class_id is None else class_id[:1]

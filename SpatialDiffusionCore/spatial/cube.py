@@ -47,7 +47,7 @@ class Cube:
         threshold = (self.prepared.threshold - low) / (high - low)
         inside = (self.values > threshold) & (self.support > 0.5)
         if self.focus is not None:
-            inside &= sample_tensor(*self.focus, self.grid) > SURE
+            inside &= sample_tensor(self.focus[0], self.focus[1], self.grid) > SURE
         return inside.to(self.values.dtype)
 
     @property
@@ -63,7 +63,8 @@ class Cube:
 
 def on_grid(prepared: Prepared, grid: Grid, device, focus=None) -> Cube:
     """Sample a prepared volume on a grid."""
-    return Cube(prepared, grid, *sample_with_support(prepared, grid, device), focus)
+    values, support = sample_with_support(prepared, grid, device)
+    return Cube(prepared, grid, values, support, focus)
 
 
 def bounds(inside: torch.Tensor, margin: int):
@@ -71,8 +72,8 @@ def bounds(inside: torch.Tensor, margin: int):
 
     The whole volume where nothing is true.
     """
-    lines = [inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0) for axis in range(3)]
-    lines = np.split(torch.cat(lines).cpu().numpy(), np.cumsum(inside.shape)[:-1])  # one wait for the device
+    along = [inside.any(dim=2 if axis != 2 else 0).any(dim=1 if axis == 0 else 0) for axis in range(3)]
+    lines = np.split(torch.cat(along).cpu().numpy(), np.cumsum(inside.shape)[:-1])  # one wait for the device
     first, last = [], []
     for line in lines:
         found = line.nonzero()[0]

@@ -299,6 +299,6 @@ def rotation_group() -> np.ndarray:
             candidate = element @ generator
             if all(np.abs(candidate - known).max() > 1e-6 for known in group):
                 group.append(candidate)
-    group = np.array(group)
-    group.flags.writeable = False
-    return group
+    found = np.array(group)
+    found.flags.writeable = False
+    return found

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import extension, written_together, written_whole
+from . import point_file
 from .volume import Volume
 from .volume_io import dicom, itk, mgh, nifti
 from .volume_io.stored import Stored
@@ -22,6 +23,9 @@ WRITTEN = NIFTI + ITK_IMAGES
 #: What ``load`` reads, beside folders of DICOM files.
 READ = nifti.EXTENSIONS + ITK_IMAGES + mgh.EXTENSIONS + dicom.EXTENSIONS
 
+#: What else is moved and written under the name of what it was.
+_ALSO_NAMED = (*point_file.EXTENSIONS, ".seg.nrrd")
+
 
 def load(path, keep_type: bool = False) -> Volume:
     """Read a volume: NIfTI, Analyze, NRRD, MetaImage, FreeSurfer's .mgz, or a folder of DICOM files.
@@ -31,30 +35,55 @@ def load(path, keep_type: bool = False) -> Volume:
     ITK put it; its ``warnings`` say what in the header contradicts that. Raises InputError with a sentence that names
     the file.
     """
-    whole = os.path.abspath(path)
-    path, index = split_index(path)
-    if os.path.isdir(path):
-        stored, index = dicom.read(path, index), None
-    elif not os.path.isfile(path):
-        raise InputError(f"{path} does not exist.")
-    elif extension(path) in nifti.EXTENSIONS:
-        stored = nifti.read(path, keep_type)
-    elif extension(path) in ITK_IMAGES:
-        stored = itk.read(path)
-    elif extension(path) in mgh.EXTENSIONS:
-        stored = mgh.read(path)
-    elif extension(path) in dicom.EXTENSIONS or dicom.looks_like(path):
-        stored, index = dicom.read(path, index), None
+    file, index = split_index(path)
+    if os.path.isdir(file) or _is_dicom(file):
+        stored, index = dicom.read(file, index), None
     else:
-        raise InputError(
-            f"{path} is not a known volume file; use one of: {', '.join(READ)}, or a folder of DICOM files."
-        )
-    data = _pick(stored, index, path)
+        stored = _read(file, keep_type)
+    return _volume(_pick(stored, index, file), stored, path, keep_type)
+
+
+def load_frames(path, keep_type: bool = False) -> list[Volume]:
+    """All volumes of a file: one, or those of a 4D file, on one grid; one where ``FILE@N`` chooses it. As ``load``."""
+    file, index = split_index(path)
+    if index is not None or os.path.isdir(file) or _is_dicom(file):
+        return [load(path, keep_type)]
+    stored = _read(file, keep_type)
+    count = stored.data.shape[3] if stored.data.ndim == 4 and stored.frames == "volumes" else 1
+    chosen = range(count) if count > 1 else [None]
+    return [_volume(_pick(stored, one, file), stored, path, keep_type) for one in chosen]
+
+
+def _read(file: str, keep_type: bool) -> Stored:
+    """The content of a file that is not DICOM."""
+    ending = extension(file)
+    if not os.path.isfile(file):
+        raise InputError(f"{file} does not exist.")
+    if ending in nifti.EXTENSIONS:
+        return nifti.read(file, keep_type)
+    if ending in ITK_IMAGES:
+        return itk.read(file)
+    if ending in mgh.EXTENSIONS:
+        return mgh.read(file)
+    raise InputError(f"{file} is not a known volume file; use one of: {', '.join(READ)}, or a folder of DICOM files.")
+
+
+def _is_dicom(file: str) -> bool:
+    known = nifti.EXTENSIONS + ITK_IMAGES + mgh.EXTENSIONS
+    return (
+        os.path.isfile(file)
+        and extension(file) not in known
+        and (extension(file) in dicom.EXTENSIONS or dicom.looks_like(file))
+    )
+
+
+def _volume(data: np.ndarray, stored: Stored, path, keep_type: bool) -> Volume:
+    """One of the volumes in a file as callers get it."""
     if not keep_type and data.dtype.kind in "biuf":
         with np.errstate(over="ignore"):  # beyond float32: infinite, which is dealt with where the volume is used
             data = np.asarray(data, dtype=np.float32)
-    name = os.path.basename(os.path.normpath(path))
-    return Volume(data, stored.voxel_to_ras, name, path=whole, warnings=stored.warnings)
+    name = os.path.basename(os.path.normpath(split_index(path)[0]))
+    return Volume(data, stored.voxel_to_ras, name, path=os.path.abspath(path), warnings=stored.warnings)
 
 
 def split_index(path) -> tuple[str, int | None]:
@@ -70,7 +99,7 @@ def stem(path) -> str:
     """What files derived from a volume are called: its name without folder and extension, with ``_N`` for ``@N``."""
     path, index = split_index(path)
     name = os.path.basename(os.path.normpath(path))
-    for ending in sorted(READ, key=len, reverse=True):
+    for ending in sorted(READ + _ALSO_NAMED, key=len, reverse=True):
         if name.lower().endswith(ending) and len(name) > len(ending):
             name = name[: -len(ending)]
             break

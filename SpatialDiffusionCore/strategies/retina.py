@@ -13,6 +13,11 @@ from ..spatial import geometry
 from ..spatial.cube import Cube
 from .base import Strategy
 
+#: Devices know their scale, and eyes differ little: a logarithmic strain beyond the first is believed only where it makes
+#: the maps correlate by more than the second better. Along a few lines far apart a raster says little about scale: a real eye
+#: was squeezed to 84 %. With 0.05 and 0.1 12 of 48 phantom pairs, whose scales differ by up to 0.15, ended 30 to 110 µm off.
+STRAIN, EVIDENT = 0.12, 0.05
+
 
 class Retina(Strategy):
     """OCT and OCTA: seen from the front first, then in depth."""
@@ -20,6 +25,7 @@ class Retina(Strategy):
     name = "retina"
     any_rotation = False
     any_size = False
+    looks_in_mirror = False
     rescues: Tuple[str, ...] = ()
 
     def poses(self, moving: Cube, fixed: Cube, seed: int) -> List[Pose]:
@@ -35,8 +41,14 @@ class Retina(Strategy):
         return pair.over(world).similarity
 
     def refine(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int, enough: float) -> np.ndarray:
-        found = front_maps.refine(moving, fixed, world, seed=seed)
-        return geometry.project(found, kind, fixed.prepared.tissue_center, fixed.prepared.tissue_covariance)
+        tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
+        found = geometry.project(front_maps.refine(moving, fixed, world, seed=seed), kind, *tissue)
+        usual = geometry.limit_strain(found, STRAIN, tissue[0])
+        if np.allclose(usual, found):
+            return found
+        usual = geometry.project(front_maps.shifted(moving, fixed, usual, seed=seed), kind, *tissue)
+        free, held = front_maps.agreement(moving, fixed, [found, usual], seed=seed)
+        return found if free > held + EVIDENT else usual
 
     def is_better(self, pair: Pair, before: np.ndarray, after: np.ndarray, seed: int) -> bool:
         first, second = front_maps.agreement(pair.moving, pair.fixed, [before, after], seed=seed)

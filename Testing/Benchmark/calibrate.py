@@ -19,16 +19,20 @@ import numpy as np
 
 from SpatialDiffusionCore.errors import InputError
 
-from . import anatomy_report, anatomy_run, calibration, subjects, tables
+from . import anatomy_report, anatomy_run, calibration, subjects
+from .calibration_report import Judged, draw, judged_of, text
 
 #: The committed rows.
 ROWS = Path(__file__).with_name("evidence.tsv")
+
+#: Digits of the figures in the table.
+DIGITS = 5
 
 #: A strategy gets coefficients of its own from so many right and so many wrong answers on; the others share those of
 #: "any". Chosen: about ten of each for every figure that usually counts would be better, and is not there.
 ENOUGH = 20
 
-#: Largest upper 95 % bounds of the share of wrong answers among those called good and fair.
+#: Largest shares of wrong answers: the upper 95 % bound among those called good, the share among those called fair.
 GOOD, FAIR = 0.005, 0.10
 
 
@@ -48,7 +52,9 @@ class Row:
 
 
 def people_of(case: str) -> set[str]:
-    """The persons of the volumes that a case's name says."""
+    """The persons of the volumes that a case's name says; phantom eyes (eye_rows.py) are persons of their own."""
+    if case.split("/")[2].startswith("eye_"):
+        return set(case.split("/")[2].split("-"))
     person = {subject.name: subject.person for subject in subjects.read()}
     what = case.split("/")[2]
     if what in person:
@@ -72,12 +78,19 @@ def rows_of(records: Sequence[dict]) -> list[Row]:
     able = {subject.person for subject in subjects.read() if subject.calibrates}
     rows = []
     for record in records:
-        if not people_of(record["case"]) <= able:
+        people = {person for person in people_of(record["case"]) if not person.startswith("eye_")}
+        if not people <= able:
             raise InputError(f"{record['case']} shows somebody who may not calibrate; run anatomies --calibration.")
         if "error" not in record and (record["success"] or record["wrong"]):
             strategy = strategy_of(*record["modality"]).name
-            rows.append(Row(record["case"], strategy, bool(record["success"]), record["quality"]["evidence"]))
+            evidence = {name: _kept(value) for name, value in record["quality"]["evidence"].items()}
+            rows.append(Row(record["case"], strategy, bool(record["success"]), evidence))
     return sorted(rows, key=lambda row: row.case)
+
+
+def _kept(value: float | None) -> float | None:
+    """A figure with the digits that the table keeps, so that the same coefficients follow from both."""
+    return None if value is None else float(f"{value:.{DIGITS}g}")
 
 
 def write_rows(rows: Sequence[Row], path: Path = ROWS) -> None:
@@ -87,7 +100,7 @@ def write_rows(rows: Sequence[Row], path: Path = ROWS) -> None:
         writer = csv.writer(file, delimiter="\t", lineterminator="\n")
         writer.writerow(["case", "strategy", "right", *names])
         for row in rows:
-            figures = ["" if row.evidence[n] is None else f"{row.evidence[n]:.5g}" for n in names]
+            figures = ["" if row.evidence[n] is None else f"{row.evidence[n]:.{DIGITS}g}" for n in names]
             writer.writerow([row.case, row.strategy, int(row.right), *figures])
 
 
@@ -147,83 +160,6 @@ def held_out(rows: Sequence[Row]) -> tuple[list[Row], np.ndarray]:
     return kept, np.array(chances)
 
 
-# --- what is said ------------------------------------------------------------------------------------------
-
-HEADER = ("kind", "collection", "n", "wrong", "mean P", "ECE", "Brier", "constant", "AUROC")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The probability that was said of an answer, and whether it was right."""
-
-    case: str
-    chance: float
-    right: bool
-
-
-def judged_of(records: Sequence[dict]) -> list[Judged]:
-    """Of a run's records: what the product itself said."""
-    told = [r for r in records if r.get("probability") is not None and (r["success"] or r["wrong"])]
-    return [Judged(r["case"], float(r["probability"]), bool(r["success"])) for r in told]
-
-
-def table(judged: Sequence[Judged]) -> list[list[str]]:
-    """HEADER's figures of each kind and collection, of all with a right answer, and of hopeless pairs."""
-    keyed = [(*j.case.split("/")[:2], j) for j in judged]
-    parts = [
-        (kind, collection, [j for k, c, j in keyed if (k, c) == (kind, collection)])
-        for kind, collection in sorted({(k, c) for k, c, _ in keyed})
-    ]
-    parts.append(("all but X", "all", [j for k, _, j in keyed if k != "X"]))
-    parts.append(("X", "all", [j for k, _, j in keyed if k == "X"]))
-    rows = []
-    for kind, collection, mine in parts:
-        if mine:
-            chances, right = np.array([j.chance for j in mine]), np.array([j.right for j in mine])
-            rows.append([kind, collection, *calibration.summary(chances, right)])
-    return rows
-
-
-def bins(judged: Sequence[Judged]) -> list[list[str]]:
-    """The reliability diagram as rows: probability, share of right answers, n; hopeless pairs left out."""
-    mine = [j for j in judged if not j.case.startswith("X/")]
-    chances, right = np.array([j.chance for j in mine]), np.array([j.right for j in mine])
-    return [[f"{c:.3f}", f"{r:.3f}", str(n)] for c, r, n in calibration.reliability(chances, right)]
-
-
-def text(judged: Sequence[Judged]) -> list[str]:
-    """Markdown parts: the table and the reliability diagram's numbers."""
-    return [
-        tables.table(HEADER, table(judged)),
-        "**Reliability**, bins of one width, hopeless pairs left out",
-        tables.table(["mean P", "right", "n"], bins(judged)),
-    ]
-
-
-def draw(judged: Sequence[Judged], path: Path) -> None:
-    """The reliability diagram, n at each point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    mine = [j for j in judged if not j.case.startswith("X/")]
-    points = calibration.reliability(np.array([j.chance for j in mine]), np.array([j.right for j in mine]))
-    drawing, axis = pyplot.subplots(figsize=(4.6, 4.4))
-    axis.plot([0, 1], [0, 1], color="gray", lw=1)
-    axis.plot([p[0] for p in points], [p[1] for p in points], "o-")
-    for chance, share, count in points:
-        axis.annotate(f"n = {count}", (chance, share), (4, -10), textcoords="offset points", fontsize=7)
-    axis.set(
-        xlabel="probability that was said", ylabel="share of right answers", xlim=(-0.03, 1.12), ylim=(-0.03, 1.05)
-    )
-    axis.set_title(f"Reliability, n = {len(mine)}")
-    axis.grid(alpha=0.3)
-    drawing.tight_layout()
-    drawing.savefig(path, dpi=80)
-    pyplot.close(drawing)
-
-
 # --- the command -------------------------------------------------------------------------------------------
 
 
@@ -276,17 +212,31 @@ def _fit(arguments: argparse.Namespace) -> list[Judged]:
     for strategy, fitted in fits.items():
         print(f"{strategy}: {json.dumps(fitted)}")
     print("\nBy fits to other people:", *text(judged), sep="\n\n")
-    offs = cut_offs(judged)
+    offs = cut_offs(judged, coefficients_of_the_core()["cutoffs"]["good"])
     print(f"\nLowest probabilities from which wrong ones are at most {GOOD:.1%} (good) and {FAIR:.0%} (fair): {offs}")
     if arguments.write:
         write(rows, fits, offs if arguments.cut_offs else {})
     return judged
 
 
-def cut_offs(judged: Sequence[Judged]) -> dict[str, float | None]:
-    """The lowest probabilities for "good" and "fair"; None where there are too few answers to tell."""
+def cut_offs(judged: Sequence[Judged], good: float) -> dict[str, float | None]:
+    """The lowest probabilities for "good" and "fair"; None where there are too few answers to tell.
+
+    Of answers that are not good, ``good`` standing for a cut-off that can't be told, at most the share FAIR is wrong
+    among those called fair; answers that are likelier wrong than right are never fair.
+    """
     chances, right = np.array([j.chance for j in judged]), np.array([j.right for j in judged])
-    return {"good": calibration.cut_off(chances, right, GOOD), "fair": calibration.cut_off(chances, right, FAIR)}
+    found = calibration.cut_off(chances, right, GOOD)
+    rest = chances < (good if found is None else found)
+    fair = calibration.cut_off(chances[rest], right[rest], FAIR, bound=False)
+    return {"good": found, "fair": None if fair is None else max(fair, 0.5)}
+
+
+def coefficients_of_the_core() -> dict:
+    """What the core's confidence.json holds, whatever version of the evidence it was fitted to."""
+    from SpatialDiffusionCore.pipeline import confidence
+
+    return json.loads(confidence.COEFFICIENTS.read_text(encoding="utf-8"))
 
 
 def write(rows: Sequence[Row], fits: dict[str, dict], offs: dict[str, float | None]) -> None:
@@ -295,7 +245,7 @@ def write(rows: Sequence[Row], fits: dict[str, dict], offs: dict[str, float | No
     from SpatialDiffusionCore.pipeline.evidence import VERSION
 
     write_rows(rows)
-    before = json.loads(confidence.COEFFICIENTS.read_text(encoding="utf-8"))
+    before = coefficients_of_the_core()
     cutoffs = {**before["cutoffs"], **{name: round(value, 4) for name, value in offs.items() if value is not None}}
     date = time.strftime("%Y-%m-%d")
     content = {

@@ -120,8 +120,8 @@ def upper_bound(wrong: int, count: int, level: float = 0.95) -> float:
     return 1.0 if wrong >= count else float(beta.ppf(level, wrong + 1, count - wrong))
 
 
-def cut_off(chances: np.ndarray, right: np.ndarray, most: float) -> float | None:
-    """The lowest probability from which on the upper 95 % bound of the wrong ones' share is at most ``most``.
+def cut_off(chances: np.ndarray, right: np.ndarray, most: float, bound: bool = True) -> float | None:
+    """The lowest probability from which on the share of wrong ones, or its upper 95 % bound, is at most ``most``.
 
     None where no probability reaches that; then there are too few answers to tell.
     """
@@ -130,7 +130,8 @@ def cut_off(chances: np.ndarray, right: np.ndarray, most: float) -> float | None
     best = None
     for count in range(1, len(order) + 1):
         last_of_its_chance = count == len(order) or chances[order[count]] < chances[order[count - 1]]
-        if last_of_its_chance and upper_bound(int(wrong[count - 1]), count) <= most:
+        share = upper_bound(int(wrong[count - 1]), count) if bound else wrong[count - 1] / count
+        if last_of_its_chance and share <= most:
             best = float(chances[order[count - 1]])
     return best
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from SpatialDiffusionCore.errors import InputError
 
 from . import confidence, results, tables
+from .child import code_hash
 from .tasks import TASKS
 
 #: The README's part lies between these lines.
@@ -39,10 +40,12 @@ def _builds(records) -> list:
     weights, codes = zip(*(build.rstrip(")").partition(" (code ")[::2] for build in builds))
     names = {weight.rpartition("-")[0] for weight in weights}
     mixed = len(set(codes)) > 1 or len(set(weights)) > len(names)
-    return [
-        f"Model{'s' * (len(builds) > 1)}: {', '.join(builds)}."
-        + (" **More than one state of a model or of the code: they do not belong together.**" if mixed else "")
-    ]
+    said = f"Model{'s' * (len(builds) > 1)}: {', '.join(builds)}."
+    if mixed:
+        said += " **More than one state of a model or of the code: they do not belong together.**"
+    elif codes[0] != code_hash():
+        said += f" The core's code has changed since; it is {code_hash()} now."
+    return [said]
 
 
 def text(folder) -> str:

@@ -17,6 +17,15 @@ from .child import Worker, code_hash
 from .tasks import TASKS
 
 
+def _rounded(value):
+    """Numbers with four decimals, in whatever dicts and lists they are."""
+    if isinstance(value, dict):
+        return {name: _rounded(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(inner) for inner in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
 def judge(case: cases.Case, answer: dict, measure) -> dict:
     """The record of a registration: what the worker measured and how right the transform is."""
     if "error" in answer:
@@ -27,7 +36,7 @@ def judge(case: cases.Case, answer: dict, measure) -> dict:
         "cpu_seconds": round(answer["cpu_seconds"], 4),
         "peak_mb": round(answer["peak_mb"]),
         "matrix": [round(v, 6) for v in matrix[:3].ravel().tolist()],
-        **{k: round(v, 4) if isinstance(v, float) else v for k, v in answer["details"].items()},
+        **_rounded(answer["details"]),
         **measure(case, matrix),
     }
 

@@ -15,12 +15,7 @@ from typing import Callable
 import numpy as np
 
 import SpatialDiffusionCore
-from SpatialDiffusionCore import Volume
-
-try:
-    from SpatialDiffusionCore import load
-except ImportError:  # the core as it was before it had packages
-    from SpatialDiffusionCore.volume import load
+from SpatialDiffusionCore import Volume, load
 
 Source = Callable[[], Volume]
 ROOT = Path(__file__).resolve().parents[2]

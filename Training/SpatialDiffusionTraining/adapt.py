@@ -1,4 +1,4 @@
-"""`spatial-diffusion-train adapt FOLDER`: from scans to a model that registers them better, or the word that none does.
+"""`spatial-diffusion adapt FOLDER`: from scans to a model that registers them better, or the word that none does.
 
 The scans are recognized and split by person, the nearest bundled model is trained on for the time given, and the result
 is measured on the people held out against what was there. It is installed only where it helps. What it may change is
@@ -31,7 +31,7 @@ from SpatialDiffusionCore.pipeline.prepared_input import PreparedInput
 from SpatialDiffusionCore.spatial import volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
 
-from . import checkpoint, export, measure, run
+from . import architecture, checkpoint, export, measure, run
 from . import settings as settings_module
 from .checks import check_folder
 from .command import say
@@ -93,8 +93,7 @@ def typical_size(paths: Sequence[Path]) -> float:
     sizes = []
     for path in [paths[i] for i in np.linspace(0, len(paths) - 1, min(LOOKS, len(paths))).round().astype(int)]:
         try:
-            prepared = prepare(volume_file.load(path))
-            sizes.append(2 * float(np.sqrt(np.trace(prepared.tissue_covariance))))
+            sizes.append(float(prepare(volume_file.load(path)).size))
         except (InputError, ValueError):
             continue
     if not sizes:
@@ -178,7 +177,7 @@ def model_of(run_folder: Path, base: Base, modality: str, name: str, output: Pat
     and may raise how sure an answer is called.
     """
     state = checkpoint.weights_of_run(run_folder)
-    network = export.build_network(state["architecture"])
+    network = architecture.build_network(state["architecture"])
     network.load_state_dict(state["weights"])
     card = export.card(state, name, base.card.get("license", ""), f"adapted from {base.card['name']}")
     card["modalities"] = {modality: 0}
@@ -311,7 +310,7 @@ def write_report(folder: Path, settings: Settings, base: Base, table: measure.Co
 def parser() -> argparse.ArgumentParser:
     """The parser of the command."""
     out = argparse.ArgumentParser(
-        prog="spatial-diffusion-train adapt",
+        prog="spatial-diffusion adapt",
         description="Adapt the nearest bundled model to a folder of scans, measure it on people held "
         "out, and install it "
         "only if it helps. Interrupted, the same command goes on where it stopped.",

@@ -79,6 +79,8 @@ def strange(cache: Cache) -> list[str]:
     out = []
     for modality in dict.fromkeys(entry["modality"] for entry in cache.entries):
         entries = [entry for entry in cache.entries if entry["modality"] == modality]
+        if modality == "any":  # scans of any size, which are all shown at one
+            continue
         usual = float(np.median([entry["size"] for entry in entries]))
         odd = [e for e in entries if not usual / UNLIKE <= e["size"] <= usual * UNLIKE]
         if odd:

@@ -31,7 +31,7 @@ from . import loaders
 from .pair_lists import PARTNERS, find_partners
 from .sampler import Sampler
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 
 #: A process of its own pays for itself from so many scans on: starting it takes as long as preparing a few.
 SCANS_PER_PROCESS = 8

@@ -23,6 +23,7 @@ from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.method import diffusion
 
 from . import losses, validation
+from .ahead import Ahead
 from .architecture import architecture, build_network, complete
 from .checkpoint import CHECKPOINT, checkpoints, save_whole
 from .datasets import Collection, Report
@@ -79,6 +80,7 @@ class Trainer:
         self.best: dict[str, Any] | None = None
         self.stop_signal: int | None = None
         self.validation_minutes = 0.0
+        self.ahead = Ahead(self.batch, fabric.device)
         self.reports = Reports(self.run, fabric.global_rank == 0, report, settings.run.logger)
 
     # ------------------------------------------------------------------------------------- one step
@@ -114,7 +116,18 @@ class Trainer:
         size = self.settings.optimization.batch * self.fabric.world_size
         return index, self.collections[index].sampler.batch(micro, size)
 
-    def classes(self, pairs: Pairs, micro: int, own: slice) -> torch.Tensor | None:
+    @property
+    def own(self) -> slice:
+        """This process's part of a global batch."""
+        size, rank = self.settings.optimization.batch, self.fabric.global_rank
+        return slice(rank * size, (rank + 1) * size)
+
+    def batch(self, micro: int) -> tuple[int, Pairs]:
+        """(number of the collection, this process's pairs) of global batch number `micro`."""
+        index, rows = self.rows(micro)
+        return index, self.makers[index].make(rows, seeded(self.settings.run.seed, 1, micro), self.own)
+
+    def classes(self, pairs: Pairs, micro: int) -> torch.Tensor | None:
         """B × blocks class ids of a batch, hidden at random in each block of the network; None without classes.
 
         Drawn for the global batch, so that any number of processes hides the same.
@@ -124,7 +137,7 @@ class Trainer:
         dropout = self.settings.network.class_dropout
         size = self.settings.optimization.batch * self.fabric.world_size
         drawn = torch.rand(size, self.plain.class_blocks, generator=seeded(self.settings.run.seed, 2, micro))
-        return pairs.class_id[:, None] * (drawn[own] >= dropout).to(pairs.class_id.device)
+        return pairs.class_id[:, None] * (drawn[self.own] >= dropout).to(pairs.class_id.device)
 
     def train_step(self, meter: Meter) -> None:
         """One optimizer step over `accumulate` batches; raises TrainingStopped if the loss is no number."""
@@ -136,13 +149,14 @@ class Trainer:
         for part in range(o.accumulate):
             micro = self.step * o.accumulate + part
             start = time.perf_counter()
-            own = slice(fabric.global_rank * o.batch, (fabric.global_rank + 1) * o.batch)
-            index, rows = self.rows(micro)
-            pairs = self.makers[index].make(rows, seeded(self.settings.run.seed, 1, micro), own)
-            meter.data_seconds += time.perf_counter() - start
+            index, pairs = self.ahead.take(micro)
+            made = time.perf_counter()
             with fabric.no_backward_sync(self.network, enabled=part + 1 < o.accumulate):
-                each = self.loss(pairs, index, self.classes(pairs, micro, own))
+                each = self.loss(pairs, index, self.classes(pairs, micro))
                 fabric.backward(each[0].mean() / o.accumulate)
+            launched = time.perf_counter()
+            self.ahead.begin(micro + 1)
+            meter.data_seconds += made - start + time.perf_counter() - launched
             self._take_in(meter, each.detach(), pairs, index)
         if o.clip > 0:
             norm = fabric.clip_gradients(self.network, self.optimizer, max_norm=o.clip, error_if_nonfinite=False)

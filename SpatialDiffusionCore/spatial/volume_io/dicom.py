@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,8 @@ _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.
 @dataclass(frozen=True)
 class _Slice:
     """A slice in a file. position: LPS mm of its first voxel's center; axes: 3×2, LPS mm from voxel to voxel along a
-    row and down a column; order: what sorts slices of one place in time."""
+    row and down a column; order: what sorts slices of one place in time; stored: bytes of all pixels of
+    its file, where they are not compressed."""
 
     path: str
     frame: int
@@ -39,6 +40,7 @@ class _Slice:
     axes: np.ndarray
     order: tuple
     size: tuple
+    stored: int = 0
 
     @property
     def normal(self) -> np.ndarray:
@@ -79,8 +81,9 @@ def read(path: str, index: int | None = None) -> Stored:
 
 def files_of(path: str | None) -> list[str]:
     """The files of a volume that was read from ``path`` (``FOLDER@N``), in their order; none where it is not DICOM."""
-    match = re.fullmatch(r"(.+)@(\d+)", path or "", re.DOTALL)
-    folder, index = (match[1], int(match[2])) if match and not os.path.exists(path) else (path or "", None)
+    path = path or ""
+    match = re.fullmatch(r"(.+)@(\d+)", path, re.DOTALL)
+    folder, index = (match[1], int(match[2])) if match and not os.path.exists(path) else (path, None)
     if not os.path.exists(folder) or os.path.isfile(folder) and not looks_like(folder):
         return []
     return list(dict.fromkeys(one.path for one in _chosen(folder, index)[0]))
@@ -138,7 +141,9 @@ def _series(path: str) -> list[_Series]:
             reader.SetImageIO("GDCMImageIO")
             try:
                 reader.ReadImageInformation()
-            except RuntimeError:
+            except RuntimeError as error:
+                if _has_pixels(name):
+                    raise InputError(f"{name} is truncated or damaged; copy or export it again.") from error
                 continue  # no DICOM image
             for key, label, number, one in _slices(reader, name):
                 group = found.setdefault(key, _Series(label, number))
@@ -187,9 +192,32 @@ def _slices(reader, path: str):
             raise InputError(f"{path} does not say where its slice lies (no Image Position), so there is no volume.")
         axes = np.array(reader.GetDirection()).reshape(3, 3)[:, :2] * np.array(reader.GetSpacing()[:2])
         frames = [_Slice(path, 0, np.array(reader.GetOrigin()), axes, order, size)]
+    stored = int(np.prod(reader.GetSize(), dtype=float) * _number(_tag(reader, "0028|0100")) / 8)
     for one in frames:
         parallel = tuple(np.round(one.normal, 2) + 0.0)
-        yield (uid, size, parallel), label, number, one
+        yield (uid, size, parallel), label, number, replace(one, stored=stored)
+
+
+def _has_pixels(path: str) -> bool:
+    """Whether a file is DICOM and begins to hold pixels; reports, plans and the like hold none."""
+    if not looks_like(path):
+        return False
+    with open(path, "rb") as file:
+        return b"\xe0\x7f\x10\x00" in file.read()
+
+
+def _cut_off(path: str, stored: int) -> bool:
+    """Whether a file ends before its pixels do, of which there are to be ``stored`` bytes; GDCM fills up what is
+    missing.
+
+    Those of compressed pixels are not told beforehand, and their decoder notices.
+    """
+    with open(path, "rb") as file:
+        content = file.read()
+    for found in re.finditer(rb"\xe0\x7f\x10\x00(?:O[BW]\x00\x00)?(?=(.{4}))", content, re.DOTALL):
+        if int.from_bytes(found[1], "little") in (stored, stored + 1):
+            return len(content) < found.end() + 4 + stored
+    return False
 
 
 def _frames(reader, path: str, order: tuple, size: tuple) -> list[_Slice]:
@@ -251,6 +279,10 @@ def _pixels(slices: list[_Slice]) -> np.ndarray:
     frames = defaultdict(list)
     for place, one in enumerate(slices):
         frames[one.path].append((place, one.frame))
+        if len(frames[one.path]) == 1 and _cut_off(one.path, one.stored):
+            raise InputError(
+                f"{one.path} is truncated: it ends before the last of its voxels; copy or export it again."
+            )
     planes: list[tuple[int, np.ndarray]] = []
     with quiet_itk() as sitk:
         for path, wanted in frames.items():

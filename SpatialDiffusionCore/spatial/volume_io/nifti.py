@@ -51,7 +51,7 @@ def read(path: str, keep_type: bool) -> Stored:
         raise unreadable(path, error, " as NIfTI") from error
     if data.ndim < 3:
         raise InputError(f"{path} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
-    matrix, warnings = _place(path, header, data.shape)
+    matrix, warnings = placed(header, data.shape, os.path.basename(path), path)
     return Stored(data, matrix, tuple(warnings))
 
 
@@ -71,10 +71,27 @@ def _opened(nibabel, path: str):
     return header, nibabel.arrayproxy.ArrayProxy(files["image"].filename, mended)
 
 
-def _place(path: str, header, shape) -> tuple[np.ndarray, list[str]]:
-    """(4×4 voxel → RAS matrix, sentences about what the header contradicts or leaves open)."""
-    name = os.path.basename(path)
+def place(path: str, shape) -> tuple[np.ndarray, list[str]]:
+    """Where the volumes of a file lie (see ``placed``), by its header alone. Raises InputError where that is no
+    good."""
+    import nibabel
+
+    try:
+        header = _opened(nibabel, path)[0]
+    except Exception as error:  # nibabel raises many kinds for damaged files
+        raise unreadable(path, error, " as NIfTI") from error
+    return placed(header, shape, os.path.basename(path), path)
+
+
+def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarray, list[str]]:
+    """(4×4 voxel → RAS matrix, sentences about what the header contradicts or leaves open).
+
+    header: nibabel's; name: what the sentences call the volume; path: of the file that the header is in, if it is in
+    one.
+    """
     if "qform_code" not in header.structarr.dtype.names:
+        if path is None:
+            raise InputError(f"{name} is an Analyze image, which does not say where it lies; save it as NIfTI.")
         return header_matrix(path, "NiftiImageIO"), [
             f"{name} is an Analyze file, which does not say where the volume lies nor which side is left: it is placed "
             "as in Slicer and ITK, and left and right are in doubt."
@@ -82,7 +99,7 @@ def _place(path: str, header, shape) -> tuple[np.ndarray, list[str]]:
     factor, unit = _UNITS.get(int(header["xyzt_units"]) & 7, (1.0, ""))
     scale = np.diag([factor, factor, factor, 1.0])
     qform, sform = _qform(header, scale), _sform(header, scale)
-    used = _as_itk_reads(path, header)
+    used = _as_itk_reads(header, path)
     warnings = _contradictions(name, used, qform, sform, shape)
     if (np.asarray(header["pixdim"][1:4]) < 0).any():
         warnings.append(
@@ -102,7 +119,7 @@ def _place(path: str, header, shape) -> tuple[np.ndarray, list[str]]:
     elif sform is not None and corner_distance(used, sform, shape) < 1e-4 * geometry.spacing(used).min():
         used = sform  # the same, without the rounding of what ITK derives from it
     if used is None or not np.isfinite(used).all():
-        raise InputError(f"The header of {path} does not say where the volume lies; correct the header first.")
+        raise InputError(f"The header of {name} does not say where the volume lies; correct the header first.")
     return used, warnings
 
 
@@ -118,7 +135,8 @@ def _contradictions(name: str, used, qform, sform, shape) -> list[str]:
             f"The axes of {name} are not perpendicular ({_skew(sform):.2g}° off), so Slicer and ITK cannot open this "
             "file; it lies where its sform says."
         ]
-    warnings, tolerance = [], _TOLERANCE * geometry.spacing(used).min()
+    warnings: list[str] = []
+    tolerance = _TOLERANCE * geometry.spacing(used).min()
     if sform is None:
         return warnings
     steps = geometry.spacing(used)
@@ -145,9 +163,9 @@ def _skew(matrix: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(1.0, np.abs(axes.T @ axes - np.eye(3)).max()))))
 
 
-def _as_itk_reads(path: str, header) -> np.ndarray | None:
+def _as_itk_reads(header, path: str | None) -> np.ndarray | None:
     """Voxel → RAS as ITK's reader has it, None where it refuses the header (a sheared sform without a qform)."""
-    if not _is_nifti2(header):
+    if path is not None and not _is_nifti2(header):
         try:
             return header_matrix(path, "NiftiImageIO")
         except RuntimeError:

@@ -145,8 +145,8 @@ class Motion:
 
     most: largest number of slabs; thickness and shift: smallest and largest, fractions of the edge
     (published: up to 10 slabs of 5-17 slices by 5-30 voxels, at most 10 % of the edge here).
-    axes: slab axes to choose from, 0, 1, 2 = D, H, W. roll: what leaves the volume on one side comes in on the other, as
-    published; otherwise black comes in.
+    axes: slab axes to choose from, 0, 1, 2 = D, H, W. roll: what leaves the volume on one side comes in on the other,
+    as published; otherwise black comes in.
     """
 
     most: int = 10
