@@ -69,6 +69,10 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def _folder_beside(target: Path) -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent)
+
+
 @contextmanager
 def written_together(path: str | os.PathLike) -> Iterator[Path]:
     """Like :func:`written_whole`, for a header that names a file of data beside it (``.mhd``, ``.nhdr``).
@@ -77,8 +81,7 @@ def written_together(path: str | os.PathLike) -> Iterator[Path]:
     what the block writes beside it goes along, the header last.
     """
     target = Path(os.path.realpath(path))
-    beside = {"prefix": ".", "suffix": ".part", "dir": target.parent}
-    with written_whole(path) as placeholder, tempfile.TemporaryDirectory(**beside) as folder:
+    with written_whole(path) as placeholder, _folder_beside(target) as folder:
         ending = extension(target)
         header = Path(folder, target.name[: len(target.name) - len(ending)] + ending)
         yield header
