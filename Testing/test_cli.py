@@ -201,6 +201,20 @@ def test_one_output_that_fails_at_the_end_leaves_the_others(folder, capsys, monk
     assert "IndexError: median(): internal words" in report and "Spatial Diffusion Registration" in report
 
 
+def test_what_does_not_fit_a_file_is_said_before_the_work(folder, capsys):
+    shear = geometry.from_parts([[1, 0.15, 0], [0, 1, 0], [0, 0, 1]])
+    volume_file.save(volume_file.load("fixed.nii.gz").moved(shear), "sheared.nii.gz")
+    quick = ["--threads", "1", "--init", "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish", "--quiet"]
+    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.dcm", *quick]) == 1
+    error = capsys.readouterr().err
+    assert "refers to DICOM series, and the moving volume is none" in error and error.count("\n") == 1
+    for name, warned in (("m.nii.gz", True), ("m.nrrd", False), ("m.MHA", False)):
+        assert main(["apply", "identity.tfm", "moving.nii.gz", "--reference", "sheared.nii.gz", "-o", name, "--quiet"]) == 0
+        assert ("will not open m.nii.gz" in capsys.readouterr().err) == warned
+        np.testing.assert_allclose(volume_file.load(name).voxel_to_ras, volume_file.load("sheared.nii.gz").voxel_to_ras,
+                                   atol=1e-5)
+
+
 def test_the_background_of_a_moved_volume_can_be_said(folder):
     shift = geometry.from_parts(np.eye(3), (1000.0, 0, 0))
     write_transform(shift, "far.tfm")

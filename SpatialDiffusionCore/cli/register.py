@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import modality
 from .outputs import FORMATS, OUTPUTS, plan_outputs
-from .parser import EPILOG, Commands, Group, UsageError, add_command, wrapped
+from .parser import EPILOG, PROGRAM, Commands, Group, UsageError, add_command, wrapped
 from .selection import unique_names, volume_files
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     resolve_device(arguments.device)
     fixed = as_volume(arguments.fixed, "fixed")
     validate(fixed, "fixed")
+    _check_fit(plans, movings, fixed)
     loader = Loader(movings)
     if arguments.init:
         # With several volumes, a matrix that needs its own moving volume cannot be meant for all of them.
@@ -182,6 +184,20 @@ def run(arguments: argparse.Namespace) -> int:
             options[role] = as_volume(getattr(arguments, role), role.replace("_", " "))
     batch = Batch(arguments, movings, plans, loader, fixed)
     return batch.run(options)
+
+
+def _check_fit(plans: list[dict], movings: list[str], fixed: Any) -> None:
+    """What cannot be written is refused before the work; what other programs cannot open is said."""
+    from ..spatial.transform_file import check_transform_output
+    from ..spatial.volume_file import check_grid
+
+    for plan, moving in zip(plans, movings):
+        for option, pair in (("output", (moving, fixed)), ("inverse", (fixed, moving))):
+            if option in plan:
+                check_transform_output(plan[option], *pair)
+        unfit = check_grid(fixed, plan["moved"]) if "moved" in plan else None
+        if unfit:
+            print(f"{PROGRAM}: warning: {unfit}", file=sys.stderr)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
