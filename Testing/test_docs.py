@@ -17,7 +17,7 @@ from SpatialDiffusionCore.spatial.volume import Grid, Volume, resample
 DEMO = ROOT / "SpatialDiffusionCore" / "demo"
 
 #: Pages with examples; those on training are run by test_training_run.py, those for Slicer by test_slicer_scripting.py.
-PAGES = ["README.md", "docs/shell.md", "docs/python.md", "docs/recipes.md"]
+PAGES = ["README.md", "docs/shell.md", "docs/python.md", "docs/recipes.md", "docs/many.md"]
 
 
 def blocks(page: str, language: str) -> list:

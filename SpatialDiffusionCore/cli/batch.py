@@ -6,8 +6,9 @@ import argparse
 import csv
 import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from ..errors import InputError
 from ..failure import sentence
 from ..files import written_whole
 from ..machine import threads
-from ..report import COLUMNS, failed_row, row
+from ..many.executor import Executor, Outcome, WorkerLost
+from ..report import COLUMNS, failed_row
 from ..spatial import geometry
 from .commands import commands_for
-from .outputs import described, is_folder, write_outputs
+from .jobs import Done, Job, done_before, work
+from .outputs import described, is_folder
 from .parser import PROGRAM
 from .progress import Progress
 
@@ -30,87 +33,104 @@ TABLE = "registrations.csv"
 NOT_GOOD_ENOUGH = 3
 
 
-class Loader:
-    """Reads the moving volumes when their turn comes, and keeps the last one."""
-
-    def __init__(self, paths: Sequence[str]):
-        self.paths = paths
-        self._last: tuple[int, Any] | None = None
-
-    def __call__(self, index: int) -> Any:
-        """Moving volume ``index`` (from 0)."""
-        from ..inputs import as_volume
-
-        if self._last is None or self._last[0] != index:
-            self._last = index, as_volume(self.paths[index], "moving")
-        return self._last[1]
-
-
 class Batch:
-    """One run of ``register``."""
+    """One run of ``register``: its jobs, and what they are handed to (None: this process)."""
 
-    def __init__(
-        self, arguments: argparse.Namespace, movings: Sequence[str], plans: list[dict], loader: Loader, fixed: Any
-    ):
-        self.arguments, self.movings, self.plans = arguments, movings, plans
-        self.loader, self.fixed = loader, fixed
+    def __init__(self, arguments: argparse.Namespace, jobs: Sequence[Job], spread: Executor | None = None):
+        self.arguments, self.jobs, self.spread = arguments, list(jobs), spread
         self.quiet = bool(arguments.quiet)
         self.progress = Progress(self.quiet or not sys.stderr.isatty())
-        self.rows: list[dict] = []
+        self.rows: dict[int, dict] = {}
         self.words: Counter = Counter()
-        self.done = self.count = 0
+        self.done = self.count = self.before = 0
+        self.started = time.monotonic()
 
-    def run(self, options: dict[str, Any]) -> int:
+    def run(self) -> int:
         """Register all; returns the exit status."""
         import torch
 
-        from ..registration import register_many, share_of_rank
+        from ..registration import share_of_rank
 
         chosen = self.arguments.threads or threads()
         if chosen:
             torch.set_num_threads(chosen)
-        self.count = len(share_of_rank(range(len(self.movings))))
+        mine = share_of_rank(range(len(self.jobs)))
+        self.count = len(mine)
+        todo = [index for index in mine if not self._take_up(index)]
         self._announce_next()
-        loaders = [lambda index=index: self.loader(index) for index in range(len(self.movings))]
-        register_many(loaders, self.fixed, on_step=self.progress, on_result=self._take, **options)
-        if len(self.movings) > 1:
+        for outcome in self._outcomes([self.jobs[index] for index in todo]):
+            self._take(todo[outcome.index], outcome)
+        if self.arguments.review and (self.rows or len(self.jobs) > 1):
+            self._write_page()
+        if len(self.jobs) > 1:
             self._finish()
         return self._status()
 
-    def _take(self, index: int, result: Any) -> None:
-        """Write what was asked for of one result, and say what it is."""
+    def _outcomes(self, jobs: list[Job]) -> Iterator[Outcome]:
+        """The outcome of each job: by other processes, or here with each step shown."""
+        if self.spread is not None:
+            yield from self.spread.run(work, jobs)
+            return
+        for index, job in enumerate(jobs):
+            try:
+                yield Outcome(index, work(job, self.progress))
+            except Exception as error:
+                if len(self.jobs) == 1:
+                    raise
+                yield Outcome(index, error=error)
+
+    def _take_up(self, index: int) -> bool:
+        """Whether a volume was done before; it is counted then."""
+        known = done_before(self.jobs[index])
+        if known is None:
+            return False
+        self.done, self.before = self.done + 1, self.before + 1
+        self._count(index, known)
+        return True
+
+    def _take(self, index: int, outcome: Outcome) -> None:
+        """Say what became of one volume."""
         self.progress.close()
         self.done += 1
         self._announce_next()
-        if isinstance(result, Exception):
-            if len(self.movings) == 1:
-                raise result
-            self._failed(index, sentence(result, f"registering {self.movings[index]}"))
+        if outcome.error is not None:
+            if len(self.jobs) == 1:
+                raise outcome.error
+            self._failed(index, _sentence(outcome.error, self.jobs[index]))
             return
-        plan = self.plans[index]
-        failures = write_outputs(result, plan, self.loader(index), self.fixed, self.arguments.format)
-        if failures and len(self.movings) == 1 and len(failures) == 1 and not plan:
-            raise InputError(failures[0])
-        for words in failures:
+        done: Done = outcome.value
+        if done.failures and len(self.jobs) == 1 and len(done.failures) == 1 and not done.plan:
+            raise InputError(done.failures[0])
+        for words in done.failures:
             _complain(words)
-        self.words[result.quality.confidence] += 1
-        self.words["not written"] += bool(failures)
-        self.rows.append(row(result.report(), plan.get("output", "")))
-        for warning in result.quality.warnings:
-            _complain(f"warning: {self.movings[index]}: {warning}")
+        self.words["not written"] += bool(done.failures)
+        self._count(index, done)
         if not self.quiet:
-            self._summarize(index, result, plan)
+            self._summarize(index, done)
+
+    def _count(self, index: int, done: Done) -> None:
+        self.words[done.word] += 1
+        self.rows[index] = done.row
+        for warning in done.warnings:
+            _complain(f"warning: {self.jobs[index].moving}: {warning}")
 
     def _announce_next(self) -> None:
-        self.progress.place = f"{self.done + 1} of {self.count}: " if self.count > 1 else ""
+        self.progress.place = f"{min(self.done + 1, self.count)} of {self.count}: " if self.count > 1 else ""
 
     def _failed(self, index: int, words: str) -> None:
         _complain(words)
         self.words["failed"] += 1
-        self.rows.append(failed_row(os.path.basename(self.movings[index]), self.fixed.name, words))
+        job = self.jobs[index]
+        fixed = os.path.basename(job.common.fixed)
+        self.rows[index] = failed_row(os.path.basename(job.moving), fixed, words)
+        if self.arguments.review:
+            from ..review.pages import add_failure
 
-    def _summarize(self, index: int, result: Any, plan: dict) -> None:
-        place = f"[{self.done} of {self.count}] " if self.count > 1 else ""
+            add_failure(self.arguments.review, job.name, os.path.basename(job.moving), fixed, words)
+
+    def _summarize(self, index: int, done: Done) -> None:
+        place = f"[{self.done} of {self.count}{self._time_left()}] " if self.count > 1 else ""
+        result, job = done.result, self.jobs[index]
         quality = result.quality
         print(f"{place}{result.moving} → {result.fixed}: {result.decomposition.text()}")
         print(f"  confidence {quality.confidence}: {quality.why()}")
@@ -118,11 +138,25 @@ class Batch:
             f"  similarity {quality.similarity_before:.2f} → {quality.similarity_after:.2f}; taken for "
             f"{result.kinds()}; {result.seconds:.1f} s, model {result.model}"
         )
-        for option, path in plan.items():
+        for option, path in done.plan.items():
             print(f"  wrote {described(path, self.arguments.format if option in ('output', 'inverse') else None)}")
-        if self.arguments.show_commands and "output" in plan:
-            for line in commands_for(plan["output"], self.movings[index], self.arguments.fixed, self.arguments.format):
+        if self.arguments.show_commands and "output" in done.plan:
+            for line in commands_for(done.plan["output"], job.moving, self.arguments.fixed, self.arguments.format):
                 print(f"  {line}")
+
+    def _time_left(self) -> str:
+        new, left = self.done - self.before, self.count - self.done
+        seconds = (time.monotonic() - self.started) / max(new, 1) * left
+        if new < 2 or left < 2:
+            return ""
+        return f", about {seconds / 60:.0f} min left" if seconds > 90 else f", about {seconds:.0f} s left"
+
+    def _write_page(self) -> None:
+        from ..review.pages import finish
+
+        page = finish(self.arguments.review, f"Registrations to {os.path.basename(self.arguments.fixed)}")
+        if not self.quiet:
+            print(f"  wrote {page}")
 
     def _finish(self) -> None:
         """The table of all, the contact sheet, and the count of each word."""
@@ -131,8 +165,13 @@ class Batch:
         )
         written = []
         if folder:
-            written.append(_write_table(self.rows, os.path.join(folder, _of_this_rank(TABLE))))
-        pictures = [plan["picture"] for plan in self.plans if os.path.isfile(plan.get("picture", ""))]
+            written.append(
+                _write_table(
+                    [self.rows[index] for index in sorted(self.rows)], os.path.join(folder, _of_this_rank(TABLE))
+                )
+            )
+        drawn = [job.plan.get("picture", "") for job in self.jobs]
+        pictures = [path for path in drawn if os.path.isfile(path)]
         if self._folder("picture") and pictures:
             from ..picture import contact_sheets
 
@@ -140,7 +179,8 @@ class Batch:
             written += contact_sheets(pictures, target)
         tally = ", ".join(f"{count} {word}" for word, count in self._in_order() if count)
         if not self.quiet:
-            print(f"{self.count} volumes: {tally}")
+            again = f"; {self.before} of them were done before" if self.before else ""
+            print(f"{self.count} volumes: {tally}{again}")
             for path in written:
                 print(f"  wrote {path}")
 
@@ -157,6 +197,11 @@ class Batch:
         limit = self.arguments.fail_on
         refused = {"poor": ("poor",), "fair": ("poor", "fair")}.get(limit, ())
         return NOT_GOOD_ENOUGH if any(self.words[word] for word in refused) else 0
+
+
+def _sentence(error: Exception, job: Job) -> str:
+    """What a person is told of a volume that failed."""
+    return f"{job.moving}: {error}" if isinstance(error, WorkerLost) else sentence(error, f"registering {job.moving}")
 
 
 def _complain(words: str) -> None:

@@ -6,9 +6,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .parser import PROGRAM, UsageError, add_command
+from .parser import PROGRAM, Commands, UsageError, add_command
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..many.group import GroupRegistration, PairAnswer
 
 GROUP = """\
 Lays many VOLUMES in one space that favours none of them, from registrations of their pairs: writes each volume's
@@ -25,7 +29,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "group", "lay many volumes in one unbiased space", GROUP, GROUP_EXAMPLES)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME", help="volumes, two at least")
@@ -54,7 +58,7 @@ class _Pairs:
     def _place(self, i: int, j: int) -> Path:
         return self.folder / f"{self.contents[i]}_{self.contents[j]}.json"
 
-    def known(self, i: int, j: int):
+    def known(self, i: int, j: int) -> PairAnswer | None:
         """The answer of a pair, or None."""
         from ..many.group import PairAnswer
 
@@ -63,7 +67,7 @@ class _Pairs:
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
-    def keep(self, i: int, j: int, answer) -> None:
+    def keep(self, i: int, j: int, answer: PairAnswer) -> None:
         """Write an answer."""
         from ..files import written_whole
 
@@ -105,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _tell(result, paths: dict, quiet: bool) -> None:
+def _tell(result: GroupRegistration, paths: dict, quiet: bool) -> None:
     for index, why in sorted(result.doubts.items()):
         print(f"{PROGRAM}: {result.names[index]} is doubtful: {why}.", file=sys.stderr)
     if quiet:

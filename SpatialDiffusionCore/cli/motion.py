@@ -6,9 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .parser import PROGRAM, UsageError, add_command
+from .parser import PROGRAM, Commands, UsageError, add_command
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..many.motion import SeriesRegistration
 
 MOTION = """\
 Finds the rigid motion of every frame of SERIES (a 4D file, a folder of volumes, a folder of DICOM files) and writes
@@ -26,7 +30,7 @@ EXAMPLES
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "motion", "lay the frames of a series on each other", MOTION, MOTION_EXAMPLES)
     parser.add_argument("series", metavar="SERIES", help="4D file, folder of volumes, or folder of DICOM files")
@@ -90,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _summarize(result, paths: dict) -> None:
+def _summarize(result: SeriesRegistration, paths: dict) -> None:
     import numpy as np
 
     displacement = result.framewise_displacement[1:]

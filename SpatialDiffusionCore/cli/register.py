@@ -19,7 +19,8 @@ Finds the transform that lays each MOVING volume on FIXED and writes what you as
 needed. MOVING may be files, folders (with all below them) and patterns. An output that ends in /, is a folder, or has
 no extension, means a folder, in which files are named after the volumes; with several MOVING volumes each output must
 be one. One volume that cannot be used does not stop the others; a table of all of them, registrations.csv, is written
-into the folder as well. Under torchrun each process takes its share.
+into the folder as well. What is there already, by content and settings, is not done again. Under torchrun, or with RANK
+and WORLD_SIZE set, each process takes its share.
 """
 
 REGISTER_EXAMPLES = """\
@@ -34,6 +35,8 @@ EXAMPLES
     spatial-diffusion register scans/ template.nii.gz -o transforms/ --picture pictures/
   For FSL, and with the commands that use the transform:
     spatial-diffusion register t2.nii.gz t1.nii.gz -o t2_to_t1.mat --format flirt --show-commands
+  Thousands of scans, eight at a time, with a page to review them:
+    spatial-diffusion register scans/ template.nii.gz -o transforms/ --jobs 8 --review review/
   In a script that must not go on with a poor answer:
     spatial-diffusion register a.nii.gz b.nii.gz -o a_to_b.tfm --quiet --fail-on poor || exit 1
 """
@@ -68,6 +71,9 @@ def _add_outputs(outputs: Group) -> None:
         "--report", metavar="FILE.json", help="transform, quality and settings, each field explained in docs"
     )
     outputs.add_argument("--picture", metavar="FILE.png", help="before and after, in three planes, to judge by")
+    outputs.add_argument(
+        "--review", metavar="DIR", help="a page for the browser to look at all answers, likely failures first"
+    )
     outputs.add_argument(
         "--show-commands",
         action="store_true",
@@ -129,6 +135,12 @@ def _add_settings(how: Group) -> None:
     )
     how.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps")
     how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    how.add_argument(
+        "--jobs",
+        metavar="N|ADDRESS",
+        help="register N volumes at a time, each by a process of one thread, or hand them to the Dask scheduler at "
+        "an address such as tcp://HOST:8786 (default: one after the other by all threads)",
+    )
     how.add_argument("--seed", type=int, default=0, metavar="N", help="of the points drawn (default: 0)")
     how.add_argument("--quiet", action="store_true", help="no progress and no summary; warnings remain")
     how.add_argument(
@@ -142,7 +154,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raise UsageError where options do not fit each other."""
     if arguments.modality and (arguments.moving_modality or arguments.fixed_modality):
         raise UsageError("Give --modality for both volumes, or --moving-modality and --fixed-modality, not both.")
-    if not any(getattr(arguments, name) for name in OUTPUTS):
+    if not any(getattr(arguments, name) for name in (*OUTPUTS, "review")):
         raise UsageError("Nothing would be written; give -o FILE or another output.")
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads must be at least 1, got {arguments.threads}.")
@@ -153,7 +165,8 @@ def _check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; returns the exit status."""
     _check(arguments)
-    from .batch import Batch, Loader, warn_if_inverted
+    from .batch import Batch, warn_if_inverted
+    from .jobs import Common, Job, record_path, target
 
     movings = volume_files(arguments.moving, leave_out=(arguments.fixed, arguments.moving_mask, arguments.fixed_mask))
     names = unique_names(movings)
@@ -165,25 +178,31 @@ def run(arguments: argparse.Namespace) -> int:
     plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
     from ..device import resolve_device
     from ..inputs import as_volume
+    from ..many.executor import executor
     from ..spatial.transform_file import read_transform
-    from ..spatial.volume import validate
 
     resolve_device(arguments.device)
-    fixed = as_volume(arguments.fixed, "fixed")
-    validate(fixed, "fixed")
-    _check_fit(plans, movings, fixed)
-    loader = Loader(movings)
+    spread = None if arguments.jobs is None else executor(arguments.jobs)
+    if arguments.review:
+        from ..review.pages import prepare_folder
+
+        prepare_folder(arguments.review)
+    init = None
     if arguments.init:
         # With several volumes, a matrix that needs its own moving volume cannot be meant for all of them.
-        first = loader(0) if len(movings) == 1 else None
-        options["init"] = read_transform(arguments.init, moving=first, fixed=fixed)
+        first = as_volume(movings[0], "moving") if len(movings) == 1 else None
+        fixed = as_volume(arguments.fixed, "fixed")
+        init = read_transform(arguments.init, moving=first, fixed=fixed)
         if first is not None:
-            warn_if_inverted(options["init"], first, fixed, arguments.init)
-    for role in ("moving_mask", "fixed_mask"):
-        if getattr(arguments, role):
-            options[role] = as_volume(getattr(arguments, role), role.replace("_", " "))
-    batch = Batch(arguments, movings, plans, loader, fixed)
-    return batch.run(options)
+            warn_if_inverted(init, first, fixed, arguments.init)
+    common = Common.of(arguments, options, init)
+    # What is wrong with the fixed volume, the masks, the model and the outputs is said now.
+    _check_fit(plans, movings, target(common).fixed)
+    jobs = [
+        Job(common, moving, name, plan, record_path(plan, name) if len(movings) > 1 else None)
+        for moving, name, plan in zip(movings, names, plans)
+    ]
+    return Batch(arguments, jobs, spread).run()
 
 
 def _check_fit(plans: list[dict], movings: list[str], fixed: Any) -> None:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Callable, Union
 
@@ -38,10 +38,13 @@ class Outcome:
     error: Exception | None = None
 
 
+Outcomes = Generator[Outcome, None, None]
+
+
 class Here:
     """One item after the other in this process."""
 
-    def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
+    def run(self, function: Callable, items: Iterable) -> Outcomes:
         for index, item in enumerate(items):
             try:
                 value = function(item)
@@ -57,8 +60,9 @@ class Processes:
     def __init__(self, jobs: int):
         self.jobs = int(jobs)
 
-    def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
-        todo, done = iter(enumerate(items)), queue.Queue()  # type: ignore[var-annotated]
+    def run(self, function: Callable, items: Iterable) -> Outcomes:
+        todo: Iterator = iter(enumerate(items))
+        done: queue.Queue = queue.Queue()
         lock, workers = threading.Lock(), [_Worker() for _ in range(self.jobs)]
 
         def serve(worker: _Worker) -> None:
@@ -163,13 +167,13 @@ class Dask:
                 "Work by Dask needs the package distributed; install it with: pip install distributed."
             ) from None
         try:
-            self.client = Client(address, timeout="10s")
+            self.client = Client(address, timeout="5s")
         except (OSError, ValueError, TimeoutError) as error:
             raise InputError(
                 f"The scheduler {address} cannot be reached ({type(error).__name__}); check it and that it runs."
             ) from error
 
-    def run(self, function: Callable, items: Iterable) -> Iterator[Outcome]:
+    def run(self, function: Callable, items: Iterable) -> Outcomes:
         from distributed import as_completed
 
         from .worker import answered

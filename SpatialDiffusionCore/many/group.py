@@ -13,11 +13,12 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..inputs import as_volume
 from ..options import RegistrationOptions
 from ..pipeline.step import Step
 from ..registration import OnStep, register, run_steps
@@ -34,7 +35,8 @@ TRUST = {"good": 1.0, "fair": 0.5, "poor": 0.1}
 #: Around the tissue of all volumes the mean image shows this much more, as a part of its extent.
 MARGIN = 0.1
 
-Source = Union[Volume, str, os.PathLike]
+#: A Volume, or what as_volume makes one of; files are read when they are needed.
+Source = Any
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class GroupRegistration:
 
 
 def _volume(source: Source) -> Volume:
-    return source if isinstance(source, Volume) else load(source)
+    return as_volume(source, "group's")
 
 
 @lru_cache(maxsize=6)
@@ -184,7 +186,8 @@ def group_steps(
     spread = executor(jobs)
     if len(volumes) < 2:
         raise InputError(f"A group has two volumes at least, got {len(volumes)}.")
-    members = [_member(one, index) for index, one in enumerate(volumes)]
+    sources = [one if isinstance(one, (str, os.PathLike)) else _volume(one) for one in volumes]
+    members = [_member(one, index) for index, one in enumerate(sources)]
     order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))
     for one, other in zip(order, order[1:]):
         if members[one].digest == members[other].digest:
@@ -200,7 +203,7 @@ def group_steps(
             if outcome.error is None:
                 answers[pair] = outcome.value
                 if on_pair is not None:
-                    on_pair(*pair, outcome.value)
+                    on_pair(pair[0], pair[1], outcome.value)
             elif isinstance(outcome.error, InputError):
                 raise outcome.error
             else:

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
+import traceback
 from typing import Any, Callable
 
+from ..errors import InputError
 from .executor import WorkerError
 
 
 def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:
-    """(value, None) or (None, error) of ``function(item)``, computed by one thread; the error can be pickled."""
+    """(value, None) or (None, an InputError or a WorkerError) of ``function(item)``, computed by one thread."""
     import torch
 
     torch.set_num_threads(1)
     try:
         return function(item), None
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            error = WorkerError(f"{type(error).__name__}: {error}")
+    except InputError as error:
         return None, error
+    except Exception as error:
+        # With the place where it failed, which is lost when an error is pickled.
+        return None, WorkerError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
 
 
 def serve() -> None:
     """Work until the parent closes the pipe."""
+    # Ctrl+C reaches all processes; the parent ends its own.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed on the way must not get among the answers
     while True:

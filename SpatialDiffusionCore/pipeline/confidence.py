@@ -56,7 +56,8 @@ def features(evidence: Evidence) -> Dict[str, Optional[float]]:
         "margin": None if evidence.margin is None else float(np.clip(evidence.margin, -0.2, 0.4)),
         "searches": evidence.searches,
         "refined": evidence.refined,
-        "agreement": evidence.agreement,
+        # Where the network was not asked, or cannot tell, nothing speaks for the answer; at chance it agrees by half.
+        "agreement": 0.0 if evidence.agreement is None else float(np.clip(2 * evidence.agreement - 1, 0.0, 1.0)),
         "detour": small(evidence.detour),
     }
 

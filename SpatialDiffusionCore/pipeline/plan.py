@@ -33,9 +33,9 @@ def fast(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, 
             if best.probability >= accept_from():
                 break
             yield from course.rescue(rescue, best)
-            other = course.best()
-            if course.is_new(other, best):
-                other = yield from course.refine(other)
+            candidate = course.best()
+            if course.is_new(candidate, best):
+                other = yield from course.refine(candidate)
                 other = yield from course.verify(other)
                 best = max(best, other, key=lambda answer: answer.probability)
             else:

@@ -59,6 +59,10 @@ class Candidate:
     score: float = 1.0
 
 
+def _rank(candidate: Candidate) -> float:
+    return -np.inf if candidate.rank is None else candidate.rank
+
+
 @dataclass(frozen=True)
 class Answer:
     """A refined candidate. kept: whether its refinement stands; probability: that it is right, from its evidence."""
@@ -177,7 +181,7 @@ class Course:
     def best(self) -> Candidate:
         """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the first."""
         if any(c.rank is not None for c in self.candidates):
-            return max((c for c in self.candidates if c.rank is not None), key=lambda c: c.rank)
+            return max((c for c in self.candidates if c.rank is not None), key=_rank)
         if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
             worlds = [c.world for c in self.candidates if c.source == "diffusion"] or [c.world for c in self.candidates]
             agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.places)
@@ -211,8 +215,8 @@ class Course:
         found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
         if not strategy.is_better(pair, world, found, seed):
             return Answer(world, source)
-        lost = self.trusted is not None and self.agreement(found) < self.trusted - LOST
-        if lost and self.agreement(world) >= self.trusted:
+        lost = self.trusted is not None and (self.agreement(found) or 0.0) < self.trusted - LOST
+        if lost and self.trusted is not None and (self.agreement(world) or 0.0) >= self.trusted:
             return Answer(world, source)
         return Answer(found, source, kept=True)
 
@@ -272,8 +276,8 @@ class Course:
     def _margin(self, answer: Answer) -> Optional[float]:
         """By how much the answer's basin ranks above the best other one; both after the same coarse refinement."""
         ranked = [c for c in self.candidates if c.rank is not None]
-        here = [c.rank for c in ranked if not self.is_new(c, answer)]
-        others = [c.rank for c in ranked if self.is_new(c, answer)]
+        here = [_rank(c) for c in ranked if not self.is_new(c, answer)]
+        others = [_rank(c) for c in ranked if self.is_new(c, answer)]
         if not others:
             return None
         # Where the refinement left its candidate's basin, the answer counts as it is.
@@ -330,12 +334,13 @@ class Course:
         for number, matrix in enumerate(found, start=1):
             compared.append(self._compared(Candidate(self.pair.to_world(matrix), "wide search")))
             if number % 4 == 0:
-                yield self.step("Searching further", max(compared, key=lambda c: c.rank).world)
+                yield self.step("Searching further", max(compared, key=_rank).world)
         if compared:
-            self.firsts.append(max(compared, key=lambda c: c.rank).world)
+            self.firsts.append(max(compared, key=_rank).world)
         self.candidates += compared
 
     def outcome(self, answer: Answer) -> Outcome:
         """What the process found."""
         details = {"candidates": len(self.candidates), "best": answer.source}
+        assert answer.evidence is not None, "only a verified answer goes out"
         return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, details)

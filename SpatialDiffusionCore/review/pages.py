@@ -85,7 +85,7 @@ def add_pair(
 
 def add_failure(folder: Any, key: str, moving: str, fixed: str, reason: str) -> dict:
     """A row without pictures for a pair that could not be registered."""
-    row = {"id": safe_name(key), "moving": moving, "fixed": fixed, "word": "failed", "probability": None}
+    row: dict = {"id": safe_name(key), "moving": moving, "fixed": fixed, "word": "failed", "probability": None}
     row.update({"warnings": [reason], "figures": {}, "views": [], "risk": 1.0})
     _write_row(Path(folder), row)
     return row
@@ -134,6 +134,7 @@ def add_registration(folder: Any, key: str, result: Any, moving: Volume, fixed: 
         "similarity_before": quality.similarity_before,
         "similarity": quality.similarity_after,
         "overlap": quality.overlap,
+        "why": quality.why(),
         "in_words": result.decomposition.text(),
         "warnings": list(quality.warnings),
     }

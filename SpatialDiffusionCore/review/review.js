@@ -161,7 +161,7 @@
     row.scrollIntoView({ block: "nearest" });
     $("viewer").hidden = false;
     $("pair").textContent = `${pair.moving} → ${pair.fixed}`;
-    const parts = [pair.word];
+    const parts = [pair.why ? `${pair.word}: ${pair.why}` : pair.word];
     if (typeof pair.probability === "number") parts.push(`P(wrong) ${number(1 - pair.probability, 3)}`);
     if (typeof pair.similarity === "number") {
       const before = typeof pair.similarity_before === "number" ? `${number(pair.similarity_before, 2)} → ` : "";

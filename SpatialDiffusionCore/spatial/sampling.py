@@ -242,11 +242,11 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     if (np.abs(corners) < 1 - 1e-5).all() and (corners < last - 1e-5).all():
         support = torch.ones_like(values)
     else:
-        support = True
+        seen = torch.ones_like(coordinates[..., 0], dtype=torch.bool)
         for axis in range(3):
             place = coordinates[..., axis]
-            support = (place >= -1) & (place <= float(last[axis])) & support
-        support = support[None].to(values.dtype)
+            seen &= (place >= -1) & (place <= float(last[axis]))
+        support = seen[None].to(values.dtype)
         values *= support
     if prepared.mask is not None:
         inside = mask_module.on_grid(prepared.mask, grid)
@@ -298,7 +298,5 @@ def _coordinates(to_normalized: np.ndarray, shape, device):
     planes = (i[:, None] + j + to_normalized[:3, 3]).reshape(-1, 3)
     # A row of the grid is a place in its plane plus the same steps along k: one product instead of three broadcasts.
     repeated = np.tile(np.eye(3), (1, shape[2]))
-    planes, repeated, steps = (
-        torch.as_tensor(a, dtype=torch.float32, device=device) for a in (planes, repeated, k.reshape(1, -1))
-    )
-    return torch.addmm(steps, planes, repeated).view(1, *shape, 3)
+    tensors = (torch.as_tensor(a, dtype=torch.float32, device=device) for a in (k.reshape(1, -1), planes, repeated))
+    return torch.addmm(*tensors).view(1, *shape, 3)

@@ -18,7 +18,7 @@ import numpy as np
 
 from . import motion_child
 
-BASES, FRAMES = (10, 30, 50), 16
+BASES, FRAMES = (10, 50), 16
 METHODS = {"ours": "this project", "ants": "ants.motion_correction", "dipy": "dipy.align.motion_correction"}
 
 

@@ -26,7 +26,7 @@ def moved(content: bytes, motion: Motion, path) -> bytes:
         raise damaged(path, "STL file")
     frame = frame_in(content.splitlines()[0].decode("latin-1"))
 
-    def changed(change) -> Callable[[re.Match], bytes]:
+    def changed(change: Callable) -> Callable[[re.Match], bytes]:
         def one(match: re.Match) -> bytes:
             values = change(np.array([[float(value) for value in match.groups()[1:]]]), frame)[0]
             return match[1] + b" " + " ".join(f"{value:.9g}" for value in values).encode()
