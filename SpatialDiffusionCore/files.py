@@ -64,7 +64,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise InputError(f"Cannot write '{path}': {_reason(error)}; make room and try again.") from error
-        raise
+        if error.errno is None:
+            raise
+        raise InputError(f"Cannot write '{path}' ({_reason(error)}); choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
