@@ -171,6 +171,7 @@ def _quality(pair: Pair, model: Model, settings: Settings, outcome: Outcome, wor
         confirmed=None if detour is None else detour.confirmed,
         evidence=evidence.to_dict(),
         probability=outcome.probability,
+        mirrored=outcome.mirrored,
     )
     symmetric = model.sides_of(*settings.keys) if settings.sampler == "fast" else None
     if symmetric is not None:

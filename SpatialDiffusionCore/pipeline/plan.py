@@ -40,4 +40,7 @@ def fast(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, 
                 best = max(best, other, key=lambda answer: answer.probability)
             else:
                 best = yield from course.verify(best)
-    return course.outcome(best)
+    mirrored = None
+    if settings.strategy.looks_in_mirror and settings.search is SearchMode.SIMILARITY and settings.init is None:
+        mirrored = yield from course.mirrored(best)
+    return course.outcome(best, mirrored)

@@ -17,7 +17,7 @@ from ..method import diffusion
 from ..modelfile.model import Model, templates
 from ..options import SearchMode
 from ..spatial import geometry
-from ..spatial.cube import Cube
+from ..spatial.cube import Cube, on_grid
 from ..strategies.head_template import HeadTemplate
 from . import confidence
 from .evidence import Evidence, strain_of
@@ -42,6 +42,11 @@ COMPARED = 3
 #: Similarity below which the answer is also refined by blocks that vote (block_matching.py): brains of two people and heads
 #: in focus are alike by 0.46 or more, a volume with slabs moved by less.
 UNLIKE = 0.45
+
+#: Volumes that are more alike than the first are not compared as in a mirror; so many poses are, and a mirror image must be
+#: so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are, by 0.9 and
+#: more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
+MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
 
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
 LOST = 0.15
@@ -339,8 +344,29 @@ class Course:
             self.firsts.append(max(compared, key=_rank).world)
         self.candidates += compared
 
-    def outcome(self, answer: Answer) -> Outcome:
+    def mirrored(self, answer: Answer) -> Generator[Step, None, Optional[float]]:
+        """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are; else None.
+
+        Two individuals' organs are about as alike either way, so nothing is said of them.
+        """
+        pair = self.pair
+        alike = pair.alike(answer.world)
+        if alike >= MIRROR_LOOKS or pair.moving.focus is not None:
+            return None
+        moving = pair.moving
+        image = Pair(on_grid(moving.prepared.mirrored(), moving.grid, moving.values.device), pair.fixed)
+        found = self.settings.strategy.poses(image.moving, image.fixed, self.settings.seed)[:MIRROR_CANDIDATES]
+        yield self.step("Checking", answer.world)
+        best = 0.0
+        for pose in found:
+            world = self.settings.strategy.compared(
+                image.moving, image.fixed, image.to_world(pose.matrix), self.settings.transform, self.settings.seed
+            )
+            best = max(best, image.alike(world))
+        return best if best > alike + MIRROR_MORE else None
+
+    def outcome(self, answer: Answer, mirrored: Optional[float] = None) -> Outcome:
         """What the process found."""
         details = {"candidates": len(self.candidates), "best": answer.source}
         assert answer.evidence is not None, "only a verified answer goes out"
-        return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, details)
+        return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, mirrored, details)

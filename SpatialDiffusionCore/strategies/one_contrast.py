@@ -10,6 +10,7 @@ class OneContrast(Strategy):
 
     name = "one-contrast"
     any_size = False
+    looks_in_mirror = False
     blocks_vote = True
     rescues: tuple[str, ...] = ("wide", "network")
 
