@@ -1,4 +1,5 @@
 """Volumes: files in the world of other programs, resampling against analytic functions, and refusals."""
+
 from __future__ import annotations
 
 import itertools
@@ -141,7 +142,9 @@ def test_a_sheared_header_is_kept(tmp_path, ending):
     assert np.allclose(back.data, ramp(world(back.shape, back.voxel_to_ras)), atol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"]
+)
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
 def test_label_maps_keep_type_and_values(tmp_path, dtype, ending):
     data = noise(dtype)

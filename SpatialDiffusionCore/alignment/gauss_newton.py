@@ -135,7 +135,7 @@ _UPPER = {n: np.triu_indices(n) for n in (3, 4)}
 
 
 def _unfolding() -> np.ndarray:
-    """144 places: where the entries of a 12×12 matrix whose blocks are symmetric lie among the 6·10 of both triangles."""
+    """144 places where the entries of a 12×12 matrix with symmetric blocks lie among the 6·10 of both triangles."""
     place = {n: np.zeros((n, n), int) for n in (3, 4)}
     for n, found in place.items():
         found[_UPPER[n]] = found.T[_UPPER[n]] = np.arange(len(_UPPER[n][0]))
@@ -172,8 +172,9 @@ def _unfolded(equations: np.ndarray) -> tuple:
 
 
 def _fit_intensity(sampled, powers, weights):
-    """Per transform and channel (C×B×1), gain and offset that make values like ``sampled`` (C×B×N); C×N×3 ``powers``: 1, the values,
-    their squares."""
+    """Per transform and channel (C×B×1), gain and offset that make values like ``sampled`` (C×B×N); C×N×3 ``powers``:
+    1, the values, their squares.
+    """
     total, sum_v, square_v = (weights @ powers).split(1, dim=2)
     total = total.clamp_min(1e-6)
     sum_s, product = ((weights * sampled) @ powers[..., :2]).split(1, dim=2)
@@ -236,13 +237,13 @@ def refine(
 ) -> np.ndarray:
     """Improve B transforms (B×4×4, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
-    Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen
-    in the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most
-    per iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
-    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared logarithmic strain costs, in
-    units of the mean squared residual of a feature; it is that of the matrix after ``already`` (3×3), what was done to the
-    moving volume before. ``free``: as much of it, along each axis, costs nothing. ``chosen``: which points of the fixed and of
-    the moving side count in each transform, B×N of 0 and 1 (default: all).
+    Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen in
+    the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most per
+    iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
+    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared logarithmic strain
+    costs, in units of the mean squared residual of a feature; it is that of the matrix after ``already`` (3×3), what
+    was done to the moving volume before. ``free``: as much of it, along each axis, costs nothing. ``chosen``: which
+    points of the fixed and of the moving side count in each transform, B×N of 0 and 1 (default: all).
     """
     radius = max(float(fixed.points.square().sum(1).mean().sqrt()), 1e-6)
     matrices = np.array(matrices, float)
@@ -261,8 +262,8 @@ def refine(
         hessian = hessian + _transposed(across) @ back @ across
         slope = slope - (back_slope[:, None] @ across)[:, 0]
         if stiffness:
-            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose
-            # slope in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
+            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|²,
+            # whose slope in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
             weight = 2 * stiffness * len(fixed.values)
             linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
             squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
@@ -290,7 +291,8 @@ def refine(
 
 
 def correlation(fixed: Side, moving: Side, matrices: np.ndarray):
-    """(similarity, overlap) of B×4×4 transforms, arrays of B: mean of both directions' correlation of features over tissue points.
+    """(similarity, overlap) of B×4×4 transforms, arrays of B: mean of both directions' correlation of features over
+    tissue points.
 
     Correlation is over the points that land in the other's support; overlap is their share. With several features,
     it is their mean.
