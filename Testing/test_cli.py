@@ -140,7 +140,7 @@ def test_every_output_is_written_and_agrees(folder, capsys):
 def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(folder, capsys):
     assert main(["register", "moving.nii.gz", "nan.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out",
                  "--report", "out", "--quiet", "--threads", "1"]) == 1
-    assert sorted(os.listdir("out")) == ["four_1_report.json", "four_1_to_fixed.tfm", "moving_report.json",
+    assert sorted(os.listdir("out")) == [".spatial-diffusion", "four_1_report.json", "four_1_to_fixed.tfm", "moving_report.json",
                                          "moving_to_fixed.tfm", "registrations.csv"]
     error = capsys.readouterr().err
     assert "nan.nii.gz holds nothing but NaN" in error and "Traceback" not in error
@@ -152,7 +152,7 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main(["register", "moving.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out", "--quiet"]) == 0
-    assert sorted(os.listdir("out")) == ["four_1_to_fixed.tfm", "registrations_1.csv"]
+    assert sorted(os.listdir("out")) == [".spatial-diffusion", "four_1_to_fixed.tfm", "registrations_1.csv"]
 
 
 def test_apply_moves_label_maps_without_touching_their_values(folder):
