@@ -77,8 +77,8 @@ def written_together(path: str | os.PathLike) -> Iterator[Path]:
     what the block writes beside it goes along, the header last.
     """
     target = Path(os.path.realpath(path))
-    beside = {"prefix": ".", "suffix": ".part", "dir": target.parent}
-    with written_whole(path) as placeholder, tempfile.TemporaryDirectory(**beside) as folder:
+    beside = tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent)
+    with written_whole(path) as placeholder, beside as folder:
         ending = extension(target)
         header = Path(folder, target.name[: len(target.name) - len(ending)] + ending)
         yield header

@@ -85,7 +85,8 @@ def _of_nibabel(given: Any, role: str) -> tuple | None:
     if given.affine is None:
         raise InputError(f"The {role} image has no affine; give a pair (array, affine).")
     file = given.get_filename() if hasattr(given, "get_filename") else None
-    name, matrix, warnings = _name(file, role), np.asarray(given.affine, float), []
+    name, matrix = _name(file, role), np.asarray(given.affine, float)
+    warnings: list[str] = []
     header = given.header
     if "qform_code" in (header.keys() if hasattr(header, "keys") else ()) and np.allclose(
         matrix, header.get_best_affine(), rtol=0, atol=1e-4

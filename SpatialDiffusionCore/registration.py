@@ -11,13 +11,12 @@ import hashlib
 import os
 import time
 from dataclasses import replace
-from typing import Any, Callable, Generator, List, Optional, Sequence, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Generator, List, Optional, Sequence, TypeVar, Union
 
 import numpy as np
 
 from .alignment.pair import Pair
 from .device import resolve_device
-from .errors import InputError
 from .inputs import as_mask, as_matrix, as_volume
 from .modality import AUTO
 from .options import RegistrationOptions, takes_options
@@ -26,6 +25,14 @@ from .pipeline.work_scale import in_work_units
 from .result import Registration
 from .spatial import geometry
 from .spatial.volume import validate
+
+if TYPE_CHECKING:  # loaded with the work, for they bring PyTorch along
+    from .modelfile.model import Model
+    from .pipeline.confidence import Quality
+    from .pipeline.prepared_input import PreparedInput
+    from .pipeline.settings import Settings
+    from .pipeline.step import Outcome
+    from .spatial.cube import Cube
 
 #: What ``inputs.as_volume`` takes: a path, a Volume, an image of nibabel or SimpleITK, a pair (array, affine).
 VolumeLike = Any
@@ -62,7 +69,9 @@ def registration_steps(
     return result
 
 
-def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None, Registration]:
+def _steps(
+    moving: PreparedInput, fixed: PreparedInput, options: RegistrationOptions
+) -> Generator[Step, None, Registration]:
     """``registration_steps`` of two PreparedInputs."""
     started = time.perf_counter()
     from .modelfile.model_cube import in_common_focus
@@ -121,12 +130,14 @@ def _steps(moving, fixed, options: RegistrationOptions) -> Generator[Step, None,
 FEW_SLICES = 8
 
 
-def _few_slices(one) -> str:
+def _few_slices(one: PreparedInput) -> str:
     name, count = one.volume.name, min(one.volume.shape)
     return f"{name} has {count} slices only: scale and shear across them are hardly determined; rigid is safer."
 
 
-def _record(options: RegistrationOptions, keys: tuple, moving, fixed) -> dict:
+def _record(
+    options: RegistrationOptions, keys: tuple[str, str], moving: PreparedInput, fixed: PreparedInput
+) -> dict[str, Any]:
     """What a report says of how an answer came about, beside the answer."""
     from .modelfile.catalog import choose
     from .modelfile.model import Model
@@ -142,7 +153,7 @@ def _record(options: RegistrationOptions, keys: tuple, moving, fixed) -> dict:
     }
 
 
-def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool):
+def _quality(pair: Pair, model: Model, settings: Settings, outcome: Outcome, world: np.ndarray, swap: bool) -> Quality:
     """The figures of an answer, ``world`` (4×4, RAS mm, the pair's fixed → moving)."""
     from .pipeline.confidence import Quality
     from .pipeline.template_check import laterality
@@ -160,6 +171,7 @@ def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool
         confirmed=None if detour is None else detour.confirmed,
         evidence=evidence.to_dict(),
         probability=outcome.probability,
+        mirrored=outcome.mirrored,
     )
     symmetric = model.sides_of(*settings.keys) if settings.sampler == "fast" else None
     if symmetric is not None:
@@ -168,7 +180,9 @@ def _quality(pair: Pair, model, settings, outcome, world: np.ndarray, swap: bool
     return quality
 
 
-def _recorded(process, history: List[Step], swap: bool, scale: float):
+def _recorded(
+    process: Generator[Step, None, Outcome], history: List[Step], swap: bool, scale: float
+) -> Generator[Step, None, Outcome]:
     """Pass a process's steps on, in mm, inverted if it works on the pair the other way round, and keep them."""
     while True:
         try:
@@ -181,7 +195,7 @@ def _recorded(process, history: List[Step], swap: bool, scale: float):
         yield step
 
 
-def _signature(cube) -> bytes:
+def _signature(cube: Cube) -> bytes:
     """What orders a pair: depends on the volume's content alone, not on its role."""
     digest = hashlib.blake2b(cube.values.cpu().numpy().tobytes(), digest_size=16)
     digest.update(np.round(cube.grid.voxel_to_ras, 6).tobytes())
@@ -311,6 +325,6 @@ def _check_model(options: RegistrationOptions, device: str) -> None:
 
     keys = options.moving_modality, options.fixed_modality
     if AUTO.key not in keys and not isinstance(options.model, Model):
-        load_model(options.model, *keys, device)
+        load_model(options.model, str(keys[0]), str(keys[1]), device)
     elif isinstance(options.model, (str, os.PathLike)):
         find(options.model)

@@ -152,6 +152,17 @@ def test_a_candidate_never_mirrors():
     assert np.abs(np.log(np.linalg.svd(kept[0][:3, :3])[1])).max() < 0.2 + 1e-9
 
 
+def test_a_mirrored_copy_of_any_organ_is_named(brain):
+    """A brain is nearly symmetric, so its mirror image fits well enough to be called good."""
+    other = 0.7 * brain.data + 20 * np.random.default_rng(3).normal(size=brain.shape)
+    image = Volume(other.astype(np.float32), np.diag([-1.0, 1, 1, 1]) @ brain.voxel_to_ras, "image")
+    result = register(image.moved(turn(image, 60)), brain, **ANYTHING)
+    assert result.quality.confidence == "poor" and "mirror image" in " ".join(result.quality.warnings)
+    assert result.quality.mirrored > result.quality.similarity_after + 0.15
+    copy = Volume(other.astype(np.float32), brain.voxel_to_ras, "copy")
+    assert register(copy.moved(turn(copy, 60)), brain, **ANYTHING).quality.mirrored is None
+
+
 # --- the probability ---------------------------------------------------------------------------------------
 
 SURE = Evidence(0.8, 0.75, 0.8, 0.3, 1.0, 0.02, spread=0.002, margin=0.4, searches=1.0)

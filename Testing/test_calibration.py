@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from Benchmark import calibrate, calibration, subjects
+from Benchmark import anatomy_report, calibrate, calibration, calibration_report, subjects
 from Benchmark.__main__ import main
 
 from SpatialDiffusionCore.pipeline import confidence as core
@@ -89,11 +89,11 @@ def test_a_cut_off_keeps_wrong_answers_below_its_bound_and_is_none_where_too_few
 def test_fair_answers_are_told_from_those_that_are_good_already():
     chances = [0.999] * 700 + [0.95] * 20 + [0.8] * 10 + [0.6] * 30 + [0.2] * 40
     right = [True] * 700 + [True] * 19 + [False] + [True] * 8 + [False] * 2 + [True, False] * 15 + [False] * 40
-    judged = [calibrate.Judged("A/spine/spine_04/0", c, r) for c, r in zip(chances, right)]
+    judged = [calibration_report.Judged("A/spine/spine_04/0", c, r) for c, r in zip(chances, right)]
     assert calibrate.cut_offs(judged, 0.98) == {"good": 0.999, "fair": 0.8}  # 3 of 30 wrong; with the next 18 of 60
     few = [j for j in judged if j.chance < 0.999] + judged[:50]
     assert calibrate.cut_offs(few, 0.98) == {"good": None, "fair": 0.8}
-    all_right = [calibrate.Judged("A/spine/spine_04/0", c, True) for c in [0.999] * 700 + [0.3] * 10]
+    all_right = [calibration_report.Judged("A/spine/spine_04/0", c, True) for c in [0.999] * 700 + [0.3] * 10]
     assert calibrate.cut_offs(all_right, 0.98)["fair"] in (None, 0.5)
 
 
@@ -217,3 +217,20 @@ def test_paired_differences_come_with_students_interval():
     # Differences 0.02, 0.03, 0.01: mean 0.02, standard error 0.01/√3, t(0.975, 2) = 4.303.
     assert tables.paired_difference(records, "default", "elastix") == "+0.020 [-0.005, +0.045] (3)"
     assert tables.paired_difference(records[:5], "default", "elastix") == "–"
+
+
+def test_the_report_says_how_true_a_runs_probabilities_are():
+    records = [
+        {
+            "method": "untold",
+            "case": f"A/spine/spine_04/{n}",
+            "probability": n / 40,
+            "success": n > 20,
+            "wrong": n <= 20,
+        }
+        for n in range(40)
+    ]
+    others = [{k: v for k, v in {**r, "method": "elastix"}.items() if k != "probability"} for r in records]
+    said = "\n".join(anatomy_report.section([{"peak_mb": 1, **r} for r in [*records, *others]]))
+    assert said.count("**Its probability of being right**") == 1 and "| all but X | all | 40 | 21 |" in said
+    assert len(anatomy_report.panels([*records, *others])) == 1 and anatomy_report.panels(others) == []

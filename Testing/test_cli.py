@@ -38,6 +38,9 @@ def folder(tmp_path, monkeypatch):
     write("constant.nii.gz", np.full((20, 20, 20), 7, np.float32))
     write("nan.nii.gz", np.full((24, 24, 24), np.nan, np.float32))
     write("inf.nii.gz", np.full((24, 24, 24), np.inf, np.float32))
+    holes = blob()
+    holes[3, 4, 5:9] = np.nan, np.inf, -np.inf, np.nan
+    write("holes.nii.gz", holes)
     write("flat.nii.gz", blob(), geometry.from_parts(np.array([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])))
     (tmp_path / "noise.nii.gz").write_bytes(RNG.bytes(500))
     (tmp_path / "text.nii").write_text("not a volume")
@@ -146,6 +149,64 @@ def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(fo
     assert "nan.nii.gz holds nothing but NaN" in error and "Traceback" not in error
     # volume 1 of the 4D file is the same as the 3D one, so is its transform
     np.testing.assert_array_equal(read_transform("out/four_1_to_fixed.tfm"), read_transform("out/moving_to_fixed.tfm"))
+
+
+@pytest.mark.parametrize("bad", ["nan.nii.gz", "gone.nii.gz", "text.nii", "flat.nii.gz", "constant.nii.gz"])
+def test_a_first_volume_that_is_no_good_does_not_stop_the_others(folder, capsys, bad):
+    assert main(["register", bad, "moving.nii.gz", "fixed.nii.gz", "-o", "out/", "--quiet", "--threads", "1", "--init",
+                 "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish"]) == 1
+    assert sorted(os.listdir("out")) == ["moving_to_fixed.tfm", "registrations.csv"]
+    assert bad in capsys.readouterr().err
+
+
+def test_holes_of_nan_are_registered_and_spoken_of(folder, capsys):
+    assert main(["register", "holes.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--report", "r.json", "--moved", "m.nii",
+                 "--threads", "1", "--init", "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish"]) == 0
+    told = "less than 0.1 % of holes.nii.gz hold NaN or infinite values; they are taken for background."
+    assert told in capsys.readouterr().err
+    assert told in json.loads((folder / "r.json").read_text())["quality"]["warnings"]
+    assert np.isfinite(volume_file.load("m.nii").data).sum() > 10000
+
+
+def test_a_header_that_contradicts_itself_is_spoken_of_in_shell_report_and_api(folder, capsys):
+    image = nibabel.load("moving.nii.gz")
+    image.set_qform(image.affine, 1)
+    image.set_sform(geometry.from_parts(np.eye(3), (9.0, 0, 0)) @ image.affine, 4)
+    nibabel.save(image, "two.nii")
+    quick = {"steps": 0, "modality": "any", "polish": False, "search": False, "device": "cpu"}
+    from SpatialDiffusionCore import register
+
+    told = "The qform and the sform of two.nii place it up to 9 mm apart; the qform is used, as in Slicer and ITK."
+    for moving in ("two.nii", nibabel.load("two.nii"), volume_file.load("two.nii")):
+        assert told in register(moving, "fixed.nii.gz", init=np.eye(4), **{**quick, "search": True}).quality.warnings
+    assert main(["apply", "identity.tfm", "two.nii", "--reference", "fixed.nii.gz", "-o", "y.nii", "--quiet"]) == 0
+    assert told in capsys.readouterr().err
+
+
+def test_one_output_that_fails_at_the_end_leaves_the_others(folder, capsys, monkeypatch):
+    from SpatialDiffusionCore.spatial import volume_file as module
+
+    def broken(*_):
+        raise IndexError("median(): internal words")
+
+    monkeypatch.setattr(module, "save", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--moved", "m.nii", "--report", "r.json",
+                 "--picture", "p.png", "--threads", "1", "--init", "identity.tfm", "--steps", "0", "--modality", "any",
+                 "--no-polish"]) == 1
+    assert all(os.path.getsize(name) for name in ("x.tfm", "r.json", "p.png")) and not os.path.exists("m.nii")
+    error = capsys.readouterr().err
+    assert "median" not in error and "IndexError" not in error and "failed at writing m.nii" in error
+    report = next(folder.glob("spatial-diffusion-failure-*.txt")).read_text()
+    assert "IndexError: median(): internal words" in report and "Spatial Diffusion Registration" in report
+
+
+def test_the_background_of_a_moved_volume_can_be_said(folder):
+    shift = geometry.from_parts(np.eye(3), (1000.0, 0, 0))
+    write_transform(shift, "far.tfm")
+    arguments = ["apply", "far.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "y.nii.gz", "--quiet"]
+    assert main(arguments) == 0 and (volume_file.load("y.nii.gz").data == 0).all()
+    assert main([*arguments, "--background", "-5"]) == 0 and (volume_file.load("y.nii.gz").data == -5).all()
 
 
 def test_torchrun_ranks_share_the_list(folder, monkeypatch):

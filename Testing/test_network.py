@@ -293,7 +293,7 @@ def test_a_second_look_finds_what_lies_a_cell_from_where_the_first_one_ends():
     network = built("matches", volume_size=[32, 32, 32], cells=512, fine=8)
     with torch.no_grad():
         network.log_sharpness2.fill_(math.log(500.0))
-    shape, shift = (16, 16, 16), 2  # fine cells, along W
+    shift = 2  # fine cells, along W
     scene = torch.randn(1, 9, 16, 16, 20, generator=torch.Generator().manual_seed(4))
     fixed, moving = scene[..., shift:shift + 16], scene[..., :16]  # lies higher by two fine cells in the moving one
     kept = torch.arange(512)[None]
@@ -350,7 +350,7 @@ def test_seen_from_the_front_a_scan_is_two_maps_and_the_depth_of_its_middle():
     maps, height, known = front.front_view(scan[None, None])
     assert maps.shape == (1, 1, 48, 2, 48) and height.shape == known.shape == (1, 1, 48, 1, 48)
     assert bool((known[..., :38] == 1).all()) and bool((known[..., 42:] == 0).all()) and bool((height[..., 42:] == 0).all())
-    assert 0 <= maps.min() and maps.max() <= 1
+    assert maps.min() >= 0 and maps.max() <= 1
     inside = height[0, 0, 4:-4, 0, 4:34]
     assert torch.allclose(inside, ((2 * middle + 1) / 16 - 1)[4:-4, 4:34], atol=0.02)  # normalized y
 

@@ -154,6 +154,25 @@ def test_links_are_followed_once_and_keep_their_names(tmp_path):
     assert len(cache.entries) == 2 and "fetch" in cache.skipped[0]["reason"]
 
 
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+def test_a_folder_of_dicom_slices_is_one_scan(suffix, tmp_path):
+    pytest.importorskip("pydicom")
+    from dicom_fixtures import write_series
+
+    image = phantom(0)
+    for person in ("p01", "p02"):
+        folder = tmp_path / "scans" / person / "visit1"
+        write_series(folder, np.asarray(image.dataobj).astype(int), image.affine, suffix=suffix)
+        (folder / "notes.txt").write_text("about it")
+    (tmp_path / "scans" / "papers").mkdir()
+    (tmp_path / "scans" / "papers" / "readme").write_text("no scan")
+    found = scans_.find_scans(tmp_path / "scans")
+    assert [path.relative_to(tmp_path / "scans").as_posix() for path in found] == ["p01/visit1", "p02/visit1"]
+    assert set(people.people_of(found).values()) == {"p01", "p02"}
+    cache = datasets.build(tmp_path / "cache", [source(found)], GRID, report=lambda text: None)
+    assert len(cache.entries) == 2, cache.skipped
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nrrd", ".mha", ".nhdr"])
 def test_all_formats_of_the_core_are_scans(ending, tmp_path):
     image = phantom(0)

@@ -657,9 +657,8 @@ def test_a_failing_transform_writer_leaves_the_old_file_as_it_was(tmp_path, monk
 def test_nothing_written_is_an_error(tmp_path):
     with pytest.raises(InputError, match="nothing was written"), written_whole(tmp_path / "a.tfm"):
         pass
-    with pytest.raises(InputError, match="nothing was written"):
-        with written_whole(tmp_path / "a.tfm") as temporary:
-            temporary.unlink()
+    with pytest.raises(InputError, match="nothing was written"), written_whole(tmp_path / "a.tfm") as temporary:
+        temporary.unlink()
     assert not list(tmp_path.iterdir())
 
 
@@ -677,9 +676,9 @@ def test_folders_that_cannot_be_written_to(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", deny)
-    with pytest.raises(InputError, match="refuses new files \\(permission denied\\)"):
-        with written_whole(tmp_path / "a.tfm"):
-            pytest.fail("the block must not run")
+    refused = pytest.raises(InputError, match="refuses new files \\(permission denied\\)")
+    with refused, written_whole(tmp_path / "a.tfm"):
+        pytest.fail("the block must not run")
 
 
 def test_a_name_in_use_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):

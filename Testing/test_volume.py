@@ -141,7 +141,7 @@ def test_a_sheared_header_is_kept(tmp_path, ending):
     assert np.allclose(back.data, ramp(world(back.shape, back.voxel_to_ras)), atol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", "int8 uint8 int16 uint16 int32 uint32 int64 float32 float64".split())
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64"])
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
 def test_label_maps_keep_type_and_values(tmp_path, dtype, ending):
     data = noise(dtype)

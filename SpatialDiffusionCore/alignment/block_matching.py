@@ -81,12 +81,12 @@ def matches(moving, fixed, world: np.ndarray):
     template = template / template.norm(dim=1, keepdim=True).clamp_min(1e-6)
     steps = torch.arange(-REACH, REACH + 1, device=one.device)
     offsets = torch.cartesian_prod(steps, steps, steps)
-    alike = []
+    products = []
     for offset in (offsets * strides).sum(1).tolist():
         product = (template * other[block + offset]).sum(1)
         there = center + offset
-        alike.append(product.square() / (EDGE**3 * spread_other[there]) * whole[there])
-    alike = torch.stack(alike, dim=1)  # N×offsets
+        products.append(product.square() / (EDGE**3 * spread_other[there]) * whole[there])
+    alike = torch.stack(products, dim=1)  # N×offsets
     best, index = alike.max(1, keepdim=True)
     offsets = offsets.to(alike.dtype)
     # Between voxels: the mean of the best place and its neighbors, weighted by how nearly as like they are.

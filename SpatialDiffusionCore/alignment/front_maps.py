@@ -83,7 +83,7 @@ def poses(moving, fixed, keep: int) -> list:
     a, b = face(fixed), face(moving)
     found = _turns_and_shifts(a, b)
     radius = a.step * len(a.mask) / 4
-    chosen = []
+    chosen: list[tuple] = []
     for score, angle, scale, shift in found:
         lateral = _lateral(angle, scale, shift)
         if all(_apart(lateral, other, radius) > 3 * a.step for _, other in chosen):
@@ -195,9 +195,9 @@ def agreement(moving, fixed, worlds, *, seed: int) -> np.ndarray:
     It judges a refinement: a lateral step of a voxel hardly changes local similarity, which layers dominate; that of
     the true transform of a phantom pair was even below that of a start 49 µm off.
     """
-    sides = [_side(cube, seed) for cube in (fixed, moving)]
+    a, b = (_side(cube, seed) for cube in (fixed, moving))
     flat = np.array([_flat(np.linalg.inv(moving.frame) @ world @ fixed.frame) for world in worlds])
-    similarity, overlap = gauss_newton.correlation(*sides, flat)
+    similarity, overlap = gauss_newton.correlation(a, b, flat)
     return similarity * np.sqrt(overlap.clip(0, 1))
 
 
@@ -225,7 +225,13 @@ def _laterally(moving, fixed, world, sides, kind: str = "affine"):
     """Robust Gauss–Newton fit of two maps to each other by changes of a kind; what ``world`` does in depth stays."""
     matrix = np.linalg.inv(moving.frame) @ world @ fixed.frame
     found = gauss_newton.refine(
-        *sides, _flat(matrix)[None], kind=kind, iterations=12, linear_fit=False, longest=float(fixed.spacing.max())
+        sides[0],
+        sides[1],
+        _flat(matrix)[None],
+        kind=kind,
+        iterations=12,
+        linear_fit=False,
+        longest=float(fixed.spacing.max()),
     )[0]
     matrix[np.ix_([0, 2], [0, 2, 3])] = found[np.ix_([0, 2], [0, 2, 3])]
     return moving.frame @ matrix @ np.linalg.inv(fixed.frame)
@@ -248,6 +254,6 @@ def spread(moving, fixed, world, *, seed: int, degrees: float = 3.0, voxels: flo
             flat @ geometry.from_parts(np.eye(3), [sign * millimeters, 0, 0]),
             flat @ geometry.from_parts(np.eye(3), [0, 0, sign * millimeters]),
         ]
-    found = gauss_newton.refine(*sides, starts, iterations=12, linear_fit=False, longest=millimeters)
+    found = gauss_newton.refine(sides[0], sides[1], starts, iterations=12, linear_fit=False, longest=millimeters)
     distances = [geometry.displacement_rms(m, found[0], mean, covariance) for m in found[1:]]
     return float(np.sqrt(np.mean(np.square(distances))))

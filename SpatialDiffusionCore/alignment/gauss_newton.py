@@ -42,8 +42,8 @@ class Side:
         """Features (C×B×N) and support (B×N), trilinear, where B matrices (4×4) take N×3 points in mm."""
         # From mm to normalized (x, y, z), whose x runs along the last axis.
         scale = 2 / (self.spacing * self.grid.shape[2:])
-        rows = np.ascontiguousarray((matrices[:, :3] * scale[:, None])[:, ::-1], np.float32)
-        rows = torch.as_tensor(rows, device=points.device)
+        scaled = np.ascontiguousarray((matrices[:, :3] * scale[:, None])[:, ::-1], np.float32)
+        rows = torch.as_tensor(scaled, device=points.device)
         place = torch.baddbmm(rows[:, :, 3:], rows[:, :, :3], points.T[None].expand(len(rows), -1, -1))  # B×3×N
         sampled = F.grid_sample(self.grid, place.mT[None, :, :, None], align_corners=False)[0, ..., 0]
         return sampled[:-1], sampled[-1]
@@ -60,10 +60,9 @@ def side(features: torch.Tensor, support: torch.Tensor, tissue: torch.Tensor, sp
         chosen = torch.randperm(len(inside), generator=torch.Generator().manual_seed(seed))[:count]
         inside = inside[chosen.sort().values.to(device)]
     spacing = np.array(spacing, float)
-    last, strides = shape - 1, np.array([shape[1] * shape[2], shape[2], 1])
+    numbers = ((shape - 1) / 2).astype(np.float32), shape - 1, np.array([shape[1] * shape[2], shape[2], 1])
     middle, last, strides, step = (
-        torch.as_tensor(numbers, device=device)
-        for numbers in (((shape - 1) / 2).astype(np.float32), last, strides, spacing.astype(np.float32))
+        torch.as_tensor(each, device=device) for each in (*numbers, spacing.astype(np.float32))
     )
     points = (inside - middle) * step
     flat, index = features[0].flatten(1), (inside * strides).sum(1)

@@ -85,9 +85,9 @@ def search_poses(moving: Cube, fixed: Cube, seed: int, searches: Sequence[Search
     """
     found = []
     for number, search in enumerate(searches):
-        sides = tuple(coarse(s, 3.0, 0.7, 1500, seed + number, search.edges) for s in (fixed, moving))
-        if all(len(side.points) for side in sides):
-            found += [(matrix, score, number) for matrix, score in _one_search(*sides, moving, fixed, search)]
+        a, b = (coarse(s, 3.0, 0.7, 1500, seed + number, search.edges) for s in (fixed, moving))
+        if len(a.points) and len(b.points):
+            found += [(matrix, score, number) for matrix, score in _one_search(a, b, moving, fixed, search)]
     return _basins(found, fixed)
 
 

@@ -84,7 +84,14 @@ def laid_on(moving, fixed, world, factor: float, margin: int = MARGIN):
 def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **options):
     """``refine`` of B×4×4 changes in the frame of what was ``described``, where the moving volume was laid by ``world``."""
     return refine(
-        *sides, changes, linear_fit=False, stiffness=stiffness, free=FREE, already=(world @ frame)[:3, :3], **options
+        sides[0],
+        sides[1],
+        changes,
+        linear_fit=False,
+        stiffness=stiffness,
+        free=FREE,
+        already=(world @ frame)[:3, :3],
+        **options,
     )
 
 

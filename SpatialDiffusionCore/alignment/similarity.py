@@ -43,7 +43,7 @@ def local_similarity(
     """
     # Windows around the tissue see no further than this box.
     first, last = bounds(tissue[0, 0] > 0, reach(sigma))
-    box = (..., *(slice(a, b) for a, b in zip(first, last)))
+    box: tuple = (..., *(slice(a, b) for a, b in zip(first, last)))
     fixed, moved, support, tissue = (v[box] for v in (fixed, moved, support, tissue))
     weight = blur(support, sigma).clamp_min(1e-3)
 

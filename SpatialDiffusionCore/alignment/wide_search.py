@@ -33,11 +33,11 @@ def wide_poses(moving: Cube, fixed: Cube, seed: int, keep: int = 2 * WIDE_CANDID
     with scale, on cubes of about 10 mm. Yields what there is after each part of the work, so that it can be stopped; the
     last list is the answer.
     """
-    views = [_overview(s) for s in (fixed, moving)]
+    stays, moves = (_overview(s) for s in (fixed, moving))
     found: Dict[str, list] = {"support": [], "tissue": []}
     for within in found:
         for start in range(0, 60, 10):
-            found[within] += _at_every_shift(*views, within, geometry.rotation_group()[start : start + 10])
+            found[within] += _at_every_shift(stays, moves, within, geometry.rotation_group()[start : start + 10])
             yield []
     ranked = [[world for _, world in sorted(each, key=lambda pair: -pair[0])] for each in found.values()]
     best = [world for pair in zip(*ranked) for world in pair][: 6 * keep]

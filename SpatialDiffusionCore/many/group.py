@@ -241,7 +241,7 @@ def group_steps(
             if outcome.error is None:
                 answers[pair] = outcome.value
                 if on_pair is not None:
-                    on_pair(*pair, outcome.value)
+                    on_pair(pair[0], pair[1], outcome.value)
             elif isinstance(outcome.error, InputError):
                 raise outcome.error
             else:

@@ -56,7 +56,8 @@ def features(evidence: Evidence) -> Dict[str, Optional[float]]:
         "margin": None if evidence.margin is None else float(np.clip(evidence.margin, -0.2, 0.4)),
         "searches": evidence.searches,
         "refined": evidence.refined,
-        "agreement": evidence.agreement,
+        # Where the network was not asked, or cannot tell, nothing speaks for the answer; at chance it agrees by half.
+        "agreement": 0.0 if evidence.agreement is None else float(np.clip(2 * evidence.agreement - 1, 0.0, 1.0)),
         "detour": small(evidence.detour),
     }
 
@@ -111,6 +112,7 @@ class Quality:
     contradicts it (None where it was not asked, as the volumes are alike enough, and where it says neither). sides: of the
     moving and of the fixed volume, about 1 where left is left, about -1 where it is seen as in a mirror (None where it
     cannot be told). evidence: all figures from which the probability follows. probability: that the answer is right, 0…1.
+    mirrored: the similarity if one of the volumes is seen as in a mirror, where that is far larger than as it is (else None).
     confidence: "good", "fair" or "poor", by the probability.
     """
 
@@ -124,6 +126,7 @@ class Quality:
     sides: Optional[tuple] = None
     evidence: Optional[dict] = None
     probability: float = 0.0
+    mirrored: Optional[float] = None
     confidence: str = "poor"
     warnings: List[str] = field(default_factory=list)
 
@@ -190,7 +193,12 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     if scales.min() < 60 or scales.max() > 165:
         warnings.append("The scaling is larger than between two individuals; the answer is probably wrong.")
     warnings += _mirrored(quality.sides)
-    if quality.left_on_right:
+    if quality.mirrored is not None:
+        warnings.append(
+            f"One of the two volumes looks like a mirror image: in a mirror they are alike by {quality.mirrored:.2f}, as they are "
+            f"by {quality.similarity_after:.2f}; check both headers before using the answer."
+        )
+    if quality.left_on_right or quality.mirrored is not None:
         quality.probability = min(quality.probability, LEFT_ON_RIGHT)
     quality.confidence = word(quality.probability)
     if quality.confidence == "good" and quality.sides is not None and min(quality.sides) < -MIRRORED:

@@ -33,11 +33,14 @@ def fast(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, 
             if best.probability >= accept_from():
                 break
             yield from course.rescue(rescue, best)
-            other = course.best()
-            if course.is_new(other, best):
-                other = yield from course.refine(other)
+            candidate = course.best()
+            if course.is_new(candidate, best):
+                other = yield from course.refine(candidate)
                 other = yield from course.verify(other)
                 best = max(best, other, key=lambda answer: answer.probability)
             else:
                 best = yield from course.verify(best)
-    return course.outcome(best)
+    mirrored = None
+    if settings.strategy.looks_in_mirror and settings.search is SearchMode.SIMILARITY and settings.init is None:
+        mirrored = yield from course.mirrored(best)
+    return course.outcome(best, mirrored)

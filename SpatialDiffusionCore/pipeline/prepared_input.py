@@ -80,10 +80,10 @@ def modalities_of(options: RegistrationOptions, moving: PreparedInput, fixed: Pr
     return tuple(keys)
 
 
-def model_for(options: RegistrationOptions, keys: tuple, device: str) -> Model:
+def model_for(options: RegistrationOptions, keys: Tuple[str, str], device: str) -> Model:
     """The model for two volumes; raises InputError where it sees them on different grids."""
     chosen = options.model
-    model = chosen if isinstance(chosen, Model) else load_model(chosen, *keys, device)
+    model = chosen if isinstance(chosen, Model) else load_model(chosen, keys[0], keys[1], device)
     if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
         raise InputError(
             f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import Optional, Tuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Settings:
         return replace(self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality, init=init)
 
 
-def decided(options: RegistrationOptions, keys: tuple, model, device: str) -> Settings:
+def decided(options: RegistrationOptions, keys: Tuple[str, str], model, device: str) -> Settings:
     """The settings for a model: its card names the sampler where nobody chose one.
 
     keys: what the (moving, fixed) volumes are taken for. Raises InputError where options do not fit the model.

@@ -17,7 +17,7 @@ from ..method import diffusion
 from ..modelfile.model import Model, templates
 from ..options import SearchMode
 from ..spatial import geometry
-from ..spatial.cube import Cube
+from ..spatial.cube import Cube, on_grid
 from ..strategies.head_template import HeadTemplate
 from . import confidence
 from .evidence import Evidence, strain_of
@@ -43,6 +43,11 @@ COMPARED = 3
 #: in focus are alike by 0.46 or more, a volume with slabs moved by less.
 UNLIKE = 0.45
 
+#: Volumes that are more alike than the first are not compared as in a mirror; so many poses are, and a mirror image must be
+#: so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are, by 0.9 and
+#: more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
+MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
+
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
 LOST = 0.15
 
@@ -57,6 +62,10 @@ class Candidate:
     source: str
     rank: Optional[float] = None
     score: float = 1.0
+
+
+def _rank(candidate: Candidate) -> float:
+    return -np.inf if candidate.rank is None else candidate.rank
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,7 @@ class Course:
     def best(self) -> Candidate:
         """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the first."""
         if any(c.rank is not None for c in self.candidates):
-            return max((c for c in self.candidates if c.rank is not None), key=lambda c: c.rank)
+            return max((c for c in self.candidates if c.rank is not None), key=_rank)
         if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
             worlds = [c.world for c in self.candidates if c.source == "diffusion"] or [c.world for c in self.candidates]
             agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.places)
@@ -211,8 +220,8 @@ class Course:
         found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
         if not strategy.is_better(pair, world, found, seed):
             return Answer(world, source)
-        lost = self.trusted is not None and self.agreement(found) < self.trusted - LOST
-        if lost and self.agreement(world) >= self.trusted:
+        lost = self.trusted is not None and (self.agreement(found) or 0.0) < self.trusted - LOST
+        if lost and self.trusted is not None and (self.agreement(world) or 0.0) >= self.trusted:
             return Answer(world, source)
         return Answer(found, source, kept=True)
 
@@ -272,8 +281,8 @@ class Course:
     def _margin(self, answer: Answer) -> Optional[float]:
         """By how much the answer's basin ranks above the best other one; both after the same coarse refinement."""
         ranked = [c for c in self.candidates if c.rank is not None]
-        here = [c.rank for c in ranked if not self.is_new(c, answer)]
-        others = [c.rank for c in ranked if self.is_new(c, answer)]
+        here = [_rank(c) for c in ranked if not self.is_new(c, answer)]
+        others = [_rank(c) for c in ranked if self.is_new(c, answer)]
         if not others:
             return None
         # Where the refinement left its candidate's basin, the answer counts as it is.
@@ -330,12 +339,34 @@ class Course:
         for number, matrix in enumerate(found, start=1):
             compared.append(self._compared(Candidate(self.pair.to_world(matrix), "wide search")))
             if number % 4 == 0:
-                yield self.step("Searching further", max(compared, key=lambda c: c.rank).world)
+                yield self.step("Searching further", max(compared, key=_rank).world)
         if compared:
-            self.firsts.append(max(compared, key=lambda c: c.rank).world)
+            self.firsts.append(max(compared, key=_rank).world)
         self.candidates += compared
 
-    def outcome(self, answer: Answer) -> Outcome:
+    def mirrored(self, answer: Answer) -> Generator[Step, None, Optional[float]]:
+        """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are; else None.
+
+        Two individuals' organs are about as alike either way, so nothing is said of them.
+        """
+        pair = self.pair
+        alike = pair.alike(answer.world)
+        if alike >= MIRROR_LOOKS or pair.moving.focus is not None:
+            return None
+        moving = pair.moving
+        image = Pair(on_grid(moving.prepared.mirrored(), moving.grid, moving.values.device), pair.fixed)
+        found = self.settings.strategy.poses(image.moving, image.fixed, self.settings.seed)[:MIRROR_CANDIDATES]
+        yield self.step("Checking", answer.world)
+        best = 0.0
+        for pose in found:
+            world = self.settings.strategy.compared(
+                image.moving, image.fixed, image.to_world(pose.matrix), self.settings.transform, self.settings.seed
+            )
+            best = max(best, image.alike(world))
+        return best if best > alike + MIRROR_MORE else None
+
+    def outcome(self, answer: Answer, mirrored: Optional[float] = None) -> Outcome:
         """What the process found."""
         details = {"candidates": len(self.candidates), "best": answer.source}
-        return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, details)
+        assert answer.evidence is not None, "only a verified answer goes out"
+        return Outcome(answer.world, answer.kept, answer.evidence, answer.probability, answer.detour, mirrored, details)

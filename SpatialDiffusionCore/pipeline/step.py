@@ -27,11 +27,13 @@ class Step:
 @dataclass
 class Outcome:
     """What a process found: the transform (fixed → moving, 4×4, RAS mm), whether it was refined, what is known of it, the
-    probability that it is right, the way round by a template where it was asked. details: for the report."""
+    probability that it is right, the way round by a template where it was asked, how alike the volumes are as in a mirror,
+    where that is far more. details: for the report."""
 
     world: np.ndarray
     polished: bool
     evidence: Evidence
     probability: float
     detour: Optional[TemplateDetour] = None
+    mirrored: Optional[float] = None
     details: dict = field(default_factory=dict)

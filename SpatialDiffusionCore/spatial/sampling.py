@@ -60,6 +60,19 @@ class Prepared:
         object.__setattr__(other, "levels", self.levels)
         return other
 
+    def mirrored(self) -> Prepared:
+        """The same volume as in a mirror, left and right swapped about the tissue's center."""
+        flip = np.diag([-1.0, 1.0, 1.0])
+        matrix = geometry.about(flip, self.tissue_center)
+        other = replace(
+            self,
+            volume=self.volume.moved(matrix),
+            tissue_covariance=flip @ self.tissue_covariance @ flip,
+            mask=None if self.mask is None else self.mask.moved(matrix),
+        )
+        object.__setattr__(other, "levels", self.levels)
+        return other
+
 
 def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
@@ -242,11 +255,11 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     if (np.abs(corners) < 1 - 1e-5).all() and (corners < last - 1e-5).all():
         support = torch.ones_like(values)
     else:
-        support = True
+        seen = torch.ones_like(coordinates[..., 0], dtype=torch.bool)
         for axis in range(3):
             place = coordinates[..., axis]
-            support = (place >= -1) & (place <= float(last[axis])) & support
-        support = support[None].to(values.dtype)
+            seen &= (place >= -1) & (place <= float(last[axis]))
+        support = seen[None].to(values.dtype)
         values *= support
     if prepared.mask is not None:
         inside = mask_module.on_grid(prepared.mask, grid)
@@ -298,7 +311,5 @@ def _coordinates(to_normalized: np.ndarray, shape, device):
     planes = (i[:, None] + j + to_normalized[:3, 3]).reshape(-1, 3)
     # A row of the grid is a place in its plane plus the same steps along k: one product instead of three broadcasts.
     repeated = np.tile(np.eye(3), (1, shape[2]))
-    planes, repeated, steps = (
-        torch.as_tensor(a, dtype=torch.float32, device=device) for a in (planes, repeated, k.reshape(1, -1))
-    )
-    return torch.addmm(steps, planes, repeated).view(1, *shape, 3)
+    tensors = (torch.as_tensor(a, dtype=torch.float32, device=device) for a in (k.reshape(1, -1), planes, repeated))
+    return torch.addmm(*tensors).view(1, *shape, 3)

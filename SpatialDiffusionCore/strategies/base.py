@@ -37,6 +37,9 @@ class Strategy:
     #: better judge: T1 and FLAIR of one person end 2.6 mm off by blocks instead of 0.6.
     blocks_vote = False
 
+    #: Whether volumes are also compared as in a mirror, because no template tells left from right.
+    looks_in_mirror = True
+
     #: What is tried in turn while an answer is doubtful (pipeline/stages.py).
     rescues: Tuple[str, ...] = ("wide",)
 

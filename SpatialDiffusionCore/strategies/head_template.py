@@ -95,8 +95,8 @@ class HeadTemplate:
         a, b = (coarse(one, 2.0, 0.7, POINTS[0], seed) for one in (self.cube, cube))
         if not len(b.points):
             return None
-        frames = gauss_newton.refine(a, b, frames, kind="similarity", iterations=8)
-        best = frames[int(gauss_newton.correlation(a, b, frames)[0].argmax())]
+        found = gauss_newton.refine(a, b, frames, kind="similarity", iterations=8)
+        best = found[int(gauss_newton.correlation(a, b, found)[0].argmax())]
         world = self.refined(cube, cube.frame @ best @ np.linalg.inv(self.cube.frame), seed)
         return world if likeness(cube, self.cube, world).similarity >= LIKE else None
 

@@ -50,7 +50,7 @@ def recognized(prepared: Prepared, look: Callable, device: str = "cpu") -> str:
     alike = {"any": 0.0}
     for key, symmetric in templates(device):
         alike[key] = _resemblance(look(key), HeadTemplate.of(symmetric))
-    return max(alike, key=alike.get)
+    return max(alike, key=lambda key: alike[key])
 
 
 def looks_like_ct(prepared: Prepared) -> bool:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Tuple
-
 from .base import Strategy
+from .one_contrast import NeckCT, OneContrast
 from .retina import Retina
-
-
-class OneContrast(Strategy):
-    """Two volumes of one modality, whichever."""
-
-    name = "one-contrast"
-    blocks_vote = True
-    any_size = False
-    rescues: Tuple[str, ...] = ("wide", "network")
-
 
 ANY = Strategy()
 ONE_CONTRAST = OneContrast()
 RETINA = Retina()
 
 #: Strategies of both volumes of a pair by what they show; two of one modality that is not here get ONE_CONTRAST.
-STRATEGIES = {"any": ANY, "oct": RETINA, "octa": RETINA}
+STRATEGIES = {"any": ANY, "ct-head-neck": NeckCT(), "oct": RETINA, "octa": RETINA}
 
 
 def strategy_of(moving_modality: str, fixed_modality: str) -> Strategy:

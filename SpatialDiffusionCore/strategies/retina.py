@@ -25,6 +25,7 @@ class Retina(Strategy):
     name = "retina"
     any_rotation = False
     any_size = False
+    looks_in_mirror = False
     rescues: Tuple[str, ...] = ()
 
     def poses(self, moving: Cube, fixed: Cube, seed: int) -> List[Pose]:

@@ -11,7 +11,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import engine, masks, scene
-from .change import removeNode
+from .change import removeNode, removeWithHelpers
 from .cursor import waitCursor
 from .problem import Problem, explain
 from .request import Request
@@ -136,17 +136,6 @@ def load(path):
         raise
 
 
-def unload(node):
-    """Take a volume that was read out of the scene, with its display and storage nodes."""
-    if node is None or node.GetScene() is None:
-        return
-    helpers = [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
-    helpers += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
-    slicer.mrmlScene.RemoveNode(node)
-    for helper in helpers:
-        removeNode(helper)
-
-
 class Batch:
     """Registers the items one after the other; one that fails does not stop the others."""
 
@@ -226,14 +215,14 @@ class Batch:
             elif self._loaded is not None and self.keepVolumes:
                 item.loaded = self._loaded
             else:
-                unload(self._loaded)
+                removeWithHelpers(self._loaded)
             self._loaded = self._task = None
 
     def putBack(self):
         """Take back what the item under way has changed, now; nothing happens the second time."""
         if self._task is not None and not self.sceneClosed:
             self._task.putBack()
-            unload(self._loaded)
+            removeWithHelpers(self._loaded)
 
     def abandon(self):
         """The scene goes away: there is nothing to put back."""

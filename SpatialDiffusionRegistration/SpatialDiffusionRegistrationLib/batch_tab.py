@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 
 from . import batch, parameters, report, scene
 from .batch_table import BatchTable
+from .change import removeWithHelpers
 from .problem import Problem, explain
 from .result_panel import Shown
 from .runner import Runner
@@ -229,7 +230,7 @@ class BatchTab:
         """Take a volume that was read to be looked at out of the scene again."""
         item, self._looked = self._looked, None
         if item is not None:
-            batch.unload(item.loaded)
+            removeWithHelpers(item.loaded)
             item.loaded = None
 
     # Running

@@ -31,6 +31,20 @@ def removeNode(node):
         slicer.mrmlScene.RemoveNode(node)
 
 
+def removeWithHelpers(node):
+    """Take a node out of the scene, with its display and storage nodes."""
+    if not isAlive(node):
+        return
+    helpers = []
+    if node.IsA("vtkMRMLDisplayableNode"):
+        helpers += [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
+    if node.IsA("vtkMRMLStorableNode"):
+        helpers += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
+    slicer.mrmlScene.RemoveNode(node)
+    for helper in helpers:
+        removeNode(helper)
+
+
 class SceneChange:
     """The changes of one run; `undo` puts back exactly what was there."""
 
@@ -50,17 +64,8 @@ class SceneChange:
             node.UnRegister(None)
             node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
         slicer.mrmlScene.AddNode(node)
-
-        def undo():
-            if isAlive(node):
-                helpers = [node.GetNthDisplayNode(i) for i in range(node.GetNumberOfDisplayNodes())]
-                helpers += [node.GetNthStorageNode(i) for i in range(node.GetNumberOfStorageNodes())]
-                slicer.mrmlScene.RemoveNode(node)
-                for helper in helpers:
-                    removeNode(helper)
-
         self._nodes.append(node)
-        self._undo.append(undo)
+        self._undo.append(lambda: removeWithHelpers(node))
         return node
 
     def onUndo(self, undo):
@@ -70,7 +75,7 @@ class SceneChange:
     def adopt(self, node):
         """Take a node that somebody else added as added by this change."""
         self._nodes.append(node)
-        self._undo.append(lambda: removeNode(node))
+        self._undo.append(lambda: removeWithHelpers(node))
 
     def setParent(self, node, transformNode):
         self._nodes.append(node)

@@ -108,6 +108,13 @@ def validate(volume, role):
     check(volume, role)
 
 
+def outside(data) -> float:
+    """What lies outside the field of view of voxels in i, j, k order: 0, in CT air."""
+    core()
+    from SpatialDiffusionCore.spatial.intensity import outside as value
+    return value(data)
+
+
 def inverse(matrix):
     """The inverse of a 4x4 affine matrix."""
     return _geometry().inverse(matrix)

@@ -6,7 +6,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import scene
+from . import engine, scene
 from .problem import Problem
 
 LINEAR, NEAREST, CUBIC = "linear", "nearest", "cubic"
@@ -47,11 +47,6 @@ def reslice(image, voxelToWorld, extent, gridToWorld, interpolation=LINEAR, back
     return filter_.GetOutput()
 
 
-def outside(image) -> float:
-    """What is outside a volume's field of view: 0, or its smallest value where that is below 0 (air in CT)."""
-    return min(0.0, image.GetScalarRange()[0])
-
-
 def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, parent=None):
     """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen.
 
@@ -62,7 +57,7 @@ def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, paren
         place = np.asarray(matrix) @ place
     image = volumeNode.GetImageData()
     return reslice(image, place, referenceNode.GetImageData().GetExtent(), scene.voxelToWorld(referenceNode),
-                   interpolation, outside(image))
+                   interpolation, engine.outside(toArray(image)))
 
 
 def fill(node, image, referenceNode):

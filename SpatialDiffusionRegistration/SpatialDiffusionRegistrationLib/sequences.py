@@ -115,11 +115,12 @@ class SequenceTask:
                 name=sequence.GetName()))
             browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
         browser.AddSynchronizedSequenceNode(self.transforms.GetID())
-        self.change.onUndo(lambda: browser.GetScene() is not None and browser.RemoveSynchronizedSequenceNode(
-            self.transforms.GetID()))
         logic.UpdateProxyNodesFromSequences(browser)
         volume, transform = browser.GetProxyNode(sequence), browser.GetProxyNode(self.transforms)
         self.change.adopt(transform)
+        # Undone first: a browser makes the node anew that it shows a sequence with.
+        self.change.onUndo(lambda: browser.GetScene() is not None and browser.RemoveSynchronizedSequenceNode(
+            self.transforms.GetID()))
         parent = volume.GetParentTransformNode()
         transform.SetAndObserveTransformNodeID(parent.GetID() if parent is not None else None)
         self.change.setParent(volume, transform)

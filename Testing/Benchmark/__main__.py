@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import anatomy_run, calibrate, eye_rows
+    from . import anatomy_run, calibrate, eye_rows, neck_rows
 
     parser = argparse.ArgumentParser(
         prog="python -m Benchmark", description="This project and its peers on the same pairs."
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     anatomy_run.add_command(commands)
     calibrate.add_command(commands)
     eye_rows.add_command(commands)
+    neck_rows.add_command(commands)
     consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (task contrast)")
     consensus.add_argument("--data", required=True, metavar="DIR")
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
@@ -144,6 +145,12 @@ def _eyes(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def _necks(arguments: argparse.Namespace) -> None:
+    from .neck_rows import run
+
+    run(arguments)
+
+
 def _calibrate(arguments: argparse.Namespace) -> None:
     from .calibrate import run
 
@@ -179,6 +186,7 @@ def _subjects(arguments: argparse.Namespace) -> None:
 COMMANDS = {
     "run": _run,
     "eyes": _eyes,
+    "necks": _necks,
     "report": _report,
     "anatomies": _anatomies,
     "calibrate": _calibrate,

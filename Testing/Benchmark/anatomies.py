@@ -346,6 +346,7 @@ TASKS = (
         anatomy_report.section,
         methods=("untold",),
         summary=anatomy_report.summary,
+        panels=anatomy_report.panels,
         interleave=True,
         choices=("pairs", "conditions", "draws"),
     ),

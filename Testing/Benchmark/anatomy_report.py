@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from . import tables
+from . import calibration_report, tables
 
 HEADER = (
     "kind",
@@ -93,11 +95,29 @@ def section(records: list[dict]) -> list[str]:
     for method in tables.methods(records):
         mine = tables.pick(records, method=method)
         parts += [f"**{tables.label(method).lstrip('· ')}**", tables.table(HEADER, rows(mine))]
+        judged = calibration_report.judged_of(mine)
+        if judged:
+            parts += [
+                "**Its probability of being right**: expected calibration error (ECE), Brier score beside a constant's",
+                *calibration_report.text(judged),
+            ]
     return [*parts, "**Time and memory, one registration**", tables.cost(records)]
 
 
 def _rates(found: list[dict]) -> str:
     return f"{tables.success(found)} % ({100 * np.mean([r['wrong'] for r in found]):.0f} %)"
+
+
+def panels(records: list[dict]) -> list:
+    """The reliability diagram of the first method that says a probability."""
+    for method in tables.methods(records):
+        if calibration_report.judged_of(tables.pick(records, method=method)):
+            return [partial(_reliability, method=method)]
+    return []
+
+
+def _reliability(axis, records: list[dict], *, method: str) -> None:
+    calibration_report.panel(axis, calibration_report.judged_of(tables.pick(records, method=method)))
 
 
 def summary(records: list[dict]) -> list[str]:

@@ -19,7 +19,8 @@ import numpy as np
 
 from SpatialDiffusionCore.errors import InputError
 
-from . import anatomy_report, anatomy_run, calibration, subjects, tables
+from . import anatomy_report, anatomy_run, calibration, subjects
+from .calibration_report import Judged, draw, judged_of, text
 
 #: The committed rows.
 ROWS = Path(__file__).with_name("evidence.tsv")
@@ -157,83 +158,6 @@ def held_out(rows: Sequence[Row]) -> tuple[list[Row], np.ndarray]:
         kept += [row for row, chance in zip(mine, found) if np.isfinite(chance)]
         chances += [chance for chance in found if np.isfinite(chance)]
     return kept, np.array(chances)
-
-
-# --- what is said ------------------------------------------------------------------------------------------
-
-HEADER = ("kind", "collection", "n", "wrong", "mean P", "ECE", "Brier", "constant", "AUROC")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The probability that was said of an answer, and whether it was right."""
-
-    case: str
-    chance: float
-    right: bool
-
-
-def judged_of(records: Sequence[dict]) -> list[Judged]:
-    """Of a run's records: what the product itself said."""
-    told = [r for r in records if r.get("probability") is not None and (r["success"] or r["wrong"])]
-    return [Judged(r["case"], float(r["probability"]), bool(r["success"])) for r in told]
-
-
-def table(judged: Sequence[Judged]) -> list[list[str]]:
-    """HEADER's figures of each kind and collection, of all with a right answer, and of hopeless pairs."""
-    keyed = [(*j.case.split("/")[:2], j) for j in judged]
-    parts = [
-        (kind, collection, [j for k, c, j in keyed if (k, c) == (kind, collection)])
-        for kind, collection in sorted({(k, c) for k, c, _ in keyed})
-    ]
-    parts.append(("all but X", "all", [j for k, _, j in keyed if k != "X"]))
-    parts.append(("X", "all", [j for k, _, j in keyed if k == "X"]))
-    rows = []
-    for kind, collection, mine in parts:
-        if mine:
-            chances, right = np.array([j.chance for j in mine]), np.array([j.right for j in mine])
-            rows.append([kind, collection, *calibration.summary(chances, right)])
-    return rows
-
-
-def bins(judged: Sequence[Judged]) -> list[list[str]]:
-    """The reliability diagram as rows: probability, share of right answers, n; hopeless pairs left out."""
-    mine = [j for j in judged if not j.case.startswith("X/")]
-    chances, right = np.array([j.chance for j in mine]), np.array([j.right for j in mine])
-    return [[f"{c:.3f}", f"{r:.3f}", str(n)] for c, r, n in calibration.reliability(chances, right)]
-
-
-def text(judged: Sequence[Judged]) -> list[str]:
-    """Markdown parts: the table and the reliability diagram's numbers."""
-    return [
-        tables.table(HEADER, table(judged)),
-        "**Reliability**, bins of one width, hopeless pairs left out",
-        tables.table(["mean P", "right", "n"], bins(judged)),
-    ]
-
-
-def draw(judged: Sequence[Judged], path: Path) -> None:
-    """The reliability diagram, n at each point."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    mine = [j for j in judged if not j.case.startswith("X/")]
-    points = calibration.reliability(np.array([j.chance for j in mine]), np.array([j.right for j in mine]))
-    drawing, axis = pyplot.subplots(figsize=(4.6, 4.4))
-    axis.plot([0, 1], [0, 1], color="gray", lw=1)
-    axis.plot([p[0] for p in points], [p[1] for p in points], "o-")
-    for chance, share, count in points:
-        axis.annotate(f"n = {count}", (chance, share), (4, -10), textcoords="offset points", fontsize=7)
-    axis.set(
-        xlabel="probability that was said", ylabel="share of right answers", xlim=(-0.03, 1.12), ylim=(-0.03, 1.05)
-    )
-    axis.set_title(f"Reliability, n = {len(mine)}")
-    axis.grid(alpha=0.3)
-    drawing.tight_layout()
-    drawing.savefig(path, dpi=80)
-    pyplot.close(drawing)
 
 
 # --- the command -------------------------------------------------------------------------------------------

@@ -227,8 +227,8 @@ def _registration(matrix, quality):
     """What the core returns, as far as the module uses it."""
     values = {"similarity_before": 0.2, "similarity_after": 0.9, "overlap": 1.0, "spread_mm": 0.5,
               "confidence": "good", "warnings": [], "same_sides": True, "summary": lambda: "", **quality}
-    parts = SimpleNamespace(rotation_deg=0.0, translation_mm=tuple(map(float, matrix[:3, 3])), scales_percent=(100, 100, 100),
-                            shears=(0, 0, 0), mirrored=False)
+    parts = SimpleNamespace(rotation_deg=0.0, translation_mm=tuple(map(float, matrix[:3, 3])),
+                            scales_percent=(100, 100, 100), shears=(0, 0, 0), mirrored=False)
     return SimpleNamespace(matrix=matrix.copy(), transform="affine", model="scripted", modality=("any", "any"),
                            seconds=0.1, report=dict, kinds=lambda: "any kind", quality=SimpleNamespace(**values),
                            decomposition=parts)

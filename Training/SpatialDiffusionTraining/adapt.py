@@ -31,7 +31,7 @@ from SpatialDiffusionCore.pipeline.prepared_input import PreparedInput
 from SpatialDiffusionCore.spatial import volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
 
-from . import checkpoint, export, measure, run
+from . import architecture, checkpoint, export, measure, run
 from . import settings as settings_module
 from .checks import check_folder
 from .command import say
@@ -177,7 +177,7 @@ def model_of(run_folder: Path, base: Base, modality: str, name: str, output: Pat
     and may raise how sure an answer is called.
     """
     state = checkpoint.weights_of_run(run_folder)
-    network = export.build_network(state["architecture"])
+    network = architecture.build_network(state["architecture"])
     network.load_state_dict(state["weights"])
     card = export.card(state, name, base.card.get("license", ""), f"adapted from {base.card['name']}")
     card["modalities"] = {modality: 0}

@@ -44,6 +44,10 @@ RIGHT, WRONG = 0.01, 0.03
 #: A network is worth installing where held-out pairs end nearer by this factor.
 GAIN = 0.9
 
+#: A pair of which the transform took more than this share of the tissue out of view has no answer and is drawn again, so
+#: often at most; voxels brighter than TISSUE count.
+KEPT, ATTEMPTS, TISSUE = 0.5, 20, 0.05
+
 #: Diffusion steps of a network alone.
 ALONE_STEPS = 4
 
@@ -163,7 +167,11 @@ def make_pairs(cache: Cache, settings: Settings, rows: Sequence[int], count: int
     out = []
     for number in range(count):
         row = rows[number % len(rows)]
-        made = maker.make([row], seeded(7, 8, number), t=[last], enhance=False)
+        for attempt in range(ATTEMPTS):
+            made = maker.make([row], seeded(7, 8, number, attempt), t=[last], enhance=False)
+            shown, kept = ((volume > TISSUE).float().mean() for volume in (made.fixed, made.moving))
+            if kept >= KEPT * shown:
+                break
         truth = geometry.theta_to_world(made.target[0].double().numpy(), to_ras, to_ras)
         mean = geometry.transform_points(to_ras, made.mean.double().numpy())[0]
         linear = to_ras[:3, :3]

@@ -105,10 +105,7 @@ def write(
         for number, (task, (word, matrix)) in enumerate(zip(left, pool.map(answer, left)), start=1):
             # A pair without numbers was tried and is not good.
             names = os.path.relpath(task[0], folder), os.path.relpath(task[1], folder)
-            fits = word == "good"
-            if marked is not None and matrix is not None:
-                first, second = (marked[Path(path).name] for path in task[:2])
-                fits = apart(first, second, matrix) <= within
+            fits = matrix is not None and _fits(task, word, matrix, marked, within)
             file.write(partners_line(*names, matrix) if fits and matrix is not None else "\t".join(names) + "\t\n")
             file.flush()
             if number % 20 == 0 or number == len(left):
@@ -124,6 +121,20 @@ def write(
     done.unlink()
     report(f"{len(good)} of {len(tasks)} pairs are good")
     return output
+
+
+def _fits(
+    task: tuple[Path, Path, str, str],
+    word: str,
+    matrix: np.ndarray,
+    marked: dict[str, np.ndarray] | None,
+    within: float,
+) -> bool:
+    """Whether two scans were registered well: by their marked points where there are some, else by its own word."""
+    if marked is None:
+        return word == "good"
+    first, second = (marked[Path(path).name] for path in task[:2])
+    return apart(first, second, matrix) <= within
 
 
 def _lines(file: Path) -> list[str]:

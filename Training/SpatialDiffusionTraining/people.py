@@ -18,6 +18,7 @@ from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import extension
+from SpatialDiffusionCore.spatial.volume_file import READ
 
 #: Identifiers that archives agree on, anywhere in a path: BIDS, ADNI, TCGA, OASIS.
 IDENTIFIERS = re.compile(
@@ -125,9 +126,14 @@ def people_of(paths: Sequence[str | Path], table: dict[str, str] | None = None) 
 def _components(name: str, root: str) -> list[str]:
     """The folders below the common root and the file's name without its ending."""
     parts = list(Path(os.path.relpath(name, root or ".")).parts)
-    ending = extension(parts[-1])
-    parts[-1] = parts[-1][: len(parts[-1]) - len(ending)] if ending else parts[-1]
+    parts[-1] = _stem(parts[-1])
     return parts
+
+
+def _stem(name: str) -> str:
+    """A file's name without the ending of its format; that of a folder of DICOM slices as it is."""
+    ending = extension(name)
+    return name[: len(name) - len(ending)] if ending in READ else name
 
 
 def _identified(parts: Iterable[str]) -> str:
@@ -244,5 +250,5 @@ def _odd(scans: dict[str, list[Path]], wanted: int, held: int, table: dict[str, 
 
 def _only_a_visit(path: Path) -> bool:
     """Whether a name holds a visit with a number and no other number."""
-    name = path.name[: len(path.name) - len(extension(path.name))]
+    name = _stem(path.name)
     return bool(_NUMBERED.search(name)) and not any(map(str.isdigit, _clean(name, visits=True)))

@@ -8,10 +8,30 @@ from pathlib import Path
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import extension
-from SpatialDiffusionCore.spatial.volume_file import ITK_IMAGES, NIFTI
+from SpatialDiffusionCore.spatial.volume_file import READ
+from SpatialDiffusionCore.spatial.volume_io import dicom
 
-#: What is read as a scan: all that the core reads.
-SUFFIXES = NIFTI + ITK_IMAGES
+#: What is read as a scan: all that the core reads. An Analyze image is named by its .img; slices of DICOM are one scan
+#: together, named by their folder.
+SUFFIXES = tuple(ending for ending in READ if ending not in (".hdr", ".hdr.gz", *dicom.EXTENSIONS))
+
+#: Endings of files that lie beside scans and are none: which of them is looked into is not worth the time.
+OTHERS = (
+    ".json",
+    ".txt",
+    ".tsv",
+    ".csv",
+    ".bval",
+    ".bvec",
+    ".md",
+    ".xml",
+    ".png",
+    ".jpg",
+    ".pdf",
+    ".zip",
+    ".gz",
+    ".html",
+)
 
 
 def is_scan(name: str | Path) -> bool:
@@ -59,7 +79,20 @@ def _walk(folder: str) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add(real)
-        yield from (Path(place) / name for name in files if is_scan(name))
+        found = [Path(place) / name for name in files if is_scan(name)]
+        yield from found
+        if not found and _holds_dicom(place, files):
+            yield Path(place)
+
+
+def _holds_dicom(place: str, files: Iterable[str]) -> bool:
+    """Whether a folder's files are slices of a scan: by their ending, or the first without a telling one by its
+    content."""
+    names = sorted(name for name in files if not name.startswith(".") and name.upper() != "DICOMDIR")
+    if any(name.lower().endswith(dicom.EXTENSIONS) for name in names):
+        return True
+    unknown = [name for name in names if not name.lower().endswith(OTHERS)]
+    return bool(unknown) and dicom.looks_like(os.path.join(place, unknown[0]))
 
 
 def _once(paths: Iterable[Path]) -> list[Path]:

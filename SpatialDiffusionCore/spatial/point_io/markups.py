@@ -58,9 +58,10 @@ def moved_fcsv(content: bytes, motion: Motion, path) -> bytes:
     text = content.decode("utf-8-sig", errors="replace")
     lines = text.splitlines(keepends=True)
     found = re.search(r"^#\s*CoordinateSystem\s*=\s*(\w+)", text, re.MULTILINE)
-    frame = _FRAMES.get(found[1] if found else "LPS")
+    said = found[1] if found else "LPS"
+    frame = _FRAMES.get(said)
     if frame is None:
-        raise InputError(f"'{path}' is in the coordinate system {found[1]}; save it in RAS or LPS.")
+        raise InputError(f"'{path}' is in the coordinate system {said}; save it in RAS or LPS.")
     for index, line in enumerate(lines):
         fields = line.split(",")
         if line.startswith("#") or len(fields) < 4:

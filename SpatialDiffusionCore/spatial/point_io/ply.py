@@ -37,9 +37,9 @@ def moved(content: bytes, motion: Motion, path) -> bytes:
     kind = np.dtype([(name, order + code) for name, code in properties])
     if len(content) < start + count * kind.itemsize:
         raise damaged(path, "PLY file")
-    table = np.frombuffer(content, kind, count, start).copy()
-    _move(table, motion, frame, path)
-    return content[:start] + table.tobytes() + content[start + count * kind.itemsize :]
+    packed = np.frombuffer(content, kind, count, start).copy()
+    _move(packed, motion, frame, path)
+    return content[:start] + packed.tobytes() + content[start + count * kind.itemsize :]
 
 
 def _vertices(header: list[str], path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -25,7 +26,7 @@ def moved(content: bytes, motion: Motion, path) -> bytes:
         raise damaged(path, "STL file")
     frame = frame_in(content.splitlines()[0].decode("latin-1"))
 
-    def changed(change) -> object:
+    def changed(change: Callable) -> Callable[[re.Match], bytes]:
         def one(match: re.Match) -> bytes:
             values = change(np.array([[float(value) for value in match.groups()[1:]]]), frame)[0]
             return match[1] + b" " + " ".join(f"{value:.9g}" for value in values).encode()

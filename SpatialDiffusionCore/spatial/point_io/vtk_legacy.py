@@ -53,9 +53,11 @@ def _numbers(content: bytes, start: int, count: int, kind: bytes, text: bool, pa
             raise damaged(path, "VTK file")
         return np.frombuffer(content, _TYPES[kind], 3 * count, start).astype(float).reshape(-1, 3), end
     words = re.compile(rb"\s*(?:[-+\d.eEnaifNAIF]+\s+){%d}" % (3 * count)).match(content + b"\n", start)
+    if words is None:
+        raise damaged(path, "VTK file")
     try:
         return np.array(words[0].split(), float).reshape(-1, 3), min(words.end(), len(content))
-    except (TypeError, ValueError):
+    except ValueError:
         raise damaged(path, "VTK file") from None
 
 

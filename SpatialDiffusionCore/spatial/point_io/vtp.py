@@ -75,7 +75,10 @@ def moved(content: bytes, motion: Motion, path) -> bytes:
 
 
 def _moved(text: str, rest: bytes, marker, motion: Motion, path) -> bytes:
-    about = _attributes(re.search(r"<VTKFile\b([^>]*)>", text)[1])
+    head = re.search(r"<VTKFile\b([^>]*)>", text)
+    if head is None:
+        raise damaged(path, "VTK file")
+    about = _attributes(head[1])
     compressor = about.get("compressor", "")
     if compressor not in ("", "vtkZLibDataCompressor"):
         raise InputError(f"'{path}' is compressed by {compressor}; save it without compression.")

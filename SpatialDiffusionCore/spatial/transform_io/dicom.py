@@ -70,7 +70,7 @@ def read(content: bytes, path, moving, fixed) -> np.ndarray:
     target = _chosen(items, fixed, pydicom)
     if source is None and target is None:
         source, target = _told_apart(items, matrices, str(data.get("FrameOfReferenceUID", "")), path)
-    elif source is None:
+    elif source is None and target is not None:
         source = _other(items, target, path)
     to_registered = matrices[source] if source is not None else np.eye(4)
     if target is None and len(items) == 2:

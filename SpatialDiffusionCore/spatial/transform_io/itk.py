@@ -161,8 +161,8 @@ def _itk_transform(content: bytes, ending: str, path):
         try:
             return sitk.ReadTransform(str(copy))
         except Exception as error:  # SimpleITK raises more than RuntimeError here
-            names = sorted(set(re.findall(r"(\w+?)_(?:double|float)_\d_\d", content.decode("latin-1"))))
-            names = " + ".join(name for name in names if name != "CompositeTransform") or "transform"
+            found = sorted(set(re.findall(r"(\w+?)_(?:double|float)_\d_\d", content.decode("latin-1"))))
+            names = " + ".join(name for name in found if name != "CompositeTransform") or "transform"
             raise InputError(
                 f"ITK cannot load the {names} in '{path}' (an unknown type, or a wrong number of values); "
                 "save it again as an affine transform."

@@ -81,8 +81,9 @@ def read(path: str, index: int | None = None) -> Stored:
 
 def files_of(path: str | None) -> list[str]:
     """The files of a volume that was read from ``path`` (``FOLDER@N``), in their order; none where it is not DICOM."""
-    match = re.fullmatch(r"(.+)@(\d+)", path or "", re.DOTALL)
-    folder, index = (match[1], int(match[2])) if match and not os.path.exists(path) else (path or "", None)
+    path = path or ""
+    match = re.fullmatch(r"(.+)@(\d+)", path, re.DOTALL)
+    folder, index = (match[1], int(match[2])) if match and not os.path.exists(path) else (path, None)
     if not os.path.exists(folder) or os.path.isfile(folder) and not looks_like(folder):
         return []
     return list(dict.fromkeys(one.path for one in _chosen(folder, index)[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def read(path: str) -> Stored:
     import nibabel
 
     try:
-        image = nibabel.load(path)
+        image: Any = nibabel.load(path)
         data = np.asanyarray(image.dataobj)
         with image.file_map["image"].get_prepare_fileobj("rb") as file:
             placed = file.read(30)[28:] != b"\0\0"  # goodRASFlag, which nibabel sets in its own header
@@ -24,7 +25,7 @@ def read(path: str) -> Stored:
         raise
     except Exception as error:  # nibabel raises many kinds for damaged files
         raise unreadable(path, error, " as a volume of FreeSurfer") from error
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if not placed:
         name = os.path.basename(path)
         warnings = (

@@ -90,6 +90,8 @@ def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarra
     one.
     """
     if "qform_code" not in header.structarr.dtype.names:
+        if path is None:
+            raise InputError(f"{name} is an Analyze image, which does not say where it lies; save it as NIfTI.")
         return header_matrix(path, "NiftiImageIO"), [
             f"{name} is an Analyze file, which does not say where the volume lies nor which side is left: it is placed "
             "as in Slicer and ITK, and left and right are in doubt."
@@ -133,7 +135,8 @@ def _contradictions(name: str, used, qform, sform, shape) -> list[str]:
             f"The axes of {name} are not perpendicular ({_skew(sform):.2g}° off), so Slicer and ITK cannot open this "
             "file; it lies where its sform says."
         ]
-    warnings, tolerance = [], _TOLERANCE * geometry.spacing(used).min()
+    warnings: list[str] = []
+    tolerance = _TOLERANCE * geometry.spacing(used).min()
     if sform is None:
         return warnings
     steps = geometry.spacing(used)
