@@ -106,7 +106,7 @@ def test_the_reference_sampler_is_the_reverse_process_on_the_models_cube(small):
         world = geometry.theta_to_world(
             expected.theta[0].double().numpy(), a.grid.normalized_to_ras, b.grid.normalized_to_ras
         )
-        assert np.allclose(step.matrix, np.linalg.inv(world), atol=1e-9)
+        assert np.allclose(step.matrix, np.linalg.inv(world), rtol=1e-4, atol=1e-3)
     assert len(steps) == 9 and len(result.steps) == 9
 
 
@@ -144,7 +144,9 @@ def test_the_same_input_gives_the_same_output(small, sampler):
 @pytest.mark.parametrize("sampler", ["fast", "reference"])
 def test_steps_count_up_to_their_announced_number_and_end_at_the_result(small, sampler):
     steps, result = steps_and_result(head(2), head(1), model=small, sampler=sampler)
-    assert [s.index for s in steps] == list(range(1, len(steps) + 1)) and {s.count for s in steps} == {len(steps)}
+    assert [s.index for s in steps] == list(range(1, len(steps) + 1)) and steps[-1].count == len(steps)
+    counts = [s.count for s in steps]
+    assert counts == sorted(counts)  # it grows where the search goes on
     assert all(s.matrix.shape == (4, 4) and np.isfinite(s.matrix).all() and s.stage for s in steps)
     assert [s.index for s in result.steps] == [s.index for s in steps]
     assert np.allclose(steps[-1].matrix, result.matrix)

@@ -158,7 +158,7 @@ def test_a_folder_of_the_subject_hierarchy_is_a_source(window):
     window.p.Modified()
     combo = window.ui.batchSourceCombo
     names = [combo.itemText(index) for index in range(combo.count)]
-    assert names == ["All volumes of the scene", "Volumes of “Patients”", "Volumes of “Study 1”"]
+    assert names == ["The whole scene", "“Patients”", "“Study 1”"]
     combo.setCurrentIndex(2)
     window.ui.batchAddSceneButton.click()
     assert [item.name for item in window.batchTab.items] == ["C"]

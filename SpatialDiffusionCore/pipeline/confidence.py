@@ -30,7 +30,7 @@ LEFT_ON_RIGHT = 0.01
 
 
 #: Logarithmic strain that says nothing against an answer: individuals differ by as much.
-FREE_STRAIN = 0.15
+FREE_STRAIN = 0.2
 
 
 def features(evidence: Evidence) -> dict[str, float | None]:
@@ -49,7 +49,7 @@ def features(evidence: Evidence) -> dict[str, float | None]:
         "least_similarity": logit(evidence.least_similarity),
         "correlation": logit(evidence.correlation),
         "information": logit(evidence.information),
-        "overlap": evidence.overlap,
+        "overlap": min(evidence.overlap, 0.5),  # parts of an object may have half of it in common
         "strain": -float(np.clip(evidence.strain - FREE_STRAIN, 0.0, 1.0)),
         "spread": small(1.0 if evidence.spread is None else evidence.spread),
         "margin": None if evidence.margin is None else float(np.clip(evidence.margin, -0.2, 0.4)),

@@ -176,7 +176,10 @@ class Course:
 
     def _compares(self) -> bool:
         """Whether candidates are compared by how alike they make the volumes."""
-        return self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.init is None
+        settings = self.settings
+        if settings.init is None and settings.search is SearchMode.NETWORK:
+            return False
+        return settings.polish or (settings.init is None and settings.search is not SearchMode.NONE)
 
     def _compared(self, candidate: Candidate) -> Candidate:
         world = self.settings.strategy.compared(

@@ -93,6 +93,8 @@ class RegisterTab:
         if now == before:
             return
         self._pair, self._reviewed = now, None
+        if None not in now:
+            self._messages.clear()  # it was about the pair before
         if before is None or before[0] is None:
             return
         p = self.parameters
