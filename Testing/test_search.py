@@ -120,7 +120,7 @@ def test_repeated_runs_agree_about_a_right_answer_in_another_contrast_too_and_no
         return repetition.spread(moving, fixed, world, "affine", 0)
 
     right = [spread(moving, np.eye(4)) for moving in (same, other)]
-    assert max(right) < 0.5 < 3 < min(spread(moving, turned) for moving in (same, other))
+    assert max(right) < 0.6 < 3 < min(spread(moving, turned) for moving in (same, other))
     assert spread(same, np.eye(4)) == right[0]
     assert repetition.spread(same, fixed, geometry.from_parts(np.eye(3), [900, 0, 0]), "affine", 0) is None
 
