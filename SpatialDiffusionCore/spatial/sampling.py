@@ -60,6 +60,19 @@ class Prepared:
         object.__setattr__(other, "levels", self.levels)
         return other
 
+    def mirrored(self) -> Prepared:
+        """The same volume as in a mirror, left and right swapped about the tissue's center."""
+        flip = np.diag([-1.0, 1.0, 1.0])
+        matrix = geometry.about(flip, self.tissue_center)
+        other = replace(
+            self,
+            volume=self.volume.moved(matrix),
+            tissue_covariance=flip @ self.tissue_covariance @ flip,
+            mask=None if self.mask is None else self.mask.moved(matrix),
+        )
+        object.__setattr__(other, "levels", self.levels)
+        return other
+
 
 def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
@@ -183,7 +196,9 @@ def anatomical_axes(volume: Volume) -> np.ndarray:
 
 
 def anatomical_order(volume: Volume) -> Volume:
-    """The same volume, its array's axes in the order and direction nearest to R, A, S (a view): programs differ in that."""
+    """The same volume, its array's axes in the order and direction nearest to R, A, S (a view): programs differ in
+    that.
+    """
     order, signs = _nearest_anatomical(volume)
     change = np.zeros((4, 4))
     change[3, 3] = 1.0
