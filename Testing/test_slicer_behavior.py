@@ -133,14 +133,14 @@ def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypat
     ticks = []
     timer = qt.QTimer()
     timer.setInterval(1)
-    timer.connect("timeout()", lambda: ticks.append(panel.ui.progressBar.value))
+    timer.connect("timeout()", lambda: runner.Runner._stepping is not None and ticks.append(
+        panel.ui.progressBar.value))
     timer.start()
     panel.ui.registerButton.click()
-    waitFor(panel, lambda: len(ticks) >= 6 or panel.ui.progressBar.maximum > 0)
-    assert len(ticks) >= 6 and panel.ui.progressBar.maximum == 0  # the first step is still under way
-    panel.ui.registerButton.click()
+    waitFor(panel, lambda: panel.ui.progressBar.maximum > 0)
     timer.stop()
-    assert not panel.registerTab.running
+    assert sum(value < 1 for value in ticks) >= 6  # inside the first step, the search
+    panel.cancel()
 
 
 def test_reading_and_resampling_are_done_under_a_wait_cursor(window, monkeypatch):
@@ -317,6 +317,21 @@ def test_new_names_are_shown_wherever_a_node_is_named(window):
     window._parameterNode.outputTransform.SetName("U")
     idle()
     assert "“U”" in window.ui.outputHintLabel.text
+
+
+def test_a_message_goes_with_the_pair_that_it_was_about(window):
+    window.registerTab.tell(types.SimpleNamespace(sentence="A is bad.", details="", remedy=""))
+    assert not window.ui.messageFrame.isHidden()
+    window._parameterNode.movingVolume = smallVolume("B", 3)
+    assert window.ui.messageFrame.isHidden()
+
+
+def test_a_deleted_volume_is_named_until_another_pair_is_chosen(window):
+    window.ui.registerButton.click()
+    untilStep(window)
+    slicer.mrmlScene.RemoveNode(window.A)
+    idle()
+    assert "“A” was removed" in window.ui.messageLabel.text and not window.ui.messageFrame.isHidden()
 
 
 # Words

@@ -96,9 +96,9 @@ class BatchTab:
             self._folders = names
             combo = self.ui.batchSourceCombo
             combo.clear()
-            combo.addItem(_("All volumes of the scene"), WHOLE_SCENE)
+            combo.addItem(_("The whole scene"), WHOLE_SCENE)
             for index, name in enumerate(names):
-                combo.addItem(_("Volumes of “{name}”").format(name=name), index)
+                combo.addItem(_("“{name}”").format(name=name), index)
 
     def _onWatched(self):
         if not self._updating:

@@ -146,7 +146,7 @@ def sameAsSeen(volumeNode, otherNode):
     return np.linalg.norm(((voxelToWorld(volumeNode) - voxelToWorld(otherNode)) @ corners)[:3], axis=0).max()
 
 
-def waitFor(panel, until=None, seconds=120):
+def waitFor(panel, until=None, seconds=900):
     """Let the window work until its run ends, or until `until()`."""
     import time
     end = time.monotonic() + seconds
