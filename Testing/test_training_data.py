@@ -66,6 +66,7 @@ def test_the_split_is_fixed_and_stable():
     names = [f"sub-{i:03d}_T1w.nii.gz" for i in range(100)]
     first, again = split(names), split(names[::-1])
     assert (first.train, first.held_out) == (again.train, again.held_out) and len(first.held_out) == 10
+    assert tuple(first) == (first.train, first.held_out)
     assert not set(first.train) & set(first.held_out) and len(first.train) == 90 and not first.odd
     more = split([*names, "sub-900_T1w.nii.gz"])
     assert len(set(first.held_out) & set(more.held_out)) >= 9

@@ -29,7 +29,9 @@ from SpatialDiffusionCore.modality import MODALITIES
 
 from . import loaders
 from .pair_lists import PARTNERS, find_partners
+from .people import split as split  # the data sets' face: found, split, cached
 from .sampler import Sampler
+from .scans import find_scans as find_scans
 
 CACHE_VERSION = 5
 

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,6 +68,10 @@ class Split:
     held_out: list[Path]
     people: dict[str, str] = field(repr=False)  # str(path) → person
     odd: list[str] = field(default_factory=list)
+
+    def __iter__(self) -> Iterator[list[Path]]:
+        """``train, held_out = split(paths)``."""
+        return iter((self.train, self.held_out))
 
     def text(self) -> str:
         """One line for people."""
