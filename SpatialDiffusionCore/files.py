@@ -64,9 +64,15 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
             raise InputError(f"Cannot write '{path}': {_reason(error)}; make room and try again.") from error
-        raise
+        if error.errno is None:
+            raise
+        raise InputError(f"Cannot write '{path}' ({_reason(error)}); choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _folder_beside(target: Path) -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent)
 
 
 @contextmanager
@@ -77,8 +83,7 @@ def written_together(path: str | os.PathLike) -> Iterator[Path]:
     what the block writes beside it goes along, the header last.
     """
     target = Path(os.path.realpath(path))
-    beside = tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=target.parent)
-    with written_whole(path) as placeholder, beside as folder:
+    with written_whole(path) as placeholder, _folder_beside(target) as folder:
         ending = extension(target)
         header = Path(folder, target.name[: len(target.name) - len(ending)] + ending)
         yield header

@@ -6,15 +6,16 @@ listen, and may end it by raising an exception.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Callable, Iterator, Optional
+from typing import Callable
 
-_listener: ContextVar[Optional[Callable[[], None]]] = ContextVar("listener", default=None)
+_listener: ContextVar[Callable[[], None] | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def listening(listener: Optional[Callable[[], None]]) -> Iterator[None]:
+def listening(listener: Callable[[], None] | None) -> Iterator[None]:
     """While this lasts, every beat calls ``listener``; None: nobody."""
     token = _listener.set(listener)
     try:

@@ -66,15 +66,23 @@ def _one_thread() -> None:
 
 
 def print_anything() -> None:
-    """Let standard output and error take every letter; where the encoding lacks one, something plain is written."""
+    """Let standard output and error take every letter; for those that the encoding lacks, something plain is written.
+
+    Into a pipe or a file that is not in UTF-8 only plain letters go: who reads it may not know the encoding (that of
+    Windows' pipes is cp1252).
+    """
     codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="plain")
+        if not hasattr(stream, "reconfigure"):
+            continue
+        universal = (stream.encoding or "").lower().replace("-", "").replace("_", "") in ("utf8", "utf8sig")
+        stream.reconfigure(encoding=stream.encoding if universal or stream.isatty() else "ascii", errors="plain")
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     wrong = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(letter, "?") for letter in wrong), error.end
+    return "".join(
+        _PLAIN.get(letter) or letter.encode("ascii", "backslashreplace").decode() for letter in wrong
+    ), error.end

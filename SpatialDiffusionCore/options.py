@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, fields, replace
 from enum import Enum
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import Any, Callable, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class SearchMode(Enum):
     NONE = "none"
 
     @classmethod
-    def of(cls, value: Union[SearchMode, str, bool]) -> SearchMode:
+    def of(cls, value: SearchMode | str | bool) -> SearchMode:
         """The mode that a caller means: one of these, its name, or True (SIMILARITY) or False (NONE)."""
         if isinstance(value, bool):
             return cls.SIMILARITY if value else cls.NONE
@@ -62,18 +62,18 @@ class RegistrationOptions:
     """
 
     modality: str = AUTO.key
-    moving_modality: Optional[str] = None
-    fixed_modality: Optional[str] = None
+    moving_modality: str | None = None
+    fixed_modality: str | None = None
     transform: str = "affine"
     model: Any = None
-    sampler: Optional[str] = None
-    steps: Optional[int] = None
-    search: Union[SearchMode, str, bool] = SearchMode.SIMILARITY
+    sampler: str | None = None
+    steps: int | None = None
+    search: SearchMode | str | bool = SearchMode.SIMILARITY
     bidirectional: bool = False
-    polish: Optional[bool] = None
+    polish: bool | None = None
     device: str = "auto"
     seed: int = 0
-    init: Optional[np.ndarray] = None
+    init: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("moving_modality", "fixed_modality"):
@@ -115,7 +115,7 @@ def _unknown(what: str, value: Any, known: Any) -> None:
     raise InputError(f"Unknown {what} {value!r}; choose one of: {', '.join(known)}.")
 
 
-def _whole(name: str, value: Any, least: int) -> Optional[int]:
+def _whole(name: str, value: Any, least: int) -> int | None:
     if value is None and name == "steps":
         return None
     try:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Callable, Generator, List, Optional, Sequence, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 import numpy as np
 
@@ -47,8 +48,8 @@ def registration_steps(
     moving: VolumeLike,
     fixed: VolumeLike,
     *,
-    moving_mask: Optional[VolumeLike] = None,
-    fixed_mask: Optional[VolumeLike] = None,
+    moving_mask: VolumeLike | None = None,
+    fixed_mask: VolumeLike | None = None,
     **options: Any,
 ) -> Generator[Step, None, Registration]:
     """Register step by step: yields a Step after each, and returns the Registration (``StopIteration.value``).
@@ -94,7 +95,7 @@ def _steps(
         # The pair is always worked on in the same order, so that register(a, b) and register(b, a) are exact inverses.
         process, swap = fast, _signature(cubes[0]) > _signature(cubes[1])
     pair, ordered = (Pair(*cubes[::-1]), settings.swapped()) if swap else (Pair(*cubes), settings)
-    history: List[Step] = []
+    history: list[Step] = []
     outcome = yield from _recorded(process(pair, model, ordered), history, swap, scale)
     # A rigid or similar answer is the one nearest to the affine over the tissue.
     second_to_first = geometry.project(outcome.world, settings.transform, *pair.tissue)
@@ -181,7 +182,7 @@ def _quality(pair: Pair, model: Model, settings: Settings, outcome: Outcome, wor
 
 
 def _recorded(
-    process: Generator[Step, None, Outcome], history: List[Step], swap: bool, scale: float
+    process: Generator[Step, None, Outcome], history: list[Step], swap: bool, scale: float
 ) -> Generator[Step, None, Outcome]:
     """Pass a process's steps on, in mm, inverted if it works on the pair the other way round, and keep them."""
     while True:
@@ -224,8 +225,8 @@ def register(
     fixed: VolumeLike,
     *,
     on_step: OnStep = None,
-    moving_mask: Optional[VolumeLike] = None,
-    fixed_mask: Optional[VolumeLike] = None,
+    moving_mask: VolumeLike | None = None,
+    fixed_mask: VolumeLike | None = None,
     **options: Any,
 ) -> Registration:
     """Find the transform that lays ``moving`` on ``fixed``.
@@ -254,21 +255,21 @@ OnResult = Optional[Callable[[int, Union[Registration, Exception]], None]]
 
 @takes_options
 def register_many(
-    movings: Sequence[Union[VolumeLike, Callable[[], VolumeLike]]],
+    movings: Sequence[VolumeLike | Callable[[], VolumeLike]],
     fixed: VolumeLike,
     *,
     on_step: OnStep = None,
     on_result: OnResult = None,
-    moving_mask: Optional[VolumeLike] = None,
-    fixed_mask: Optional[VolumeLike] = None,
+    moving_mask: VolumeLike | None = None,
+    fixed_mask: VolumeLike | None = None,
     **options: Any,
-) -> List[Registration]:
+) -> list[Registration]:
     """Register many moving volumes to one fixed one; the model and the fixed volume are made ready once.
 
-    movings: volumes as for ``register`` (paths are read when their turn comes), or functions that return one. Under ``torchrun``
-    each process takes its share of the list. on_result(index, Registration or the exception) is called after each; if
-    it is given, a volume that cannot be used does not stop the others and is left out of the list returned. The other
-    arguments as in ``register``.
+    movings: volumes as for ``register`` (paths are read when their turn comes), or functions that return one. Under
+    ``torchrun`` each process takes its share of the list. on_result(index, Registration or the exception) is called
+    after each; if it is given, a volume that cannot be used does not stop the others and is left out of the list
+    returned. The other arguments as in ``register``.
     """
     register_one = registrar(fixed, moving_mask=moving_mask, fixed_mask=fixed_mask, **options)
     results = []
@@ -291,8 +292,8 @@ def register_many(
 def registrar(
     fixed: VolumeLike,
     *,
-    moving_mask: Optional[VolumeLike] = None,
-    fixed_mask: Optional[VolumeLike] = None,
+    moving_mask: VolumeLike | None = None,
+    fixed_mask: VolumeLike | None = None,
     **options: Any,
 ) -> Callable[[VolumeLike, OnStep], Registration]:
     """A function (moving, on_step) → Registration that registers one volume after the other to ``fixed``.

@@ -121,6 +121,14 @@ FIELDS = (
         optional=True,
     ),
     Field(
+        "quality.similarity_mirrored",
+        "number",
+        "The similarity if one of the volumes is seen as in a mirror, where that is far larger than as it is: one "
+        "of them is probably mirrored.",
+        "0…1",
+        optional=True,
+    ),
+    Field(
         "quality.evidence",
         "object",
         "All figures that the probability follows from; lengths are shares of the size of the tissue.",

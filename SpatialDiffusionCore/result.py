@@ -194,6 +194,7 @@ def _quality(quality: quality_module.Quality) -> dict:
         "template_detour_mm": quality.detour_mm,
         "template_confirms": quality.confirmed,
         "left_right": quality.sides and dict(zip(("moving", "fixed"), map(float, quality.sides))),
+        "similarity_mirrored": quality.mirrored,
         "evidence": quality.evidence,
         "warnings": list(quality.warnings),
     }

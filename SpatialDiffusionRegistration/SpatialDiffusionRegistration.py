@@ -3,6 +3,7 @@
 This file holds the four classes that Slicer looks for; the parts are in SpatialDiffusionRegistrationLib.  Nothing here
 needs PyTorch until a registration starts.
 """
+
 import os
 import sys
 import unittest
@@ -95,10 +96,14 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
     def _observeScene(self):
         scene_ = slicer.mrmlScene
         for event, method in (
-                (scene_.StartCloseEvent, self.onSceneStartClose), (scene_.EndCloseEvent, self.onSceneEndClose),
-                (scene_.StartImportEvent, self.onSceneStartImport), (scene_.EndImportEvent, self.onSceneEndImport),
-                (scene_.NodeAddedEvent, self.onNodeAdded), (scene_.NodeRemovedEvent, self.onNodeRemoved),
-                (scene_.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved)):
+            (scene_.StartCloseEvent, self.onSceneStartClose),
+            (scene_.EndCloseEvent, self.onSceneEndClose),
+            (scene_.StartImportEvent, self.onSceneStartImport),
+            (scene_.EndImportEvent, self.onSceneEndImport),
+            (scene_.NodeAddedEvent, self.onNodeAdded),
+            (scene_.NodeRemovedEvent, self.onNodeRemoved),
+            (scene_.NodeAboutToBeRemovedEvent, self.onNodeAboutToBeRemoved),
+        ):
             self.addObserver(scene_, event, method)
 
     def cleanup(self):
@@ -224,9 +229,10 @@ def tooOld(major, minor) -> str:
     """One sentence in a Slicer that is older than what the module serves, or ""."""
     if (int(major), int(minor)) >= OLDEST_SLICER:
         return ""
-    return _("This module needs Slicer {oldest} or newer. In this one ({this}) choices may change when you leave the "
-             "module: check them before you register.").format(
-                 oldest=".".join(map(str, OLDEST_SLICER)), this=f"{major}.{minor}")
+    return _(
+        "This module needs Slicer {oldest} or newer. In this one ({this}) choices may change when you leave the "
+        "module: check them before you register."
+    ).format(oldest=".".join(map(str, OLDEST_SLICER)), this=f"{major}.{minor}")
 
 
 #
@@ -237,8 +243,8 @@ def tooOld(major, minor) -> str:
 class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
     """Registration from scripts; no window is needed.
 
-        logic = SpatialDiffusionRegistrationLogic()
-        transform = logic.register(moving, fixed, modality="t1-brain")
+    logic = SpatialDiffusionRegistrationLogic()
+    transform = logic.register(moving, fixed, modality="t1-brain")
     """
 
     def __init__(self):
@@ -251,10 +257,29 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
     def getParameterNode(self):
         return SpatialDiffusionRegistrationParameterNode(super().getParameterNode())
 
-    def register(self, movingVolume, fixedVolume, modality="auto", *, movingModality=None, fixedModality=None,
-                 transform="affine", outputTransform=None, outputVolume=None, interpolation="linear", alsoMove=(),
-                 initialTransform=None, movingMask=None, fixedMask=None, movingSegment="", fixedSegment="",
-                 movingLandmarks=None, fixedLandmarks=None, progress=None, **settings):
+    def register(
+        self,
+        movingVolume,
+        fixedVolume,
+        modality="auto",
+        *,
+        movingModality=None,
+        fixedModality=None,
+        transform="affine",
+        outputTransform=None,
+        outputVolume=None,
+        interpolation="linear",
+        alsoMove=(),
+        initialTransform=None,
+        movingMask=None,
+        fixedMask=None,
+        movingSegment="",
+        fixedSegment="",
+        movingLandmarks=None,
+        fixedLandmarks=None,
+        progress=None,
+        **settings,
+    ):
         """Register and wait; return the transform node, with the moving volume under it.
 
         :param movingVolume, fixedVolume: scalar volume nodes, taken where they are seen, with the linear transforms
@@ -276,13 +301,24 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
           SpatialDiffusionCore.register; threads: processor threads that PyTorch may use.
         :raises ValueError: if something given can not be used; one sentence. The scene is unchanged after any error.
         """
-        task = Task(Request(
-            movingVolume, fixedVolume, engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
-            outputTransform=outputTransform, outputVolume=outputVolume, interpolation=resampling.known(interpolation),
-            alsoMove=tuple(alsoMove), initialTransform=initialTransform, movingMask=movingMask, fixedMask=fixedMask,
-            movingSegment=masks.segmentID(movingMask, movingSegment),
-            fixedSegment=masks.segmentID(fixedMask, fixedSegment),
-            movingLandmarks=movingLandmarks, fixedLandmarks=fixedLandmarks))
+        task = Task(
+            Request(
+                movingVolume,
+                fixedVolume,
+                engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
+                outputTransform=outputTransform,
+                outputVolume=outputVolume,
+                interpolation=resampling.known(interpolation),
+                alsoMove=tuple(alsoMove),
+                initialTransform=initialTransform,
+                movingMask=movingMask,
+                fixedMask=fixedMask,
+                movingSegment=masks.segmentID(movingMask, movingSegment),
+                fixedSegment=masks.segmentID(fixedMask, fixedSegment),
+                movingLandmarks=movingLandmarks,
+                fixedLandmarks=fixedLandmarks,
+            )
+        )
         run = task.run()
         for step in run:
             if progress is not None and progress(step) is False:
@@ -291,9 +327,24 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         self.result = task.result
         return task.transformNode
 
-    def registerMany(self, movingVolumes, fixedVolume, modality="auto", *, movingModality=None, fixedModality=None,
-                     transform="affine", initialTransform=None, fixedMask=None, fixedSegment="", outputFolder="",
-                     keepVolumes=True, report="", progress=None, **settings):
+    def registerMany(
+        self,
+        movingVolumes,
+        fixedVolume,
+        modality="auto",
+        *,
+        movingModality=None,
+        fixedModality=None,
+        transform="affine",
+        initialTransform=None,
+        fixedMask=None,
+        fixedSegment="",
+        outputFolder="",
+        keepVolumes=True,
+        report="",
+        progress=None,
+        **settings,
+    ):
         """Register many volumes to one, one after the other; return a transform node for each, None where it failed.
 
         :param movingVolumes: volume nodes, or paths of image files, or both.
@@ -308,12 +359,17 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         nodes = [m for m in movingVolumes if not isinstance(m, (str, os.PathLike))]
         if None in nodes:
             raise Problem(_("One of the moving volumes is None."))
-        items = [batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
-                 for m in movingVolumes]
+        items = [
+            batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
+            for m in movingVolumes
+        ]
         plan = batchRuns.Plan(
-            fixedVolume, engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
-            fixedMask=fixedMask, fixedSegment=masks.segmentID(fixedMask, fixedSegment),
-            initialTransform=initialTransform)
+            fixedVolume,
+            engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
+            fixedMask=fixedMask,
+            fixedSegment=masks.segmentID(fixedMask, fixedSegment),
+            initialTransform=initialTransform,
+        )
         many = batchRuns.Batch(items, plan, outputFolder, keepVolumes)
         problem = many.problem()
         if problem:
@@ -368,18 +424,25 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
             if problem:
                 raise Problem(problem)
         if outputVolume in (volume, reference):
-            raise Problem(_("The resampled volume would overwrite “{name}”: choose another.").format(
-                name=outputVolume.GetName()))
+            raise Problem(
+                _("The resampled volume would overwrite “{name}”: choose another.").format(name=outputVolume.GetName())
+            )
         if outputVolume is not None and outputVolume.GetClassName() != volume.GetClassName():
-            raise Problem(_("The resampled volume can not be put into “{name}”, which is of another kind.").format(
-                name=outputVolume.GetName()))
+            raise Problem(
+                _("The resampled volume can not be put into “{name}”, which is of another kind.").format(
+                    name=outputVolume.GetName()
+                )
+            )
         with waitCursor():
             image = resampling.onGridOf(
-                volume, reference, resampling.known(
-                interpolation or (resampling.NEAREST if labels else resampling.LINEAR)))
+                volume,
+                reference,
+                resampling.known(interpolation or (resampling.NEAREST if labels else resampling.LINEAR)),
+            )
         if outputVolume is None:
-            outputVolume = resampling.newVolume(volume.GetClassName(), _("{name} resampled").format(
-                name=volume.GetName()))
+            outputVolume = resampling.newVolume(
+                volume.GetClassName(), _("{name} resampled").format(name=volume.GetName())
+            )
         resampling.fill(outputVolume, image, reference)
         return outputVolume
 
@@ -417,8 +480,13 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
         """A smooth, lopsided object of 48 x 44 x 40 voxels of 4 mm, moved by a 4x4 RAS matrix in its header."""
         z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (40, 44, 48)), indexing="ij")
         data = np.zeros(x.shape)
-        for cx, cy, cz, size, height in ((0, 0, 0, 0.55, 60), (0.25, 0.2, 0.1, 0.22, 60), (-0.3, 0.15, 0.2, 0.15, 90),
-                                         (0.05, -0.35, -0.2, 0.18, 45), (-0.1, 0.3, -0.35, 0.12, 70)):
+        for cx, cy, cz, size, height in (
+            (0, 0, 0, 0.55, 60),
+            (0.25, 0.2, 0.1, 0.22, 60),
+            (-0.3, 0.15, 0.2, 0.15, 90),
+            (0.05, -0.35, -0.2, 0.18, 45),
+            (-0.1, 0.3, -0.35, 0.12, 70),
+        ):
             data += height * np.exp(-((x - cx) ** 2 + (y - cy) ** 2 + 1.3 * (z - cz) ** 2) / (2 * (size / 1.5) ** 2))
         ijkToRas = np.diag([4.0, 4.0, 4.0, 1.0])
         ijkToRas[:3, 3] = [-94, -86, -78]
@@ -482,7 +550,8 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
         fixed, moving = self._volume("fixed"), self._volume("moving", self._turn())
         count = slicer.mrmlScene.GetNumberOfNodes()
         result = SpatialDiffusionRegistrationLogic().register(
-            moving, fixed, device="cpu", progress=lambda step: step.index < 2)
+            moving, fixed, device="cpu", progress=lambda step: step.index < 2
+        )
         self.assertIsNone(result)
         self.assertIsNone(moving.GetParentTransformNode())
         self.assertEqual(slicer.mrmlScene.GetNumberOfNodes(), count)

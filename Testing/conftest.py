@@ -1,4 +1,5 @@
 """What all tests share: one thread, repeatable examples, and folders that a machine may or may not have."""
+
 from __future__ import annotations
 
 import json
@@ -20,7 +21,11 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 # The same examples on every run: a failure can be repeated, and the suite's time does not vary.
 settings.register_profile(
-    "repeatable", deadline=None, derandomize=True, max_examples=50, database=None,
+    "repeatable",
+    deadline=None,
+    derandomize=True,
+    max_examples=50,
+    database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")

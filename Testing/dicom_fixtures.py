@@ -32,7 +32,8 @@ def header(kind=MR, uid=None, frame=None, number=1, words="t1", study="1.2.3", m
 def write_series(folder, volume, voxel_to_ras, drop=(), positions=None, suffix="", order=None, **about):
     """Write an (I, J, K) volume as a file per slice k; returns the headers.
 
-    voxel_to_ras: 4×4; its third column may be sheared. drop: slices left out; positions: k of each slice (fractions too).
+    voxel_to_ras: 4×4; its third column may be sheared. drop: slices left out; positions: k of each slice (fractions
+    too).
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

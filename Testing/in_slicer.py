@@ -5,6 +5,7 @@
 Registers the two bundled brains with a segmentation that follows, cancels one run, resamples a label volume, and writes
 ``in_slicer_report.json`` into the current folder: versions, figures, and what failed. Takes about a minute.
 """
+
 from __future__ import annotations
 
 import json
@@ -25,9 +26,15 @@ REPORT = "in_slicer_report.json"
 
 
 def versions():
-    return {"slicer": slicer.app.applicationVersion, "revision": str(getattr(slicer.app, "revision", "")),
-            "system": platform.platform(), "python": platform.python_version(),
-            "vtk": vtk.vtkVersion().GetVTKVersion(), "torch": torchsetup.state().version, "module": engine.version()}
+    return {
+        "slicer": slicer.app.applicationVersion,
+        "revision": str(getattr(slicer.app, "revision", "")),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "vtk": vtk.vtkVersion().GetVTKVersion(),
+        "torch": torchsetup.state().version,
+        "module": engine.version(),
+    }
 
 
 def volumes():
@@ -55,8 +62,11 @@ def tryCancel(logic, nodes, report):
     moving, fixed, segmentation, _labels = nodes
     before = slicer.mrmlScene.GetNumberOfNodes()
     result = logic.register(moving, fixed, alsoMove=[segmentation], progress=lambda step: step.index < 2)
-    report["cancel"] = {"returned": result, "nodes added": slicer.mrmlScene.GetNumberOfNodes() - before,
-                        "moving is where it was": moving.GetParentTransformNode() is None}
+    report["cancel"] = {
+        "returned": result,
+        "nodes added": slicer.mrmlScene.GetNumberOfNodes() - before,
+        "moving is where it was": moving.GetParentTransformNode() is None,
+    }
 
 
 def tryRegister(logic, nodes, report):
@@ -65,10 +75,13 @@ def tryRegister(logic, nodes, report):
     steps, begun = [], time.monotonic()
     transform = logic.register(moving, fixed, alsoMove=[segmentation, labels], progress=steps.append)
     report["register"] = {
-        "seconds": round(time.monotonic() - begun, 1), "steps": len(steps), "summary": logic.result.summary,
+        "seconds": round(time.monotonic() - begun, 1),
+        "steps": len(steps),
+        "summary": logic.result.summary,
         "matrix": slicer.util.arrayFromTransformMatrix(transform).tolist(),
         "segmentation follows": segmentation.GetParentTransformNode() is transform,
-        "dice of the labels": round(overlap(logic.resample(labels, fixed), fixed), 4)}
+        "dice of the labels": round(overlap(logic.resample(labels, fixed), fixed), 4),
+    }
 
 
 def main():

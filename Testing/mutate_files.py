@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Testing")]
 
 import nibabel
 import numpy as np
+import torch  # noqa: F401 - loaded before the first file is timed
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from SpatialDiffusionCore.spatial.transform_file import FORMATS, read_transform,
 from SpatialDiffusionCore.spatial.volume import Volume, resample, validate
 from SpatialDiffusionCore.spatial.volume_file import load, save
 
-#: Seconds that one file may take.
+#: Seconds of the processor that one file may take.
 LONGEST = 20
 
 VOLUMES = (".nii", ".nii.gz", "-2.nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".dcm")
@@ -131,8 +132,8 @@ def _alarm(*_):
 
 def used(action) -> None:
     """Carry out what an InputError of one sentence may end, and nothing else; raises AssertionError otherwise."""
-    previous = signal.signal(signal.SIGALRM, _alarm)
-    signal.alarm(LONGEST)
+    previous = signal.signal(signal.SIGPROF, _alarm)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
@@ -141,8 +142,8 @@ def used(action) -> None:
         message = str(error)
         assert message.endswith(".") and "\n" not in message and "Traceback" not in message, f"no sentence: {message!r}"
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def volume_is_used(path: Path) -> None:
@@ -180,12 +181,13 @@ def main(minutes: float) -> int:
                 break
             try:
                 attempt(kind, ending, examples=60, seed=rounds)
-            except Exception as error:
-                place = traceback.extract_tb(error.__traceback__)[-1]
-                key = kind, ending, type(error).__name__, Path(place.filename).name, place.lineno
-                if key not in found:
-                    found[key] = error
-                    print("FOUND", *key, str(error).splitlines()[:1], flush=True)
+            except Exception as group:
+                for error in getattr(group, "exceptions", [group]):
+                    place = traceback.extract_tb(error.__traceback__)[-1]
+                    key = kind, ending, type(error).__name__, Path(place.filename).name, place.lineno
+                    if key not in found:
+                        found[key] = error
+                        print("FOUND", *key, str(error).splitlines()[:1], flush=True)
         rounds += 1
     print(f"{rounds} rounds of {len(jobs)} kinds of files; {len(found)} findings")
     return 1 if found else 0

@@ -56,9 +56,7 @@ def turn(volume: Volume, degrees: float, shift: float = 0.25) -> np.ndarray:
 @pytest.mark.parametrize("factor", [0.05, 0.1, 20.0])
 def test_scaling_both_headers_scales_the_answer_and_changes_nothing_else(brain, template, factor):
     moving = brain.moved(turn(brain, 100))
-    usual, other = (
-        register(scaled(moving, k), scaled(template, k), **ANYTHING) for k in (1.0, factor)
-    )
+    usual, other = (register(scaled(moving, k), scaled(template, k), **ANYTHING) for k in (1.0, factor))
     back = other.matrix.copy()
     back[:3, 3] /= factor
     assert apart(np.linalg.inv(back), np.linalg.inv(usual.matrix), template) < 1e-3
@@ -124,7 +122,9 @@ def test_a_turned_header_changes_the_answer_by_a_millimeter_at_most(brain, templ
         moved = turn(brain, degrees)
         other = register(brain.moved(moved), template, modality="t1-brain", device="cpu")
         off = geometry.displacement_rms(
-            np.linalg.inv(other.matrix @ moved), np.linalg.inv(usual.matrix), tissue.tissue_center,
+            np.linalg.inv(other.matrix @ moved),
+            np.linalg.inv(usual.matrix),
+            tissue.tissue_center,
             tissue.tissue_covariance,
         )
         assert off < 1.0 and other.quality.confidence == "good", degrees
@@ -177,8 +177,7 @@ def test_every_figure_can_only_speak_for_an_answer_the_better_it_is():
     for strategy in confidence.coefficients()["strategies"]:
         best = confidence.probability(replace(SURE, detour=0.005, agreement=0.99), strategy)
         for name, value in worse.items():
-            changed = replace(SURE, detour=0.005, agreement=0.99, **{name: value}) if name not in (
-                "detour", "agreement") else replace(SURE, **{"detour": 0.005, "agreement": 0.99, name: value})  # fmt: skip
+            changed = replace(SURE, **{"detour": 0.005, "agreement": 0.99, name: value})
             assert confidence.probability(changed, strategy) <= best + 1e-12, (strategy, name)
 
 

@@ -1,4 +1,5 @@
 """Real brains from known poses, through the shell's files as other programs read them."""
+
 import json
 import subprocess
 import sys
@@ -32,9 +33,9 @@ def brain_corners(brain: Volume) -> np.ndarray:
     """The 8 corners (RAS mm) of the box around everything that is not background."""
     inside = np.argwhere(brain.data > 0)
     box = np.array([inside.min(0), inside.max(0)])
-    return geometry.transform_points(brain.voxel_to_ras, np.array([
-        [box[a][0], box[b][1], box[c][2]] for a, b, c in np.ndindex(2, 2, 2)
-    ]))
+    return geometry.transform_points(
+        brain.voxel_to_ras, np.array([[box[a][0], box[b][1], box[c][2]] for a, b, c in np.ndindex(2, 2, 2)])
+    )
 
 
 POSES = [
@@ -52,8 +53,22 @@ def test_a_turned_header_is_found_through_the_file_that_simpleitk_reads(tmp_path
     moving = Volume(noisy, brain.voxel_to_ras, "moving").moved(truth)
     volume_file.save(moving, tmp_path / "moving.nii.gz")
     volume_file.save(brain, tmp_path / "fixed.nii.gz")
-    status = main(["register", str(tmp_path / "moving.nii.gz"), str(tmp_path / "fixed.nii.gz"), "--modality",
-                   "t1-brain", "--transform", "rigid", "-o", str(tmp_path / "m.tfm"), "--threads", "1", "--quiet"])
+    status = main(
+        [
+            "register",
+            str(tmp_path / "moving.nii.gz"),
+            str(tmp_path / "fixed.nii.gz"),
+            "--modality",
+            "t1-brain",
+            "--transform",
+            "rigid",
+            "-o",
+            str(tmp_path / "m.tfm"),
+            "--threads",
+            "1",
+            "--quiet",
+        ]
+    )
     assert status == 0
     transform = sitk.ReadTransform(str(tmp_path / "m.tfm"))  # LPS, fixed → moving
     corners = brain_corners(brain)
@@ -174,10 +189,19 @@ def test_volumes_in_memory_need_only_torch_numpy_and_scipy(pair, brain, tmp_path
         "r = register(m, f, modality='t1-brain')\nassert r.quality.similarity_after > 0.5, r.quality\n"
         "r.apply(m, f)\nr.report()\n"
     )
-    np.savez(tmp_path / "pair.npz", moving=brain.data, moving_ras=brain.voxel_to_ras, fixed=fixed.data,
-             fixed_ras=fixed.voxel_to_ras)
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "pair.npz")], capture_output=True, text=True,
-                          cwd=Path(__file__).parents[1])
+    np.savez(
+        tmp_path / "pair.npz",
+        moving=brain.data,
+        moving_ras=brain.voxel_to_ras,
+        fixed=fixed.data,
+        fixed_ras=fixed.voxel_to_ras,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pair.npz")],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -209,8 +233,10 @@ def test_a_neck_finds_its_place_in_an_upper_body_and_both_ways_agree(data_folder
     """CTs of two people, all from head to chest under a turned header on a neck: without a network organs miss."""
     from Benchmark import cases
 
-    ct, labels = ([volume_file.load(data_folder / "bench" / f"openkbp_{n}_{kind}.nii.gz") for n in (3, 6)]
-                  for kind in ("ct", "labels"))
+    ct, labels = (
+        [volume_file.load(data_folder / "bench" / f"openkbp_{n}_{kind}.nii.gz") for n in (3, 6)]
+        for kind in ("ct", "labels")
+    )
     turn = cases.pose("openkbp_3-openkbp_6", 45.0, 0, cases.field_center(data_folder / "bench" / "openkbp_3_ct.nii.gz"))
     moving, organs = ct[0].moved(turn), labels[0].moved(turn)
 

@@ -49,6 +49,11 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def shown(folder):
+    """The names in a folder that are not hidden: what was done is on record beside them."""
+    return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+
+
 def files(folder):
     return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*")}
 
@@ -143,7 +148,7 @@ def test_every_output_is_written_and_agrees(folder, capsys):
 def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(folder, capsys):
     assert main(["register", "moving.nii.gz", "nan.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out",
                  "--report", "out", "--quiet", "--threads", "1"]) == 1
-    assert sorted(os.listdir("out")) == ["four_1_report.json", "four_1_to_fixed.tfm", "moving_report.json",
+    assert shown("out") == ["four_1_report.json", "four_1_to_fixed.tfm", "moving_report.json",
                                          "moving_to_fixed.tfm", "registrations.csv"]
     error = capsys.readouterr().err
     assert "nan.nii.gz holds nothing but NaN" in error and "Traceback" not in error
@@ -155,7 +160,7 @@ def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(fo
 def test_a_first_volume_that_is_no_good_does_not_stop_the_others(folder, capsys, bad):
     assert main(["register", bad, "moving.nii.gz", "fixed.nii.gz", "-o", "out/", "--quiet", "--threads", "1", "--init",
                  "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish"]) == 1
-    assert sorted(os.listdir("out")) == ["moving_to_fixed.tfm", "registrations.csv"]
+    assert shown("out") == ["moving_to_fixed.tfm", "registrations.csv"]
     assert bad in capsys.readouterr().err
 
 
@@ -201,6 +206,20 @@ def test_one_output_that_fails_at_the_end_leaves_the_others(folder, capsys, monk
     assert "IndexError: median(): internal words" in report and "Spatial Diffusion Registration" in report
 
 
+def test_what_does_not_fit_a_file_is_said_before_the_work(folder, capsys):
+    shear = geometry.from_parts([[1, 0.15, 0], [0, 1, 0], [0, 0, 1]])
+    volume_file.save(volume_file.load("fixed.nii.gz").moved(shear), "sheared.nii.gz")
+    quick = ["--threads", "1", "--init", "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish", "--quiet"]
+    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.dcm", *quick]) == 1
+    error = capsys.readouterr().err
+    assert "refers to DICOM series, and the moving volume is none" in error and error.count("\n") == 1
+    for name, warned in (("m.nii.gz", True), ("m.nrrd", False), ("m.MHA", False)):
+        assert main(["apply", "identity.tfm", "moving.nii.gz", "--reference", "sheared.nii.gz", "-o", name, "--quiet"]) == 0
+        assert ("will not open m.nii.gz" in capsys.readouterr().err) == warned
+        np.testing.assert_allclose(volume_file.load(name).voxel_to_ras, volume_file.load("sheared.nii.gz").voxel_to_ras,
+                                   atol=1e-5)
+
+
 def test_the_background_of_a_moved_volume_can_be_said(folder):
     shift = geometry.from_parts(np.eye(3), (1000.0, 0, 0))
     write_transform(shift, "far.tfm")
@@ -213,7 +232,7 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert main(["register", "moving.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out", "--quiet"]) == 0
-    assert sorted(os.listdir("out")) == ["four_1_to_fixed.tfm", "registrations_1.csv"]
+    assert shown("out") == ["four_1_to_fixed.tfm", "registrations_1.csv"]
 
 
 def test_apply_moves_label_maps_without_touching_their_values(folder):

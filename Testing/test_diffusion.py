@@ -1,4 +1,5 @@
 """Draws in closed form, and the reverse process with a denoiser that knows the answer."""
+
 from __future__ import annotations
 
 import math
@@ -107,10 +108,14 @@ def test_rigid_draws_are_rotations_with_log_scales(t):
     assert log_scales.abs().max() <= d.CLIP * total + 1e-5
     rotation = linear / log_scales.exp()[:, None]
     # Rx·Ry·Rz: the angles can be read off the product.
-    angles = torch.stack([
-        torch.atan2(-rotation[:, 1, 2], rotation[:, 2, 2]), torch.asin(rotation[:, 0, 2].clamp(-1, 1)),
-        torch.atan2(-rotation[:, 0, 1], rotation[:, 0, 0]),
-    ], dim=1)
+    angles = torch.stack(
+        [
+            torch.atan2(-rotation[:, 1, 2], rotation[:, 2, 2]),
+            torch.asin(rotation[:, 0, 2].clamp(-1, 1)),
+            torch.atan2(-rotation[:, 0, 1], rotation[:, 0, 0]),
+        ],
+        dim=1,
+    )
     assert torch.allclose(angles.std(0), torch.full((3,), clipped_std(total), dtype=torch.float64), rtol=0.04)
     correlation = np.corrcoef(np.hstack([angles.numpy(), log_scales.numpy()]).T) - np.eye(6)
     assert np.abs(correlation).max() < 0.04
@@ -208,8 +213,11 @@ def test_an_oracle_is_followed_to_the_known_transform(wanted, steps):
     visited = list(d.reverse(oracle, tiny, tiny, SCHEDULE, steps=steps))
     count = steps or 65
     assert [s.index for s in visited] == list(range(1, count + 1)) and {s.count for s in visited} == {count}
-    assert [s.timestep for s in visited] == oracle.timesteps == (
-        SCHEDULE.visit(steps) if steps else list(range(65, 0, -1)))
+    assert (
+        [s.timestep for s in visited]
+        == oracle.timesteps
+        == (SCHEDULE.visit(steps) if steps else list(range(65, 0, -1)))
+    )
     assert (visited[-1].theta - wanted).abs().max() < 2e-5
     assert visited[-1].theta.dtype == torch.float32
 
@@ -284,9 +292,7 @@ def test_a_singular_way_back_leaves_the_way_there(wanted):
     there, flat = wanted[:2], d.identity(2)
     flat[1, :, :3] = 0.0
     tiny = torch.zeros(2, 1, 2, 2, 2)
-    *_, last = d.reverse_bidirectional(
-        lambda f, m, t: there, lambda f, m, t: flat, tiny, tiny, SCHEDULE, steps=1
-    )
+    *_, last = d.reverse_bidirectional(lambda f, m, t: there, lambda f, m, t: flat, tiny, tiny, SCHEDULE, steps=1)
     assert torch.allclose(last.theta, there, atol=1e-6) and torch.isfinite(last.theta).all()
 
 

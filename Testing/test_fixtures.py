@@ -1,18 +1,20 @@
 """Every array that the published implementation gives for its own random checkpoints.
 
 Tolerances are those of the fixtures' README: 1e-5 for affines, 1e-3 for the bidirectional one, 2e-3 for the moved
-volumes. Some arrays that come after 65 or 130 passes cannot be met that closely on every processor. On ours, the published
-implementation itself misses them by as much as this one, with which it agrees to the last bit:
+volumes. Some arrays that come after 65 or 130 passes cannot be met that closely on every processor. On ours, the
+published implementation itself misses them by as much as this one, with which it agrees to the last bit:
 
 - ``predict_affine`` of the conditional checkpoint, by 1.01e-5. Adding noise of 1e-7 to the input moves it by 7e-6,
   and another matrix-multiplication kernel (the math library's for another maker's processor) by 7e-6.
-- ``predict_moved`` and ``bidirectional_affine`` of the same checkpoint. On a Xeon they are missed by 0.0027 (of a range of 2) and
+- ``predict_moved`` and ``bidirectional_affine`` of the same checkpoint. On a Xeon they are missed by 0.0027 (of a range
+of 2) and
   0.0016; with its convolutions held to other instruction sets (ONEDNN_MAX_CPU_ISA) the latter by 0.0010 to 0.0016.
 - ``predict_oct_affine``, by 0.008 to 0.037. Every pass thresholds the warped volume, so a voxel that rounding
   carries across the threshold changes the next prediction, and the run ends elsewhere. Adding noise of 1e-7 to the
   predictions moves the result by 0.012 (from the eleventh pass on), and so does that other kernel. The single
   passes, where nothing has accumulated, are met to 1e-5.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -33,8 +35,13 @@ PREDICT_OCT = 0.05
 @pytest.fixture(scope="module")
 def network(published):
     config = published.config
-    names = {"volume_size": "volume_size", "channels": "channels", "n_classes": "n_classes", "groups": "groups",
-             "time_width": "time_dim"}
+    names = {
+        "volume_size": "volume_size",
+        "channels": "channels",
+        "n_classes": "n_classes",
+        "groups": "groups",
+        "time_width": "time_dim",
+    }
     result = build({ours: config[theirs] for ours, theirs in names.items()}).eval()
     result.load_state_dict(torch.load(published.checkpoint, weights_only=True))
     return result
@@ -112,8 +119,10 @@ def test_schedules(published, kind):
     config = published.config
     schedule = Schedule(config["timesteps"], config["transf_range"], config["transl_range"], kind)
     for ours, theirs in (
-        (schedule.step_transform, "step_std_transf"), (schedule.total_transform, "cum_std_transf"),
-        (schedule.step_translation, "step_std_transl"), (schedule.total_translation, "cum_std_transl"),
+        (schedule.step_transform, "step_std_transf"),
+        (schedule.total_transform, "cum_std_transf"),
+        (schedule.step_translation, "step_std_transl"),
+        (schedule.total_translation, "cum_std_transl"),
     ):
         assert np.allclose(ours, published.expected[f"{theirs}_{kind}"], rtol=2e-6, atol=0)
 
@@ -145,9 +154,22 @@ def test_the_whole_reverse_process_of_thresholded_volumes(network, published, sc
 
 def test_no_array_is_left_out(published):
     """What the tests above compare; a fixture that gains an array fails here until it is tested."""
-    known = {"pair", "pair_other_size", "class_id", "affine_mixed_t5", "affine_other_size_t9", "predict_affine",
-             "predict_moved", "predict_oct_affine", "bidirectional_affine"}
+    known = {
+        "pair",
+        "pair_other_size",
+        "class_id",
+        "affine_mixed_t5",
+        "affine_other_size_t9",
+        "predict_affine",
+        "predict_moved",
+        "predict_oct_affine",
+        "bidirectional_affine",
+    }
     known |= {f"affine_{name}_t{t}" for name in ("none", "oct", "octa") for t in (1, 30, 65)}
-    known |= {f"{total}_std_{part}_{kind}" for total in ("step", "cum") for part in ("transf", "transl")
-              for kind in ("cosine", "linear")}
+    known |= {
+        f"{total}_std_{part}_{kind}"
+        for total in ("step", "cum")
+        for part in ("transf", "transl")
+        for kind in ("cosine", "linear")
+    }
     assert set(published.expected) <= known and known - set(published.expected) <= {"class_id"}

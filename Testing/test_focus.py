@@ -1,4 +1,5 @@
 """Where in a volume to look: the network's shape, what a focus changes, and what it brings to whole heads."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -129,8 +130,12 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     assert loaded.focus_on("ct-head-neck") is None  # not what it was trained on
     assert loaded.focus_on("any") is None  # what may be anything may have no such part
     assert load_model("retina", "oct", "oct").focus is None
-    save_model(path, model.network, {**card, "focus": {**card["focus"], "modalities": ["octa"]},
-                                     "agreement": {"octa": 0.5}}, focus=network)
+    save_model(
+        path,
+        model.network,
+        {**card, "focus": {**card["focus"], "modalities": ["octa"]}, "agreement": {"octa": 0.5}},
+        focus=network,
+    )
     loaded = load_model(path, "oct", "oct")
     told = [loaded.agreement_from(*keys) for keys in (("octa", "octa"), ("octa", "oct"), ("oct", "oct"))]
     assert told == [0.5, None, None]
@@ -155,9 +160,17 @@ def test_masks_of_the_user_say_where_to_look_instead():
     moving = fixed.moved(geometry.from_parts(geometry.rotation_about([1, 2, 1], 0.2), (4, -3, 6)))
     mask = volume.Volume((fixed.data > np.percentile(fixed.data, 80)).astype(np.uint8), fixed.voxel_to_ras)
     model = load_model("t1-brain", "t1-brain", "t1-brain")
-    answers = [register(moving, fixed, model=replace(model, focus=network), modality="t1-brain", fixed_mask=mask,
-                        moving_mask=mask.moved(moving.voxel_to_ras @ np.linalg.inv(fixed.voxel_to_ras))).matrix
-               for network in (None, Box(8, 24))]
+    answers = [
+        register(
+            moving,
+            fixed,
+            model=replace(model, focus=network),
+            modality="t1-brain",
+            fixed_mask=mask,
+            moving_mask=mask.moved(moving.voxel_to_ras @ np.linalg.inv(fixed.voxel_to_ras)),
+        ).matrix
+        for network in (None, Box(8, 24))
+    ]
     assert np.array_equal(*answers)
 
 
@@ -175,4 +188,6 @@ def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
     moving, fixed = volume_file.load(case.moving).moved(case.moved), volume_file.load(case.fixed)
     found = register(moving, fixed, modality="t1-brain")
     assert measure(case, found.matrix)["dice"] > 0.585  # 0.575 over the whole heads
-    assert found.quality.confidence == "good" and found.quality.spread_mm < 1.1  # "fair" and 1.36 mm over the whole heads
+    assert (
+        found.quality.confidence == "good" and found.quality.spread_mm < 1.1
+    )  # "fair" and 1.36 mm over the whole heads

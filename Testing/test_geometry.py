@@ -1,4 +1,5 @@
 """Affine algebra: what must hold for any transform, and the frames against torch itself."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -266,9 +267,13 @@ def test_theta_pulls_the_moving_volume_where_the_world_matrix_says():
     shift = np.array([2.0, -3, 1.5])  # one voxel along each axis
     theta = g.world_to_theta(g.from_parts(np.eye(3), shift), frame, frame)
     grid = torch.nn.functional.affine_grid(torch.from_numpy(theta)[None], [1, 1, *shape], align_corners=False)
-    pulled = torch.nn.functional.grid_sample(
-        torch.from_numpy(ras).permute(3, 0, 1, 2)[None].contiguous(), grid, align_corners=False
-    )[0].permute(1, 2, 3, 0).numpy()
+    pulled = (
+        torch.nn.functional.grid_sample(
+            torch.from_numpy(ras).permute(3, 0, 1, 2)[None].contiguous(), grid, align_corners=False
+        )[0]
+        .permute(1, 2, 3, 0)
+        .numpy()
+    )
     inside = (slice(0, -1), slice(1, None), slice(0, -1))
     assert np.allclose(pulled[inside], ras[inside] + shift, atol=1e-9)
 
@@ -302,11 +307,13 @@ def test_no_rotation_is_further_than_44_5_degrees_from_the_group():
     group = g.rotation_group()
     quaternions = np.random.default_rng(0).normal(size=(40000, 4))
     w, x, y, z = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
-    turns = np.array([
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ])
+    turns = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
     traces = np.einsum("nij,ijm->nm", group, turns)
     furthest = np.degrees(np.arccos(np.clip((traces.max(axis=0).min() - 1) / 2, -1, 1)))
     assert 42 < furthest <= 44.5

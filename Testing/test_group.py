@@ -151,7 +151,7 @@ def copies(brain) -> Copies:
 
 
 def test_the_wrong_pair_is_dropped_and_the_copies_lie_on_each_other(copies):
-    found = run_steps(group_steps(copies.volumes, known=copies.answer, transform="rigid"), None)
+    found = run_steps(group_steps(copies.volumes, known=copies.answer, modality="t1-brain", transform="rigid"), None)
     assert [set(pair) for pair in found.dropped] == [{0, 3}] and found.doubts == {}
     for i, j in combinations(range(5), 2):
         true = copies.moves[j] @ geometry.inverse(copies.moves[i])
@@ -165,9 +165,14 @@ def test_the_wrong_pair_is_dropped_and_the_copies_lie_on_each_other(copies):
 
 def test_the_order_of_names_does_not_matter(copies):
     order = [3, 0, 4, 2, 1]
-    first = run_steps(group_steps(copies.volumes, known=copies.answer), None)
+    first = run_steps(group_steps(copies.volumes, known=copies.answer, modality="t1-brain"), None)
     mixed = run_steps(
-        group_steps([copies.volumes[k] for k in order], known=lambda i, j: copies.answer(order[i], order[j])), None
+        group_steps(
+            [copies.volumes[k] for k in order],
+            known=lambda i, j: copies.answer(order[i], order[j]),
+            modality="t1-brain",
+        ),
+        None,
     )
     for place, index in enumerate(order):
         np.testing.assert_allclose(mixed.matrices[place], first.matrices[index], atol=1e-6)
@@ -178,8 +183,8 @@ def test_two_visits_are_registered_to_the_space_between_them(brain, tmp_path, ca
     turn = geometry.about(geometry.rotation_about([1, 2, 3], 0.2), brain.center(), [6, -4, 5])
     visit = Volume(brain.data, turn @ brain.voxel_to_ras, "visit 2")
     other = Volume(brain.data[2:], brain.voxel_to_ras @ geometry.from_parts(np.eye(3), [2, 0, 0]), "visit 1")
-    found = register_group([visit, other], transform="rigid", search=False)
-    direct = register(visit, other, transform="rigid", search=False).matrix
+    found = register_group([visit, other], modality="t1-brain", transform="rigid", search=False)
+    direct = register(visit, other, modality="t1-brain", transform="rigid", search=False).matrix
     cloud = Cloud(geometry.transform_points(turn, brain.center()[None])[0], HEAD)
     assert cloud.distance(found.between(0, 1), direct) < 1e-6
     assert cloud.distance(found.between(0, 1), geometry.inverse(turn)) < 0.3
@@ -205,7 +210,7 @@ def test_the_shell_writes_a_group_and_takes_up_pairs_that_are_there(copies, tmp_
 
     monkeypatch.setattr(group, "_register_pair", registered)
     out = tmp_path / "out"
-    command = ["group", *paths, "-o", str(out), "--transform", "rigid"]
+    command = ["group", *paths, "-o", str(out), "--modality", "t1-brain", "--transform", "rigid"]
     assert main(command) == 130
     assert main(command) == 0
     assert len(asked) == 4 and asked[2] == asked[3]  # the two that were done are not done again
@@ -218,12 +223,20 @@ def test_the_shell_writes_a_group_and_takes_up_pairs_that_are_there(copies, tmp_
     assert main([*command[:-1], "affine"]) == 1 and "another run" in capsys.readouterr().err
 
 
+def test_a_group_of_two_modalities_is_refused(brain, data_folder):
+    scan = next(iter(sorted((data_folder / "ct_head_neck").glob("*.nii.gz"))))
+    with pytest.raises(InputError, match="mixes modalities: .* shows CT head and neck and .* shows T1 brain MRI"):
+        next(group_steps([brain, load(scan)]))
+
+
 def test_bad_groups_get_a_sentence(brain, tmp_path, capsys):
+    mouse = Volume(brain.data, np.diag([0.1, 0.1, 0.1, 1]) @ brain.voxel_to_ras, "mouse")
     for volumes, options, words in (
         ([brain], {}, "two volumes at least"),
-        ([brain, brain], {}, "the same volume"),
-        ([brain, Volume(np.zeros((20, 20, 20)), np.eye(4), "flat")], {}, "flat is constant"),
-        ([brain, "missing.nii.gz"], {}, "does not exist"),
+        ([brain, brain], {"modality": "any"}, "the same volume"),
+        ([brain, mouse], {"modality": "any"}, "of one kind belong in a group"),
+        ([brain, Volume(np.zeros((20, 20, 20)), np.eye(4), "flat")], {"modality": "any"}, "flat is constant"),
+        ([brain, "missing.nii.gz"], {"modality": "any"}, "does not exist"),
         ([brain, brain], {"transform": "elastic"}, "Unknown transform"),
         ([brain, brain], {"init": np.eye(4)}, "no initial transform"),
         ([brain, brain], {"jobs": 0}, "at least 1"),

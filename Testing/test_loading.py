@@ -1,4 +1,5 @@
 """The published loading: the arrays that the published method would feed its network, and exact in the world."""
+
 from __future__ import annotations
 
 import numpy as np

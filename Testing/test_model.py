@@ -1,4 +1,5 @@
 """Model files: what comes back, what is refused and why, where models are looked for, and published checkpoints."""
+
 from __future__ import annotations
 
 import json
@@ -19,13 +20,24 @@ from SpatialDiffusionCore.modelfile import catalog, checkpoint_import, safetenso
 from SpatialDiffusionCore.modelfile import model as m
 from SpatialDiffusionCore.networks.build import build  # noqa: E402
 
-ARCHITECTURE = {"head": "matrix", "volume_size": [20, 24, 18], "channels": [2, 4, 8, 8, 8, 8, 8], "groups": 4,
-                "time_width": 16, "n_classes": 2}
+ARCHITECTURE = {
+    "head": "matrix",
+    "volume_size": [20, 24, 18],
+    "channels": [2, 4, 8, 8, 8, 8, 8],
+    "groups": 4,
+    "time_width": 16,
+    "n_classes": 2,
+}
 CARD = {
-    "name": "small", "architecture": ARCHITECTURE,
-    "grid": {"size": [20, 24, 18], "spacing": 8.0, "loading": "canonical"}, "schedule": Schedule().to_dict(),
-    "modalities": {"any": 0, "t1-brain": 1, "oct": 2}, "training": {"data": "none"}, "license": "CC0",
-    "accuracy": {"dice": 0.5}, "created": "2025-01-01",
+    "name": "small",
+    "architecture": ARCHITECTURE,
+    "grid": {"size": [20, 24, 18], "spacing": 8.0, "loading": "canonical"},
+    "schedule": Schedule().to_dict(),
+    "modalities": {"any": 0, "t1-brain": 1, "oct": 2},
+    "training": {"data": "none"},
+    "license": "CC0",
+    "accuracy": {"dice": 0.5},
+    "created": "2025-01-01",
 }
 
 
@@ -115,7 +127,8 @@ def test_layers_parameters_and_operations_are_counted(tmp_path):
     for inner, outer in zip([4, 8, 8, 8, 8], [8, 8, 8, 8, 8]):
         grid = tuple((n - 1) // 2 + 1 for n in grid)
         flops += 2 * int(np.prod(grid)) * outer * 27 * (inner + outer) + (
-            2 * int(np.prod(grid)) * outer * inner if inner != outer else 0)
+            2 * int(np.prod(grid)) * outer * inner if inner != outer else 0
+        )
     assert flops < facts["flops"] < flops + 100_000
 
 
@@ -124,10 +137,10 @@ def rewrite(path, change):
     """Change a model file's header (a dictionary) in place."""
     raw = path.read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
-    header = json.loads(raw[8: 8 + length])
+    header = json.loads(raw[8 : 8 + length])
     text = change(header)
     text = json.dumps(header if text is None else text).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length:])
+    path.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + length :])
     return path
 
 
@@ -192,7 +205,9 @@ def test_a_card_that_does_not_fit_is_refused_with_the_reason(tmp_path, change, w
 
 
 def test_a_card_that_is_no_json_is_refused(tmp_path):
-    path = rewrite(saved(tmp_path / "small.safetensors"), lambda h: h["__metadata__"].update({card_module.KEY: "{half"}))
+    path = rewrite(
+        saved(tmp_path / "small.safetensors"), lambda h: h["__metadata__"].update({card_module.KEY: "{half"})
+    )
     assert "not valid JSON" in refusal(lambda: m.load_model(path))
 
 
@@ -217,10 +232,17 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 def test_a_network_that_diverged_is_not_saved(tmp_path):
     broken = network()
     broken.output_head[2].bias.data[3] = float("nan")
-    assert "output_head.2.bias" in refusal(lambda: safetensors_file.save_model(tmp_path / "a.safetensors", broken, CARD))
+    assert "output_head.2.bias" in refusal(
+        lambda: safetensors_file.save_model(tmp_path / "a.safetensors", broken, CARD)
+    )
     assert "lacks the entry 'grid'" in refusal(
-        lambda: safetensors_file.save_model(tmp_path / "a.safetensors", network(), {k: v for k, v in CARD.items() if k != "grid"}))
-    assert "no folder" in refusal(lambda: safetensors_file.save_model(tmp_path / "none" / "a.safetensors", network(), CARD))
+        lambda: safetensors_file.save_model(
+            tmp_path / "a.safetensors", network(), {k: v for k, v in CARD.items() if k != "grid"}
+        )
+    )
+    assert "no folder" in refusal(
+        lambda: safetensors_file.save_model(tmp_path / "none" / "a.safetensors", network(), CARD)
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -290,10 +312,17 @@ def test_an_imported_checkpoint_is_the_checkpoint_bit_for_bit(published, tmp_pat
     assert card["architecture"]["n_classes"] == config["n_classes"]
     assert card["architecture"]["time_width"] == config["time_dim"]
     assert card["grid"] == {"size": config["volume_size"], "spacing": None, "loading": "published"}
-    assert model.schedule() == Schedule(config["timesteps"], config["transf_range"], config["transl_range"],
-                                      config["schedule"])
-    names = {"architecture": {"channels": config["channels"], "volume_size": config["volume_size"],
-                              "n_classes": config["n_classes"], "time_width": config["time_dim"]}}
+    assert model.schedule() == Schedule(
+        config["timesteps"], config["transf_range"], config["transl_range"], config["schedule"]
+    )
+    names = {
+        "architecture": {
+            "channels": config["channels"],
+            "volume_size": config["volume_size"],
+            "n_classes": config["n_classes"],
+            "time_width": config["time_dim"],
+        }
+    }
     own = build(names["architecture"]).eval()
     own.load_state_dict(original)
     both = (torch.from_numpy(published.expected["pair"][:1]) + 1) / 2
@@ -319,7 +348,8 @@ def test_only_what_the_tensors_cannot_tell_is_asked(conditional, unconditional, 
     words = refusal(lambda: imported(conditional, tmp_path, modality=["oct", "octa"]))
     assert "4 modalities" in words and "got 2" in words
     assert "choose one of: any, t1-brain" in refusal(
-        lambda: imported(conditional, tmp_path, modality=["oct", "octa", "t1", "xray"]))
+        lambda: imported(conditional, tmp_path, modality=["oct", "octa", "t1", "xray"])
+    )
     assert "at most one" in refusal(lambda: imported(unconditional, tmp_path, modality=["oct", "octa"]))
     assert not list(tmp_path.iterdir())
     card, _ = imported(unconditional, tmp_path, modality="oct", name="retina")
@@ -342,17 +372,26 @@ def test_anything_but_plain_tensors_is_refused_and_never_executed(tmp_path):
     mark = tmp_path / "executed"
     plain = network(n_classes=1).state_dict()
     contents = [
-        {**plain, "trap": Trap(str(mark))}, Trap(str(mark)), [torch.zeros(2)], {"model": plain}, {1: torch.zeros(2)},
-        {}, {**plain, "epoch": 3}, network(n_classes=1),
+        {**plain, "trap": Trap(str(mark))},
+        Trap(str(mark)),
+        [torch.zeros(2)],
+        {"model": plain},
+        {1: torch.zeros(2)},
+        {},
+        {**plain, "epoch": 3},
+        network(n_classes=1),
     ]
     for content in contents:
         torch.save(content, tmp_path / "a.pth")
         assert "plain dictionary of tensors" in refusal(
-            lambda: checkpoint_import.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
+            lambda: checkpoint_import.import_checkpoint(tmp_path / "a.pth", out, volume_size=size)
+        )
     for raw in (b"", b"no checkpoint", pickle.dumps({"a": Trap(str(mark))})):
         (tmp_path / "a.pth").write_bytes(raw)
         refusal(lambda: checkpoint_import.import_checkpoint(tmp_path / "a.pth", out, volume_size=size))
-    assert "does not exist" in refusal(lambda: checkpoint_import.import_checkpoint(tmp_path / "b.pth", out, volume_size=size))
+    assert "does not exist" in refusal(
+        lambda: checkpoint_import.import_checkpoint(tmp_path / "b.pth", out, volume_size=size)
+    )
     assert not mark.exists() and not out.exists()
 
 
@@ -382,8 +421,10 @@ def test_weights_are_read_as_the_safetensors_package_reads_them(tmp_path):
     """Slicer has no safetensors package, so models are read without it: every type, a scalar and an empty tensor."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(3, 4, 5, generator=generator)
-    tensors = {str(t): (values * 50).to(t) for t in (
-        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)}
+    tensors = {
+        str(t): (values * 50).to(t)
+        for t in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8)
+    }
     tensors.update({"bool": values > 0, "scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)})
     save_file(tensors, tmp_path / "w.safetensors", metadata={"a": "b"})
     ours, theirs = safetensors_file.read_weights(tmp_path / "w.safetensors"), load_file(tmp_path / "w.safetensors")
@@ -401,8 +442,13 @@ def test_a_modality_of_ones_own_is_known_once_its_model_is_installed(user_models
     with pytest.raises(InputError, match="my-eye.*t1-brain"):
         catalog.get("my-eye")
     network = build({"head": "points", "volume_size": [16, 16, 16], "channels": [8, 8, 8, 8], "points": 8})
-    card = {"name": "mine", "architecture": network.architecture, "schedule": Schedule().to_dict(),
-            "grid": {"size": [16, 16, 16], "spacing": 3.5, "loading": "canonical"}, "modalities": {"my-eye": 0}}
+    card = {
+        "name": "mine",
+        "architecture": network.architecture,
+        "schedule": Schedule().to_dict(),
+        "grid": {"size": [16, 16, 16], "spacing": 3.5, "loading": "canonical"},
+        "modalities": {"my-eye": 0},
+    }
     safetensors_file.save_model(user_models / "mine.safetensors", network, card)
     assert catalog.get("My eye").key == "my-eye"
     assert catalog.choose(None, "my-eye", "my-eye")[1]["name"] == "mine"

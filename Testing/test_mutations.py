@@ -7,7 +7,7 @@ import signal
 import mutate_files
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs an alarm to end what hangs")
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="needs an alarm to end what hangs")
 
 
 @pytest.mark.parametrize("ending", mutate_files.VOLUMES)

@@ -1,4 +1,5 @@
 """The networks in parts that can be checked by hand; test_fixtures.py checks the published one as a whole."""
+
 from __future__ import annotations
 
 import inspect
@@ -71,7 +72,9 @@ def test_the_network_has_the_published_defaults_and_keys():
     defaults = {k: p.default for k, p in inspect.signature(affine_transformer.AffineTransformer).parameters.items()}
     assert defaults["channels"] == (2, 64, 128, 256, 256, 512, 1024) and defaults["groups"] == 32
     assert (defaults["time_width"], defaults["class_dropout"]) == (256, 0.15)
-    network = build.build({"volume_size": [256] * 3, "channels": [2, 8, 16, 32, 32, 64, 128], "groups": 8, "n_classes": 4})
+    network = build.build(
+        {"volume_size": [256] * 3, "channels": [2, 8, 16, 32, 32, 64, 128], "groups": 8, "n_classes": 4}
+    )
     shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert shapes["time_mlp.0.weight"] == (1024, 256) and shapes["time_mlp.2.weight"] == (256, 1024)
     assert shapes["encoder.in_conv.weight"] == (8, 2, 4, 4, 4)
@@ -111,7 +114,7 @@ def test_each_input_counts_and_samples_do_not_mix(head):
     theta = network(a, b, t, torch.tensor([1, 2]))
     assert theta.shape == (2, 3, 4)
     for index in range(2):
-        alone = network(a[index:index + 1], b[index:index + 1], t[index:index + 1], torch.tensor([index + 1]))
+        alone = network(a[index : index + 1], b[index : index + 1], t[index : index + 1], torch.tensor([index + 1]))
         assert torch.allclose(alone[0], theta[index], atol=1e-4)
     assert not torch.allclose(network(b, a, t, torch.tensor([1, 2])), theta, atol=1e-4)
     assert not torch.allclose(network(a, b, t + 20, torch.tensor([1, 2])), theta, atol=1e-6)
@@ -176,7 +179,8 @@ def test_preprocessing_is_a_threshold_of_the_larger_response():
     assert affine_transformer.preprocess(volume, "none") is volume
     for name, omega, threshold in (("oct", 0.5, -0.4), ("octa", 0.95, -0.5)):
         responses = [
-            torch.nn.functional.conv3d(volume, affine_transformer.gabor_kernel(omega, angle)[None, None], padding=2) * 2 - 1
+            torch.nn.functional.conv3d(volume, affine_transformer.gabor_kernel(omega, angle)[None, None], padding=2) * 2
+            - 1
             for angle in (math.pi / 2, 0.0)
         ]
         larger = torch.maximum(*responses)
@@ -185,10 +189,11 @@ def test_preprocessing_is_a_threshold_of_the_larger_response():
         assert set(result.unique().tolist()) <= {0.0, 1.0} and result.dtype == volume.dtype
         assert torch.equal(result[sure], (larger >= threshold).float()[sure])
     black, white = torch.zeros(1, 1, 9, 9, 9), torch.ones(1, 1, 9, 9, 9)
-    assert (affine_transformer.preprocess(black, "oct") == 0).all() and (affine_transformer.preprocess(white, "oct")[..., 4, 4, 4] == 1).all()
+    assert (affine_transformer.preprocess(black, "oct") == 0).all() and (
+        affine_transformer.preprocess(white, "oct")[..., 4, 4, 4] == 1
+    ).all()
     with pytest.raises(ValueError, match="none, oct, octa"):
         affine_transformer.preprocess(volume, "mri")
-
 
 
 @pytest.mark.parametrize("head", ["matrix", "points", "matches"])
@@ -266,14 +271,17 @@ def test_the_entropy_of_matches_is_least_at_the_true_places():
     shifted = torch.eye(3, 4)[None].clone()
     shifted[0, 0, 3] = 0.5  # one cell to the right
     mixed = torch.randperm(64, generator=torch.Generator().manual_seed(3))  # the order of the cells does not matter
-    right = matches.match_entropy(rows[:, :, mixed], columns[:, :, mixed], centers, centers[:, mixed], torch.eye(3, 4)[None],
-                            (4, 4, 4))
+    right = matches.match_entropy(
+        rows[:, :, mixed], columns[:, :, mixed], centers, centers[:, mixed], torch.eye(3, 4)[None], (4, 4, 4)
+    )
     wrong = matches.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4))
     assert right.item() == pytest.approx(0.0, abs=1e-4) and wrong.item() == pytest.approx(40.0, rel=1e-3)
     shifted[0, 0, 3] = 10.0  # nothing is there
     assert matches.match_entropy(rows, columns, centers, centers, shifted, (4, 4, 4)).item() == 0.0
     between = torch.eye(3, 4)[None].clone()
-    between[0, 0, 3] = 0.125  # a quarter of a cell: a quarter of the weight lies where no match is, but for the last of a row
+    between[0, 0, 3] = (
+        0.125  # a quarter of a cell: a quarter of the weight lies where no match is, but for the last of a row
+    )
     some = matches.match_entropy(rows, columns, centers, centers, between, (4, 4, 4)).item()
     assert some == pytest.approx(0.25 * 40 * 48 / (48 + 16 * 0.75), rel=1e-3)
 
@@ -295,11 +303,13 @@ def test_a_second_look_finds_what_lies_a_cell_from_where_the_first_one_ends():
         network.log_sharpness2.fill_(math.log(500.0))
     shift = 2  # fine cells, along W
     scene = torch.randn(1, 9, 16, 16, 20, generator=torch.Generator().manual_seed(4))
-    fixed, moving = scene[..., shift:shift + 16], scene[..., :16]  # lies higher by two fine cells in the moving one
+    fixed, moving = scene[..., shift : shift + 16], scene[..., :16]  # lies higher by two fine cells in the moving one
     kept = torch.arange(512)[None]
     theta, trust = torch.eye(3, 4)[None].clone(), torch.zeros(1, 512)
     theta[0, 0, 3] = 2 / 16  # the first look: one fine cell of the two
-    source, places, found, sure = network.look_again((*[None] * 4, kept, fixed), (*[None] * 4, kept, moving), trust, theta)
+    source, places, found, sure = network.look_again(
+        (*[None] * 4, kept, fixed), (*[None] * 4, kept, moving), trust, theta
+    )
     assert source.shape == (1, 256, 3) and places.shape == (1, 256, 125, 3) and sure.shape == (1, 256)
     aim, inside = (found.exp()[..., None] * places).sum(2), source[0, :, 0] < 0.6
     assert torch.allclose((aim - source)[0, inside], torch.tensor([4 / 16, 0, 0]), atol=1e-3)
@@ -336,7 +346,9 @@ def test_one_fixed_volume_for_many_poses_is_seen_once_and_gives_the_same():
 
 # ------------------------------------------------------------------------------------------------------- from the front
 def retina(shape=(48, 16, 48), seed=5):
-    """A bright slab whose brightness varies from place to place and whose middle lies at the depths returned, D×W voxels."""
+    """A bright slab whose brightness varies from place to place and whose middle lies at the depths returned, D×W
+    voxels.
+    """
     coarse = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(seed))
     light = torch.nn.functional.interpolate(coarse, size=(shape[0], shape[2]), mode="bilinear")[0, 0]
     middle = 7.0 + torch.linspace(-2, 2, shape[2]).expand(shape[0], -1)
@@ -349,7 +361,11 @@ def test_seen_from_the_front_a_scan_is_two_maps_and_the_depth_of_its_middle():
     scan[:, :, 40:] = 0  # nothing was scanned there
     maps, height, known = front.front_view(scan[None, None])
     assert maps.shape == (1, 1, 48, 2, 48) and height.shape == known.shape == (1, 1, 48, 1, 48)
-    assert bool((known[..., :38] == 1).all()) and bool((known[..., 42:] == 0).all()) and bool((height[..., 42:] == 0).all())
+    assert (
+        bool((known[..., :38] == 1).all())
+        and bool((known[..., 42:] == 0).all())
+        and bool((height[..., 42:] == 0).all())
+    )
     assert maps.min() >= 0 and maps.max() <= 1
     inside = height[0, 0, 4:-4, 0, 4:34]
     assert torch.allclose(inside, ((2 * middle + 1) / 16 - 1)[4:-4, 4:34], atol=0.02)  # normalized y

@@ -197,7 +197,12 @@ def test_markups_that_an_affine_does_not_keep_are_refused(tmp_path):
         path.write_text(json.dumps({"markups": [{"type": kind, "coordinateSystem": "LPS", "controlPoints": []}]}))
         with pytest.raises(InputError, match=f"holds a {kind}"):
             move_points(path, tmp_path / "b.mrk.json", MATRIX)
-    for content in ("{", "[]", '{"markups": 3}', '{"markups": [{"type": "Line", "controlPoints": [{"position": ["a"]}]}]}'):
+    for content in (
+        "{",
+        "[]",
+        '{"markups": 3}',
+        '{"markups": [{"type": "Line", "controlPoints": [{"position": ["a"]}]}]}',
+    ):
         path.write_text(content)
         with pytest.raises(InputError, match="damaged or no markups file"):
             move_points(path, tmp_path / "b.mrk.json", MATRIX)
@@ -295,7 +300,10 @@ def test_a_segmentation_keeps_names_and_colors_and_lands_where_its_volume_does(s
     reference = Volume(np.zeros((60, 70, 90), np.uint8), g.from_parts(np.eye(3) * 2.0, (-60, -80, -20)), "ref")
     volume_file.save(reference, tmp_path / "ref.nii.gz")
     write_transform(MATRIX, transform)
-    assert main(["apply", str(transform), str(source), "--reference", str(tmp_path / "ref.nii.gz"), "-o", str(target)]) == 0
+    assert (
+        main(["apply", str(transform), str(source), "--reference", str(tmp_path / "ref.nii.gz"), "-o", str(target)])
+        == 0
+    )
     new = segments_in_slicer(slicer, target)
     assert list(new) == list(old) == ["tumor", "Gefäß", "c", "d"][: 2 * layers]
     for name, (color, place, count) in new.items():
@@ -336,7 +344,9 @@ def test_apply_moves_points_without_a_reference_and_names_them_in_a_folder(tmp_p
     values = (tmp_path / "moved" / "a_moved.fcsv").read_text().splitlines()[1].split(",")[1:4]
     assert np.allclose([float(value) for value in values], MATRIX[:3, 3])
     back = str(tmp_path / "back.fcsv")
-    assert main(["apply", str(tmp_path / "t.tfm"), str(tmp_path / "moved" / "a_moved.fcsv"), "-o", back, "--invert"]) == 0
+    assert (
+        main(["apply", str(tmp_path / "t.tfm"), str(tmp_path / "moved" / "a_moved.fcsv"), "-o", back, "--invert"]) == 0
+    )
     values = (tmp_path / "back.fcsv").read_text().splitlines()[2].split(",")[1:4]
     assert np.allclose([float(value) for value in values], POINTS[1], atol=1e-9)
     capsys.readouterr()

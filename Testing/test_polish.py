@@ -1,4 +1,5 @@
 """The local refinement: known transforms of synthetic volumes, what is kept exact, and the descriptors."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -20,8 +21,14 @@ SHAPE, SPACING = (36, 40, 32), (4.0, 3.5, 5.0)
 def picture(places):
     """A smooth function of N×3 mm without symmetry, near 0 far from the middle."""
     value = np.zeros(len(places))
-    for x, y, z, radius, height in ((0, 0, 0, 32, 1.0), (20, -8, 10, 14, 0.7), (-12, 22, -15, 12, -0.6),
-                                    (5, 10, 30, 11, 0.8), (-25, -20, 5, 13, 0.5), (10, -30, -20, 10, -0.5)):
+    for x, y, z, radius, height in (
+        (0, 0, 0, 32, 1.0),
+        (20, -8, 10, 14, 0.7),
+        (-12, 22, -15, 12, -0.6),
+        (5, 10, 30, 11, 0.8),
+        (-25, -20, 5, 13, 0.5),
+        (10, -30, -20, 10, -0.5),
+    ):
         value += height * np.exp(-((places - [x, y, z]) ** 2).sum(1) / radius**2)
     return value
 
@@ -41,8 +48,11 @@ def sides(matrix, features=lambda x: x, gain=1.0, offset=0.0, count=4000):
 
 def known(kind):
     turn = geometry.rotation_about([1, 2, -1], 0.12)
-    linear = {"rigid": turn, "similarity": 1.06 * turn, "affine": turn @ (np.eye(3) + [[.05, .03, 0], [0, -.04, .02],
-                                                                                      [0, 0, .06]])}[kind]
+    linear = {
+        "rigid": turn,
+        "similarity": 1.06 * turn,
+        "affine": turn @ (np.eye(3) + [[0.05, 0.03, 0], [0, -0.04, 0.02], [0, 0, 0.06]]),
+    }[kind]
     return geometry.from_parts(linear, (3.0, -4, 2.5))
 
 
@@ -60,8 +70,9 @@ def test_a_known_transform_is_found_whatever_the_gain_and_the_offset(kind, bolde
     truth = known(kind)
     for gain, offset in ((1.0, 0.0), (-0.4, 0.7)):
         fixed, moving = sides(truth, gain=gain, offset=offset)
-        found = gauss_newton.refine(fixed, moving, batch(np.eye(4)), kind=kind, iterations=int(100 / boldest), enough=1e-3,
-                              boldest=boldest)[0]
+        found = gauss_newton.refine(
+            fixed, moving, batch(np.eye(4)), kind=kind, iterations=int(100 / boldest), enough=1e-3, boldest=boldest
+        )[0]
         assert rms(np.eye(4), truth) > 5 and rms(found, truth) < 0.3  # voxels of 3.5 to 5 mm, read linearly
         if kind == "rigid":
             assert np.abs(found[:3, :3].T @ found[:3, :3] - np.eye(3)).max() < 1e-12
@@ -76,8 +87,9 @@ def test_where_gradients_agree_in_part_only_longer_steps_get_to_the_same_place_s
     fixed, moving = sides(geometry.from_parts(np.eye(3), (2.0, -1.5, 1.0)), features=textured)
 
     def refined(iterations, boldest):
-        return gauss_newton.refine(fixed, moving, batch(np.eye(4)), kind="rigid", iterations=iterations, enough=0,
-                             boldest=boldest)[0]
+        return gauss_newton.refine(
+            fixed, moving, batch(np.eye(4)), kind="rigid", iterations=iterations, enough=0, boldest=boldest
+        )[0]
 
     end = refined(200, 1.0)
     assert rms(np.eye(4), end) > 1 and rms(refined(60, 4.0), end) < 0.05
@@ -118,12 +130,15 @@ def test_points_carry_their_features_and_the_slopes_of_a_ramp_up_to_the_edge():
 def test_descriptors_do_not_depend_on_contrast_and_follow_their_formula():
     volume = torch.rand(1, 1, 9, 10, 11, generator=torch.Generator().manual_seed(0))
     found = descriptors.self_similarity(volume)
-    assert found.shape == (1, 6, 9, 10, 11) and torch.allclose(found, descriptors.self_similarity(3 - 2 * volume), atol=1e-5)
+    assert found.shape == (1, 6, 9, 10, 11) and torch.allclose(
+        found, descriptors.self_similarity(3 - 2 * volume), atol=1e-5
+    )
     assert torch.allclose(found.amax(1), torch.ones(1, 9, 10, 11))
     distances = []
     for axis in (2, 3, 4):
-        ahead = torch.cat([volume.narrow(axis, 1, volume.shape[axis] - 1),
-                           volume.narrow(axis, volume.shape[axis] - 1, 1)], dim=axis)
+        ahead = torch.cat(
+            [volume.narrow(axis, 1, volume.shape[axis] - 1), volume.narrow(axis, volume.shape[axis] - 1, 1)], dim=axis
+        )
         patch = layers.blur((ahead - volume) ** 2, 0.8)
         distances += [torch.cat([patch.narrow(axis, 0, 1), patch.narrow(axis, 0, patch.shape[axis] - 1)], axis), patch]
     distances = torch.cat(distances, dim=1)
@@ -165,9 +180,18 @@ def test_points_that_are_not_chosen_do_not_count():
     options = {"kind": "rigid", "iterations": 12, "linear_fit": False}
     kept = (~bad).float()[None], torch.ones(1, len(moving.points))
     found = gauss_newton.refine(spoiled, moving, start, chosen=kept, **options)[0]
-    reference = gauss_newton.refine(gauss_newton.Side(*(getattr(fixed, k) for k in ("grid", "spacing")), *(
-        getattr(fixed, k)[..., ~bad, :] if k != "values" else fixed.values[:, ~bad] for k in ("points", "values", "slopes"))),
-        moving, start, **options)[0]
+    reference = gauss_newton.refine(
+        gauss_newton.Side(
+            *(getattr(fixed, k) for k in ("grid", "spacing")),
+            *(
+                getattr(fixed, k)[..., ~bad, :] if k != "values" else fixed.values[:, ~bad]
+                for k in ("points", "values", "slopes")
+            ),
+        ),
+        moving,
+        start,
+        **options,
+    )[0]
     np.testing.assert_allclose(found, matrix, atol=0.15)
     np.testing.assert_allclose(found, reference, atol=0.05)
 
@@ -190,8 +214,13 @@ def test_sampling_does_not_depend_on_memory_order_and_averages_once():
     data = np.random.default_rng(0).random((40, 36, 44)).astype(np.float32)
     header = geometry.from_parts(geometry.rotation_about([1, 1, 0], 0.5), (5, 6, 7))
     expected = None
-    for array in (data, np.asfortranarray(data), np.ascontiguousarray(data.transpose(1, 2, 0)).transpose(2, 0, 1),
-                  data[::-1].copy()[::-1], data.astype(np.float64)):
+    for array in (
+        data,
+        np.asfortranarray(data),
+        np.ascontiguousarray(data.transpose(1, 2, 0)).transpose(2, 0, 1),
+        data[::-1].copy()[::-1],
+        data.astype(np.float64),
+    ):
         prepared = sampling.prepare(v.Volume(array, header))
         for spacing in (0.7, 2.1, 4.3):
             grid = sampling.canonical_grid(prepared, (12, 13, 14), spacing)
@@ -230,6 +259,8 @@ def test_strain_costs_and_turning_does_not():
 
 def test_strain_counts_from_the_untouched_volume_and_a_tenth_of_it_is_free():
     start, before = batch(np.eye(4)), np.diag([1.3, 1.05, 1.0])
-    end = gauss_newton.refine(*sides(np.eye(4)), start, iterations=60, stiffness=1e8, free=0.1, already=before)[0, :3, :3]
+    end = gauss_newton.refine(*sides(np.eye(4)), start, iterations=60, stiffness=1e8, free=0.1, already=before)[
+        0, :3, :3
+    ]
     # The data ask for nothing; the first axis is too long by more than a tenth, the second is not.
     np.testing.assert_allclose(np.diag(before @ end), [np.exp(0.1), 1.05, 1.0], atol=0.01)

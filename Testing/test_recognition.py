@@ -1,4 +1,5 @@
 """What volumes show is told by their looks: T1 brains and CTs from any pose, and nothing else."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,7 +19,7 @@ from SpatialDiffusionCore.pipeline.template_check import template_detour  # noqa
 from SpatialDiffusionCore.registration import register_many  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402
-from SpatialDiffusionCore.strategies.recognition import brightness  # noqa: E402
+from SpatialDiffusionCore.strategies.recognition import brightness, looks_like_ct  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
 
@@ -38,11 +39,15 @@ def turned(scan, degrees, axis=(1, -2, 0.5)):
 
 
 def with_values(scan, change, spacing=1.0):
-    return volume.Volume(change(np.asarray(scan.data, np.float32)), scan.voxel_to_ras @ np.diag([spacing] * 3 + [1.0]), scan.name)
+    return volume.Volume(
+        change(np.asarray(scan.data, np.float32)), scan.voxel_to_ras @ np.diag([spacing] * 3 + [1.0]), scan.name
+    )
 
 
 def ct(padding=None):
-    """A body of uniform soft tissue with bones and a table, in Hounsfield units, 4 mm voxels; padding: beyond the circle."""
+    """A body of uniform soft tissue with bones and a table, in Hounsfield units, 4 mm voxels; padding: beyond the
+    circle.
+    """
     i, j, k = np.meshgrid(*(np.linspace(-1, 1, n) for n in (56, 52, 48)), indexing="ij")
     random = np.random.default_rng(1)
     data = np.full(i.shape, -1000.0)
@@ -57,8 +62,10 @@ def ct(padding=None):
 
 def test_t1_brains_are_recognized_from_any_pose_and_not_in_another_contrast(brains):
     for scan in brains:
-        assert [shown(turned(scan, degrees, axis)) for degrees, axis in (
-            (0, (1, 0, 0)), (35, (0.2, 1, 0)), (100, (1, -2, 0.5)), (180, (0, 0.3, 1)))] == ["t1-brain"] * 4
+        assert [
+            shown(turned(scan, degrees, axis))
+            for degrees, axis in ((0, (1, 0, 0)), (35, (0.2, 1, 0)), (100, (1, -2, 0.5)), (180, (0, 0.3, 1)))
+        ] == ["t1-brain"] * 4
         top = 1.2 * scan.data.max()
         assert shown(with_values(scan, lambda data: np.where(data > 0, top - data, 0))) == "any"
         assert shown(with_values(scan, lambda data: data, spacing=0.1)) == "any"  # as large as a mouse's
@@ -66,22 +73,46 @@ def test_t1_brains_are_recognized_from_any_pose_and_not_in_another_contrast(brai
         assert shown(with_values(scan, lambda data: noise * (data > 0))) == "any"
 
 
+def neck(padding=-1024.0, trunk=False):
+    """A CT of 5 mm voxels, air padded by a value: head, neck and shoulders, or a trunk, which is as wide everywhere."""
+    i, j, k = np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in (90, 60, 64)), indexing="ij")
+    head = (i / 15) ** 2 + (j / 19) ** 2 + ((k - 14) / 17) ** 2 < 1
+    shoulders = ((i / 40) ** 2 + (j / 20) ** 2 + ((k + 26) / 16) ** 2 < 1) & (k < -8)
+    body = (i / 34) ** 2 + (j / 22) ** 2 < 1 if trunk else head | shoulders | ((i / 11) ** 2 + (j / 11) ** 2 < 1)
+    data = np.where(body, 40.0, -1000.0) + np.random.default_rng(4).normal(0, 12, body.shape)
+    data[body & ((i / 4) ** 2 + (j / 4) ** 2 < 1)] += 600
+    data[(i / 44) ** 2 + (j / 29) ** 2 > 1] = padding
+    return volume.Volume(data.astype(np.float32), np.diag([5.0, 5.0, 5.0, 1.0]), "neck")
+
+
+def test_a_neck_is_recognized_by_its_shape_in_ct_and_a_trunk_or_a_head_is_not():
+    assert {shown(neck(padding)) for padding in (-1024, -2000, -3024)} == {"ct-head-neck"}
+    turned_neck = neck().moved(geometry.from_parts(geometry.rotation_about([1, 2, 0], 2.0), (30, -80, 10)))
+    assert shown(turned_neck) == "ct-head-neck"
+    assert (shown(neck(trunk=True)), shown(ct())) == ("any", "any")
+    assert looks_like_ct(sampling.prepare(neck(trunk=True)))
+
+
 def test_a_ct_is_recognized_by_its_uniform_soft_tissue_whatever_surrounds_it(brains):
     alike, black = brightness(sampling.prepare(ct()))
-    assert alike > 0.8 and black > 0.95 and shown(ct()) == "ct-head-neck"
+    assert alike > 0.8 and black > 0.95 and looks_like_ct(sampling.prepare(ct()))
     assert max(brightness(sampling.prepare(scan))[0] for scan in brains) < 0.4
     # Half of its tissue alike: enough in black air, not in front of something gray.
     random = np.random.default_rng(2)
-    body = with_values(ct(), lambda data: np.where((data > 0) & (random.random(data.shape) < 0.45), data * random.uniform(
-        0.3, 20, data.shape) + 200, data))
+    body = with_values(
+        ct(),
+        lambda data: np.where(
+            (data > 0) & (random.random(data.shape) < 0.45), data * random.uniform(0.3, 20, data.shape) + 200, data
+        ),
+    )
     gray = with_values(body, lambda data: np.where(data < -300, random.uniform(-1000, -700, data.shape), data))
     assert 0.46 < brightness(sampling.prepare(body))[0] < 0.6 and 0.46 < brightness(sampling.prepare(gray))[0] < 0.6
-    assert (shown(body), shown(gray)) == ("ct-head-neck", "any")
+    assert looks_like_ct(sampling.prepare(body)) and not looks_like_ct(sampling.prepare(gray))
     low, high = sampling.prepare(ct()).window
     for padding in (-1024, -2000, -3024):
         prepared = sampling.prepare(ct(padding))
         assert prepared.window[0] == pytest.approx(low, abs=60) and prepared.window[1] == pytest.approx(high, abs=60)
-        assert shown(ct(padding)) == "ct-head-neck"
+        assert looks_like_ct(prepared)
     # Far below air, but not one value that stands for nothing: a map of something else keeps its range.
     field = ct(-2000).data.copy()
     field[field == -2000] = np.random.default_rng(0).uniform(-4000, -2000, int((field == -2000).sum()))
@@ -117,8 +148,11 @@ def test_a_list_is_recognized_one_by_one_and_the_fixed_volume_once(brains, monke
     from SpatialDiffusionCore.pipeline import prepared_input
 
     asked, recognized = [], prepared_input.recognized
-    monkeypatch.setattr(prepared_input, "recognized", lambda prepared, *more: asked.append(prepared.volume.name) or
-                        recognized(prepared, *more))
+    monkeypatch.setattr(
+        prepared_input,
+        "recognized",
+        lambda prepared, *more: asked.append(prepared.volume.name) or recognized(prepared, *more),
+    )
     inverted = with_values(brains[0], lambda data: np.where(data > 0, 1.2 * data.max() - data, 0))
     found = register_many([brains[0], inverted, brains[0]], brains[1], device="cpu", steps=0)
     assert [result.modality[0] for result in found] == ["t1-brain", "any", "t1-brain"]
@@ -155,9 +189,16 @@ def test_the_way_round_by_the_template_tells_a_wrong_answer(brains):
 
 def test_real_scans_of_every_kind(data_folder):
     """One of each folder: T1 heads and brains, CTs, and what is neither."""
-    for name, expected in (("t1/ds000011_sub-01", "t1-brain"), ("bench/oasis_1000_t1", "t1-brain"),
-                           ("templates/colin27_t1", "t1-brain"), ("multi/openms_01_study1_t1", "t1-brain"),
-                           ("bench/openkbp_1_ct", "ct-head-neck"), ("templates/ct_head_2mm", "ct-head-neck"),
-                           ("multi/openms_01_study1_t2", "any"), ("multi/openms_01_study1_flair", "any"),
-                           ("templates/avg152_pd_2mm", "any"), ("templates/mni152_t2_2mm", "any")):
+    for name, expected in (
+        ("t1/ds000011_sub-01", "t1-brain"),
+        ("bench/oasis_1000_t1", "t1-brain"),
+        ("templates/colin27_t1", "t1-brain"),
+        ("multi/openms_01_study1_t1", "t1-brain"),
+        ("bench/openkbp_1_ct", "ct-head-neck"),
+        ("templates/ct_head_2mm", "any"),
+        ("multi/openms_01_study1_t2", "any"),
+        ("multi/openms_01_study1_flair", "any"),
+        ("templates/avg152_pd_2mm", "any"),
+        ("templates/mni152_t2_2mm", "any"),
+    ):
         assert shown(turned(volume_file.load(data_folder / f"{name}.nii.gz"), 60)) == expected, name

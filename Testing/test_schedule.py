@@ -1,4 +1,5 @@
 """The schedule against its definition in closed form, and the timesteps and shares of a short run."""
+
 from __future__ import annotations
 
 import json
@@ -15,7 +16,12 @@ def schedules():
     low = st.floats(1e-3, 0.1)
     return st.builds(
         lambda n, a, b, c, d, kind: Schedule(n, (a, a + b), (c, c + d), kind),
-        st.integers(1, 120), low, low, low, low, st.sampled_from(KINDS),
+        st.integers(1, 120),
+        low,
+        low,
+        low,
+        low,
+        st.sampled_from(KINDS),
     )
 
 
@@ -35,7 +41,8 @@ def test_the_published_schedule_in_numbers():
 @given(schedules())
 def test_totals_accumulate_variances_and_never_fall(schedule):
     for steps, totals in (
-        (schedule.step_transform, schedule.total_transform), (schedule.step_translation, schedule.total_translation),
+        (schedule.step_transform, schedule.total_transform),
+        (schedule.step_translation, schedule.total_translation),
     ):
         assert steps.dtype == totals.dtype == np.float64 and len(steps) == len(totals) == schedule.timesteps
         assert (np.diff(steps) >= -1e-12).all() and (np.diff(totals) > 0).all()

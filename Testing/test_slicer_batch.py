@@ -1,4 +1,5 @@
 """The batch: what holds for every volume, looking at rows, where the volumes come from, what it leaves in the scene."""
+
 from __future__ import annotations
 
 import csv
@@ -69,6 +70,7 @@ def translation(name, shift):
 
 # The advanced settings hold
 
+
 def test_the_fixed_mask_and_the_initial_transform_hold_for_every_volume(window):
     window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (4, 5, 6))
     window.p.movingVolume, window.p.movingMask = window.B, mask("of B", 1)
@@ -91,6 +93,7 @@ def test_what_every_volume_would_fail_for_is_said_before_any_work(window, kind):
         window.p.fixedMask = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "nothing")
     elif kind == "nonlinear start":
         import vtk
+
         node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "nothing")
         node.SetAndObserveTransformToParent(vtk.vtkThinPlateSplineTransform())
         window.p.initialTransform = node
@@ -119,6 +122,7 @@ def test_landmarks_of_the_own_volume_are_in_the_report(window, tmp_path):
     addAll(window)
     run(window)
     from SpatialDiffusionRegistrationLib.report import writeReport
+
     writeReport(tmp_path / "report.csv", window.batchTab.items)
     rows = {row["volume"]: row for row in csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8"))}
     # (1, 2, 3) moves by (10, 20, 30) to (11, 22, 33): no distance is left of 37.4 mm.
@@ -132,6 +136,7 @@ def test_the_report_tells_the_probability(panel, window, monkeypatch, tmp_path):
     addAll(window)
     run(window)
     from SpatialDiffusionRegistrationLib.report import writeReport
+
     writeReport(tmp_path / "report.csv", window.batchTab.items)
     row = next(csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8")))
     assert row["probability_right"] == "0.9500"
@@ -139,6 +144,7 @@ def test_the_report_tells_the_probability(panel, window, monkeypatch, tmp_path):
 
 
 # Where the volumes come from
+
 
 def test_a_folder_of_the_subject_hierarchy_is_a_source(window):
     hierarchy = slicer.vtkMRMLSubjectHierarchyNode.GetSubjectHierarchyNode(slicer.mrmlScene)
@@ -172,6 +178,7 @@ def test_new_names_are_shown(window):
 
 # Looking at rows
 
+
 def look(window, row):
     window.ui.batchTable.selectRow(row)
     assert window.ui.batchLookButton.enabled
@@ -180,8 +187,10 @@ def look(window, row):
 
 def shown():
     node = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
-    return [slicer.mrmlScene.GetNodeByID(i).GetName() if i else None
-            for i in (node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())]
+    return [
+        slicer.mrmlScene.GetNodeByID(i).GetName() if i else None
+        for i in (node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())
+    ]
 
 
 def test_a_row_can_be_looked_at_and_reviewed(window):
@@ -228,6 +237,7 @@ def test_a_row_whose_transform_is_gone_says_so(window):
 
 
 # What it leaves behind
+
 
 def test_files_leave_transforms_and_nothing_else(window, tmp_path):
     shutil.copy(BRAIN, tmp_path / "one.nii.gz")

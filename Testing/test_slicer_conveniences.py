@@ -1,4 +1,5 @@
 """Undo, swap, parts of a volume as masks, landmarks, interpolation, probability: with right values."""
+
 from __future__ import annotations
 
 import sys
@@ -47,6 +48,7 @@ def add(className, name):
 
 
 # Undo
+
 
 @pytest.mark.parametrize("outputs", ["new", "chosen", "volume only", "both"])
 def test_undo_puts_back_everything(window, outputs):
@@ -103,6 +105,7 @@ def test_undo_goes_with_its_nodes(window, which):
 
 # Swap
 
+
 def test_swap_exchanges_the_volumes_and_what_was_said_about_them(window):
     p = window.p
     labels = smallVolume("of F", className="vtkMRMLLabelMapVolumeNode")
@@ -126,6 +129,7 @@ def test_swapping_after_a_registration_registers_the_other_way(window):
 
 # Masks
 
+
 def boxes():
     """A segmentation with two boxes of 5 x 5 x 5 voxels that share a label map."""
     data = np.zeros((20, 22, 24), np.uint8)
@@ -139,6 +143,7 @@ def boxes():
 
 def test_one_segment_of_a_segmentation_is_the_mask(window, monkeypatch):
     from SpatialDiffusionRegistrationLib import masks
+
     window.calls = scripted(monkeypatch, window, target=np.eye(4))  # the mask and its volume stay together
     window.p.movingMask = boxes()
     combo = window.ui.movingSegmentCombo
@@ -211,6 +216,7 @@ def test_a_roi_without_size_and_other_nodes_are_refused(window):
 
 # Landmarks
 
+
 def points(name, positions, labels=None):
     node = add("vtkMRMLMarkupsFiducialNode", name)
     for index, position in enumerate(positions):
@@ -235,9 +241,10 @@ def test_landmarks_tell_the_error_in_mm(window, moves):
         widget.item(row).setCheckState(qt.Qt.Checked)
     register(window)
     from SpatialDiffusionRegistrationLib.result import Result
+
     errors = Result.stored(p.outputTransform).landmarkErrors()
     np.testing.assert_allclose(errors.after, (0, 3), atol=1e-6)
-    np.testing.assert_allclose(errors.before, (np.sqrt(1400), np.sqrt(100 + 400 + 33 ** 2)), atol=1e-6)
+    np.testing.assert_allclose(errors.before, (np.sqrt(1400), np.sqrt(100 + 400 + 33**2)), atol=1e-6)
     assert "→ 1.50 mm (mean of 2; the worst" in window.ui.landmarksValue.text
     assert "3.00 mm" in window.ui.landmarksValue.text and not window.ui.landmarksValue.isHidden()
     register(window)  # by now they have moved along, or not
@@ -247,8 +254,12 @@ def test_landmarks_tell_the_error_in_mm(window, moves):
 
 def test_landmarks_go_by_their_names_where_these_agree(window):
     errors = window.logic
-    errors.register(window.A, window.F, movingLandmarks=points("moving", MOVING[::-1], ["b", "a"]),
-                    fixedLandmarks=points("fixed", FIXED, ["a", "b"]))
+    errors.register(
+        window.A,
+        window.F,
+        movingLandmarks=points("moving", MOVING[::-1], ["b", "a"]),
+        fixedLandmarks=points("fixed", FIXED, ["a", "b"]),
+    )
     np.testing.assert_allclose(errors.result.landmarkErrors().after, (0, 3), atol=1e-6)
     assert errors.result.landmarkErrors().names == ("a", "b")
 
@@ -266,6 +277,7 @@ def test_landmarks_that_do_not_correspond_are_refused(window):
 
 
 # Interpolation
+
 
 def test_nearest_invents_no_values_and_linear_does(window, monkeypatch):
     target = np.eye(4)
@@ -288,9 +300,17 @@ def test_nearest_invents_no_values_and_linear_does(window, monkeypatch):
 
 # How sure
 
-@pytest.mark.parametrize("probability, words", [
-    (0.95, "about 1 in 20 such answers is wrong"), (0.99, "about 1 in 100 such answers is wrong"),
-    (0.4, "more often wrong than right"), (0.99999, "fewer than 1 in 1000"), (None, None)])
+
+@pytest.mark.parametrize(
+    "probability, words",
+    [
+        (0.95, "about 1 in 20 such answers is wrong"),
+        (0.99, "about 1 in 100 such answers is wrong"),
+        (0.4, "more often wrong than right"),
+        (0.99999, "fewer than 1 in 1000"),
+        (None, None),
+    ],
+)
 def test_the_probability_is_told_where_the_core_knows_it(window, monkeypatch, probability, words):
     scripted(monkeypatch, window, probability=probability)
     register(window)

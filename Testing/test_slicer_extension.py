@@ -1,4 +1,5 @@
 """The extension around the module: packaging, the Extensions Index, what opening the module costs, self tests."""
+
 from __future__ import annotations
 
 import ast
@@ -45,10 +46,14 @@ def topLevel(variable):
 
 # Packaging
 
+
 def test_the_cmake_list_of_scripts_is_what_is_on_disk():
     listed = set(cmakeList(FOLDER / "CMakeLists.txt", "MODULE_PYTHON_SCRIPTS"))
-    onDisk = {str(path.relative_to(FOLDER).as_posix()) for path in FOLDER.rglob("*.py")
-              if "Testing" not in path.parts and "__pycache__" not in path.parts}
+    onDisk = {
+        str(path.relative_to(FOLDER).as_posix())
+        for path in FOLDER.rglob("*.py")
+        if "Testing" not in path.parts and "__pycache__" not in path.parts
+    }
     assert listed == onDisk
 
 
@@ -66,8 +71,18 @@ def installed(tmp_path_factory):
         pytest.skip("packaging is tested with cmake, which is not installed")
     build, prefix = tmp_path_factory.mktemp("build"), tmp_path_factory.mktemp("install")
     configure = subprocess.run(
-        [cmake, "-S", str(REPOSITORY), "-B", str(build), f"-DSlicer_DIR={Path(__file__).parent}/SlicerHarness/cmake",
-         f"-DCMAKE_INSTALL_PREFIX={prefix}"], capture_output=True, text=True)
+        [
+            cmake,
+            "-S",
+            str(REPOSITORY),
+            "-B",
+            str(build),
+            f"-DSlicer_DIR={Path(__file__).parent}/SlicerHarness/cmake",
+            f"-DCMAKE_INSTALL_PREFIX={prefix}",
+        ],
+        capture_output=True,
+        text=True,
+    )
     if "CMAKE_CXX_COMPILER" in configure.stderr or "CMAKE_C_COMPILER" in configure.stderr:
         pytest.skip("packaging is tested with cmake and a compiler, which is not installed")
     assert configure.returncode == 0, configure.stderr
@@ -98,28 +113,37 @@ def inFreshSlicer(script, modulePath, **environment):
         modulePath = {str(modulePath)!r}
     """
     code = textwrap.dedent(start) + textwrap.dedent(script)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/",
-                          env={**os.environ, "PYTHONPATH": "", **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": "", **environment},
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_installed_tree_opens_and_finds_its_own_core(installed):
     tree, _log = installed
-    out = inFreshSlicer("""
+    out = inFreshSlicer(
+        """
         loaded = loadModule(modulePath)
         import SpatialDiffusionCore
         print(SpatialDiffusionCore.__file__)
         assert loaded.widget.ui.movingModalityCombo.count > 3
         from SpatialDiffusionRegistrationLib.sampledata import demoPair
         assert all(path.is_file() for path in demoPair())
-    """, tree / f"{NAME}.py")
+    """,
+        tree / f"{NAME}.py",
+    )
     assert out.strip().startswith(str(tree))
 
 
 def test_opening_the_module_needs_neither_torch_nor_scipy_nor_the_network():
     """With torch, safetensors and the network made unusable, from a checkout."""
-    inFreshSlicer("""
+    inFreshSlicer(
+        """
         import socket
         for name in ("torch", "safetensors", "nibabel", "scipy"):
             sys.modules[name] = None
@@ -129,7 +153,9 @@ def test_opening_the_module_needs_neither_torch_nor_scipy_nor_the_network():
         loaded = loadModule(modulePath)
         assert loaded.instance.parent.title == "Spatial Diffusion Registration"
         loaded.enter(); loaded.exit(); loaded.enter()
-    """, MODULE)
+    """,
+        MODULE,
+    )
 
 
 def test_nothing_runs_at_file_scope_but_definitions():
@@ -159,15 +185,28 @@ def test_the_module_describes_itself(loaded):  # noqa: F811
 
 # The Extensions Index
 
+
 def test_the_index_entry_keeps_the_rules():
     path = REPOSITORY / f"{NAME}.json"
     raw = path.read_bytes()
     entry = json.loads(raw)
     assert b"\r" not in raw and raw.endswith(b"\n")
-    assert set(entry) <= {"$schema", "category", "scm_url", "scm_revision", "scm_type", "build_dependencies",
-                          "build_subdirectory", "enabled", "tier"}
-    assert re.fullmatch(r"https://raw\.githubusercontent\.com/Slicer/Slicer/main/Schemas/"
-                        r"slicer-extension-catalog-entry-schema-v1\.0\.[12]\.json#", entry["$schema"])
+    assert set(entry) <= {
+        "$schema",
+        "category",
+        "scm_url",
+        "scm_revision",
+        "scm_type",
+        "build_dependencies",
+        "build_subdirectory",
+        "enabled",
+        "tier",
+    }
+    assert re.fullmatch(
+        r"https://raw\.githubusercontent\.com/Slicer/Slicer/main/Schemas/"
+        r"slicer-extension-catalog-entry-schema-v1\.0\.[12]\.json#",
+        entry["$schema"],
+    )
     assert entry["category"] == "Registration" and entry["scm_type"] == "git" and entry["scm_revision"] == "main"
     assert isinstance(entry["tier"], int) and 1 <= entry["tier"] <= 5
     repository = entry["scm_url"].rsplit("/", 1)[1]
@@ -189,7 +228,7 @@ def test_icon_and_screenshots_are_there_and_small():
     assert len(urls) >= 2
     for url in urls:
         assert url.startswith(prefix)
-        path = REPOSITORY / url[len(prefix):]
+        path = REPOSITORY / url[len(prefix) :]
         assert path.read_bytes().startswith(b"\x89PNG"), path
         assert path.stat().st_size < 200_000, path
 
@@ -199,12 +238,16 @@ def test_the_repository_has_a_license_and_is_small():
     tracked = subprocess.run(["git", "-C", str(REPOSITORY), "ls-files", "-z"], capture_output=True, text=True)
     if tracked.returncode:
         pytest.skip("not a git checkout")
-    sizes = [(REPOSITORY / name).stat().st_size for name in tracked.stdout.split("\0")
-             if name and (REPOSITORY / name).is_file()]
+    sizes = [
+        (REPOSITORY / name).stat().st_size
+        for name in tracked.stdout.split("\0")
+        if name and (REPOSITORY / name).is_file()
+    ]
     assert sum(sizes) < 100e6
 
 
 # Sample data
+
 
 def test_sample_data_offers_two_pairs(monkeypatch):
     registered, categories = [], []
@@ -231,6 +274,7 @@ def test_sample_data_offers_two_pairs(monkeypatch):
 
 # Self test
 
+
 def test_reload_and_test(panel):  # noqa: F811
     """The button in developer mode: every test of the module, the ones that register among them."""
     panel.onReloadAndTest()
@@ -240,6 +284,7 @@ def test_each_self_test_stands_alone_and_skips_without_torch(loaded, monkeypatch
     """ctest runs each test_ method by itself through unittest, in a Slicer without PyTorch."""
     import importlib.metadata
     import unittest
+
     real = importlib.metadata.version
 
     def version(name):
@@ -258,6 +303,7 @@ def test_each_self_test_stands_alone_and_skips_without_torch(loaded, monkeypatch
 def test_the_window_test_for_the_application(panel, monkeypatch):  # noqa: F811
     """The test that ctest runs in Slicer, run here."""
     import unittest
+
     monkeypatch.syspath_prepend(str(FOLDER / "Testing" / "Python"))
     monkeypatch.setattr(slicer.util, "getModuleWidget", lambda name: panel)
     module = __import__(f"{NAME}WindowTest")

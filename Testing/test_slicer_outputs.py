@@ -1,4 +1,5 @@
 """What a registration may write to, and what it must leave alone: transforms, volumes, companions, stale results."""
+
 from __future__ import annotations
 
 import sys
@@ -41,6 +42,7 @@ def window(panel, monkeypatch):  # noqa: F811
 @pytest.fixture
 def asked(monkeypatch):
     """The questions that were asked; the answer is yes unless `asked.answer` says otherwise."""
+
     class Asked(list):
         answer = True
 
@@ -84,6 +86,7 @@ def shiftOf(node):
 
 def seenAt(volume):
     from SpatialDiffusionRegistrationLib.scene import voxelToWorld
+
     return voxelToWorld(volume)[:3, 3]
 
 
@@ -96,14 +99,21 @@ def check(window, name):
 
 # The person's own transforms
 
+
 def test_a_transform_of_the_scene_is_never_chosen_by_itself(window, loaded):  # noqa: F811
     """Whatever is done to the volumes, the outputs and the module, a planning transform stays what it was."""
     implant = under(add("vtkMRMLModelNode", "Implant"), transform("My planning transform", (99, 0, 0)))
     p, planning = window.p, implant.GetParentTransformNode()
     resampled = add("vtkMRMLScalarVolumeNode", "Resampled")
-    for change in (lambda: setattr(p, "outputVolume", resampled), lambda: setattr(p, "outputVolume", None), loaded.exit,
-                   loaded.enter, lambda: p.Modified(), lambda: setattr(p, "movingVolume", None),
-                   lambda: setattr(p, "movingVolume", window.A)):
+    for change in (
+        lambda: setattr(p, "outputVolume", resampled),
+        lambda: setattr(p, "outputVolume", None),
+        loaded.exit,
+        loaded.enter,
+        lambda: p.Modified(),
+        lambda: setattr(p, "movingVolume", None),
+        lambda: setattr(p, "movingVolume", window.A),
+    ):
         change()
         idle()
         assert p.outputTransform is None and window.ui.outputTransformSelector.currentNode() is None
@@ -112,10 +122,17 @@ def test_a_transform_of_the_scene_is_never_chosen_by_itself(window, loaded):  # 
     np.testing.assert_array_equal(shiftOf(planning), (99, 0, 0))
 
 
-@pytest.mark.parametrize("parameter, className", [
-    ("outputTransform", "vtkMRMLLinearTransformNode"), ("initialTransform", "vtkMRMLLinearTransformNode"),
-    ("outputVolume", "vtkMRMLScalarVolumeNode"), ("movingVolume", "vtkMRMLScalarVolumeNode"),
-    ("fixedMask", "vtkMRMLLabelMapVolumeNode"), ("movingLandmarks", "vtkMRMLMarkupsFiducialNode")])
+@pytest.mark.parametrize(
+    "parameter, className",
+    [
+        ("outputTransform", "vtkMRMLLinearTransformNode"),
+        ("initialTransform", "vtkMRMLLinearTransformNode"),
+        ("outputVolume", "vtkMRMLScalarVolumeNode"),
+        ("movingVolume", "vtkMRMLScalarVolumeNode"),
+        ("fixedMask", "vtkMRMLLabelMapVolumeNode"),
+        ("movingLandmarks", "vtkMRMLMarkupsFiducialNode"),
+    ],
+)
 def test_deleting_a_chosen_node_chooses_no_other(window, parameter, className):
     """A selector whose current row goes makes another row current: that must not become the choice."""
     add(className, "Mine, before")
@@ -188,8 +205,10 @@ def test_companions_are_no_strangers_to_the_output(window, asked):
 
 # Companions
 
+
 def test_companions_of_one_volume_do_not_follow_another(window):
     from SpatialDiffusionRegistrationLib import parameters
+
     model = add("vtkMRMLModelNode", "Of A")
     idle()
     check(window, "Of A")
@@ -240,8 +259,10 @@ def test_checking_keeps_the_place_in_the_list(window, loaded):  # noqa: F811
 
 # The resampled volume
 
-@pytest.mark.parametrize("className", ["vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode",
-                                       "vtkMRMLDiffusionTensorVolumeNode"])
+
+@pytest.mark.parametrize(
+    "className", ["vtkMRMLLabelMapVolumeNode", "vtkMRMLVectorVolumeNode", "vtkMRMLDiffusionTensorVolumeNode"]
+)
 def test_other_kinds_of_volumes_are_neither_offered_nor_overwritten(window, className):
     node = add(className, "Precious")
     window.ui.outputVolumeSelector.setCurrentNode(node)
@@ -304,6 +325,7 @@ def test_a_failure_after_the_output_was_chosen_leaves_it_as_it_was(panel, asked,
 def test_what_fails_at_the_very_end_is_undone(window, asked, monkeypatch):
     """The result can not be stored: the resampled volume, the transform and the views are as before."""
     from SpatialDiffusionRegistrationLib import task
+
     output = window.p.outputVolume = smallVolume("Mine", 4)
     window.p.outputTransform = transform("Chosen", (1, 2, 3))
     window.p.Modified()
@@ -320,6 +342,7 @@ def test_what_fails_at_the_very_end_is_undone(window, asked, monkeypatch):
 
 
 # Results that are not true any more
+
 
 def test_the_panel_names_its_pair(window):
     register(window)
@@ -393,6 +416,7 @@ def test_before_of_a_resampled_volume_is_the_moving_volume_itself(window):
 
 # Other ways in
 
+
 def test_the_hint_says_what_becomes_of_the_outputs(window):
     ui, p = window.ui, window.p
     assert ui.outputHintLabel.text == "A new transform will be made."
@@ -406,8 +430,10 @@ def test_the_hint_says_what_becomes_of_the_outputs(window):
 
 def test_label_volumes_can_be_resampled_without_new_values(window):
     labels = slicer.util.addVolumeFromArray(
-        np.random.default_rng(0).choice([0, 3, 200], (20, 22, 24)).astype(np.uint8), name="labels",
-        nodeClassName="vtkMRMLLabelMapVolumeNode")
+        np.random.default_rng(0).choice([0, 3, 200], (20, 22, 24)).astype(np.uint8),
+        name="labels",
+        nodeClassName="vtkMRMLLabelMapVolumeNode",
+    )
     under(labels, transform("Half a voxel", (0.4, 0.3, 0)))
     result = window.logic.resample(labels, window.F)
     array = slicer.util.arrayFromVolume(result)
@@ -421,6 +447,7 @@ def test_label_volumes_can_be_resampled_without_new_values(window):
 def test_resampling_goes_by_where_both_are_seen(window):
     """Against numpy: a volume under a transform, sampled on a grid under another, at whole voxels."""
     from SpatialDiffusionRegistrationLib import resampling
+
     data = np.random.default_rng(5).integers(0, 1000, (20, 22, 24)).astype(np.int16)
     volume = slicer.util.addVolumeFromArray(data, name="volume")
     under(volume, transform("There", (2, 3, 4)))

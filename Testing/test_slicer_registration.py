@@ -1,4 +1,5 @@
 """Press the buttons: real volumes, the real model, real MRML, a real window."""
+
 from __future__ import annotations
 
 import sys
@@ -44,6 +45,7 @@ def turned(panel, twins):  # noqa: F811
 def turnedInFull(turned):
     """The same with the default settings."""
     from SpatialDiffusionRegistrationLib.parameters import Polish
+
     turned._parameterNode.steps, turned._parameterNode.polish = 0, Polish.AUTOMATIC
     return turned
 
@@ -73,6 +75,7 @@ def transforms():
 def diceOn(fixedNode, segmentationNode):
     """Dice of a segmentation, where it is seen, with the fixed brain."""
     from SpatialDiffusionRegistrationLib.masks import coreMask
+
     seen, brain = coreMask(segmentationNode, fixedNode).data > 0, brainMask(fixedNode)
     return 2 * (seen & brain).sum() / (seen.sum() + brain.sum())
 
@@ -105,6 +108,7 @@ def test_a_turned_brain_comes_back_to_within_a_millimeter(turnedInFull):
 
 def test_rigid_stays_rigid(turned):
     from SpatialDiffusionRegistrationLib.parameters import TransformType
+
     turned._parameterNode.transformType = TransformType.RIGID
     register(turned)
     rotation = slicer.util.arrayFromTransformMatrix(turned._parameterNode.outputTransform)[:3, :3]
@@ -120,7 +124,9 @@ def test_the_moving_volume_moves_while_it_runs(turnedInFull):
     assert not turnedInFull.ui.inputsSection.enabled
     original = turnedInFull.registerTab.onStep
     turnedInFull.registerTab.runner._onStep = lambda step: (
-        positions.append(slicer.util.arrayFromTransformMatrix(moving.GetParentTransformNode())), original(step))
+        positions.append(slicer.util.arrayFromTransformMatrix(moving.GetParentTransformNode())),
+        original(step),
+    )
     waitFor(turnedInFull)
     corner = np.array([80, 80, 80, 1.0])
     jumps = [np.linalg.norm((b - a)[:3] @ corner) for a, b in zip([np.eye(4), *positions], positions)]
@@ -144,12 +150,14 @@ def test_without_preview_nothing_moves_until_the_end(turned):
 
 # Cancelling and leaving
 
+
 @pytest.mark.parametrize("preview", [True, False])
 def test_cancel_at_step_3_restores_the_scene_exactly(turnedInFull, preview):
     p = turnedInFull._parameterNode
     p.livePreview = preview
     segmentation = segmentationOf(turnedInFull.pair.moving)
     from SpatialDiffusionRegistrationLib import parameters
+
     parameters.setNodeList(p, parameters.ALSO_MOVE_ROLE, [segmentation])
     before = sceneState()
     press(turnedInFull)
@@ -187,8 +195,11 @@ def test_closing_the_scene_in_mid_run(turned):
 def test_removing_a_node_in_mid_run(turned, which):
     press(turned)
     untilStep(turned, 2)
-    node = {"moving": turned.pair.moving, "fixed": turned.pair.fixed,
-            "transform": turned.pair.moving.GetParentTransformNode()}[which]
+    node = {
+        "moving": turned.pair.moving,
+        "fixed": turned.pair.fixed,
+        "transform": turned.pair.moving.GetParentTransformNode(),
+    }[which]
     name = node.GetName()
     slicer.mrmlScene.RemoveNode(node)
     assert not turned.registerTab.running
@@ -238,6 +249,7 @@ def test_reloading_the_module_in_mid_run(turned, loaded):  # noqa: F811
 
 # Outputs
 
+
 def test_a_chosen_transform_is_filled_not_replaced(turned):
     p = turned._parameterNode
     chosen = p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "Mine")
@@ -276,6 +288,7 @@ def test_both_outputs(turned):
 
 # Transforms that are there already
 
+
 def underTransform(node, matrix, name, kind="vtkMRMLLinearTransformNode"):
     transform = slicer.mrmlScene.AddNewNodeByClass(kind, name)
     slicer.util.updateTransformMatrixFromArray(transform, matrix)
@@ -306,6 +319,7 @@ def test_volumes_under_transforms_are_registered_where_they_are_seen(turned):
 def test_companions_under_other_transforms_keep_their_place_beside_the_moving_volume(turned):
     from SpatialDiffusionRegistrationLib import parameters
     from SpatialDiffusionRegistrationLib import scene as sceneLib
+
     p, moving, fixed = turned._parameterNode, turned.pair.moving, turned.pair.fixed
     beside, apart = duplicate(moving, "Beside"), duplicate(moving, "Apart")
     underTransform(moving, turn(15), "Parent")
@@ -356,8 +370,10 @@ def test_masks_of_both_kinds(turned):
     p.movingMask = segmentationOf(turned.pair.moving, "Moving mask")
     labels = duplicate(turned.pair.fixed, "labels")
     p.fixedMask = slicer.util.addVolumeFromArray(
-        (slicer.util.arrayFromVolume(labels) > 0).astype("uint8"), nodeClassName="vtkMRMLLabelMapVolumeNode",
-        ijkToRAS=_ijkToRas(labels))
+        (slicer.util.arrayFromVolume(labels) > 0).astype("uint8"),
+        nodeClassName="vtkMRMLLabelMapVolumeNode",
+        ijkToRAS=_ijkToRas(labels),
+    )
     register(turned)
     assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.5
 
@@ -369,6 +385,7 @@ def _ijkToRas(node):
 
 
 # Review
+
 
 def test_fade_flicker_and_before(turned):
     register(turned)
@@ -431,8 +448,9 @@ def test_a_saved_scene_still_knows_its_result(turned, tmp_path):
     slicer.mrmlScene.Import()
     p = turned._parameterNode
     assert p.movingVolume.GetName() == "Brain" and p.outputTransform is not None
-    assert [label.text for label in (turned.ui.similarityValue, turned.ui.transformValue,
-                                     turned.ui.confidenceValue)] == shown
+    assert [
+        label.text for label in (turned.ui.similarityValue, turned.ui.transformValue, turned.ui.confidenceValue)
+    ] == shown
     assert sameAsSeen(p.movingVolume, p.fixedVolume) < 1.5
     turned.ui.beforeButton.click()
     composite = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]

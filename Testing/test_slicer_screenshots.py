@@ -1,4 +1,5 @@
 """Pictures of the window in every state, beside slice views drawn by MRML, into Testing/Output/Slicer."""
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """Registration from scripts and in batches, with real brains and the real model."""
+
 from __future__ import annotations
 
 import contextlib
@@ -44,6 +45,7 @@ def brains(twins):  # noqa: F811
 
 # One
 
+
 def test_register_returns_the_transform_node(logic, brains):
     moving, fixed = brains
     steps = []
@@ -53,8 +55,9 @@ def test_register_returns_the_transform_node(logic, brains):
     assert [step.index for step in steps] == list(range(1, steps[-1].count + 1))
     assert logic.result.similarityAfter > logic.result.similarityBefore
     assert logic.result.report["transform"] == "affine"
-    np.testing.assert_allclose(np.linalg.inv(slicer.util.arrayFromTransformMatrix(transform)),
-                               np.linalg.inv(logic.result.after), atol=1e-9)
+    np.testing.assert_allclose(
+        np.linalg.inv(slicer.util.arrayFromTransformMatrix(transform)), np.linalg.inv(logic.result.after), atol=1e-9
+    )
 
 
 def test_register_fills_what_is_given(logic, brains):
@@ -63,8 +66,19 @@ def test_register_fills_what_is_given(logic, brains):
     volume = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "Resampled")
     segmentation = segmentationOf(moving)
     transform = logic.register(
-        moving, fixed, movingModality="t1-brain", fixedModality="any", transform="rigid", outputTransform=mine,
-        outputVolume=volume, alsoMove=[segmentation], steps=2, seed=4, threads=1, device="cpu")
+        moving,
+        fixed,
+        movingModality="t1-brain",
+        fixedModality="any",
+        transform="rigid",
+        outputTransform=mine,
+        outputVolume=volume,
+        alsoMove=[segmentation],
+        steps=2,
+        seed=4,
+        threads=1,
+        device="cpu",
+    )
     assert transform is mine and segmentation.GetParentTransformNode() is mine
     assert sameAsSeen(volume, fixed) < 1e-6
     assert logic.result.report["modality"] == {"moving": "t1-brain", "fixed": "any"}
@@ -100,8 +114,12 @@ def test_an_error_in_progress_leaves_the_scene_unchanged(logic, brains):
 def test_bad_calls_raise_one_sentence(logic, brains):
     moving, fixed = brains
     before = sceneState()
-    for options, expected in (({"modality": "nonsense"}, "nonsense"), ({"transform": "bent"}, "bent"),
-                              ({"model": "none such"}, "none such"), ({"alsoMove": [fixed]}, "fixed volume")):
+    for options, expected in (
+        ({"modality": "nonsense"}, "nonsense"),
+        ({"transform": "bent"}, "bent"),
+        ({"model": "none such"}, "none such"),
+        ({"alsoMove": [fixed]}, "fixed volume"),
+    ):
         with pytest.raises(ValueError, match=expected):
             logic.register(moving, fixed, **options)
     with pytest.raises(ValueError, match="Select a fixed"):
@@ -123,19 +141,24 @@ def test_a_sequence_gets_a_note(logic, brains):
 def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
     """Every Python block of the READMEs that uses the logic is run, beside real files with the names that it reads."""
     import re
+
     repository = Path(__file__).resolve().parents[1]
-    blocks = [block for name in ("README.md", "SpatialDiffusionRegistration/README.md")
-              if (repository / name).is_file()
-              for block in re.findall(r"```python\n(.*?)```", (repository / name).read_text(encoding="utf-8"), re.S)
-              if "SpatialDiffusionRegistrationLogic" in block]
+    blocks = [
+        block
+        for name in ("README.md", "SpatialDiffusionRegistration/README.md")
+        if (repository / name).is_file()
+        for block in re.findall(r"```python\n(.*?)```", (repository / name).read_text(encoding="utf-8"), re.S)
+        if "SpatialDiffusionRegistrationLogic" in block
+    ]
     assert len(blocks) >= 3
     folder = tmp_path / "scans"
     folder.mkdir()
     shutil.copy(BRAIN, folder / "subject1.nii.gz")
     shutil.copy(TEMPLATE, tmp_path / "fixed.nii.gz")
     shutil.copy(BRAIN, tmp_path / "moving.nii.gz")
-    labels = slicer.util.addVolumeFromArray(np.ones((4, 4, 4), np.uint8), name="labels",
-                                            nodeClassName="vtkMRMLLabelMapVolumeNode")
+    labels = slicer.util.addVolumeFromArray(
+        np.ones((4, 4, 4), np.uint8), name="labels", nodeClassName="vtkMRMLLabelMapVolumeNode"
+    )
     assert slicer.util.saveNode(labels, str(tmp_path / "labels.nrrd"))
     monkeypatch.chdir(tmp_path)
 
@@ -158,13 +181,15 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
 
 # Many
 
+
 def test_register_many_nodes_and_files_with_a_report(logic, brains, tmp_path):
     moving, fixed = brains
     broken = slicer.util.addVolumeFromArray(np.full((20, 20, 20), 7.0), name="Constant")
     report, out = tmp_path / "report.csv", tmp_path / "out"
     out.mkdir()
-    transforms = logic.registerMany([moving, broken, BRAIN], fixed, outputFolder=out, keepVolumes=False, report=report,
-                                    transform="rigid", **QUICK)
+    transforms = logic.registerMany(
+        [moving, broken, BRAIN], fixed, outputFolder=out, keepVolumes=False, report=report, transform="rigid", **QUICK
+    )
     assert transforms[0] is moving.GetParentTransformNode() and transforms[1] is None and transforms[2] is not None
     assert sameAsSeen(moving, fixed) < 1.5
     assert broken.GetParentTransformNode() is None
@@ -192,6 +217,7 @@ def test_register_many_says_why_nothing_worked(logic, brains):
 
 
 # The Batch tab
+
 
 @pytest.fixture
 def batch(panel, brains):  # noqa: F811
@@ -294,6 +320,7 @@ def test_batch_rows_can_be_removed_and_folders_can_be_wrong(batch, brains, tmp_p
 def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
     """Testing/in_slicer.py, which a person with Slicer is asked to run, here with the stand-in application."""
     import in_slicer
+
     monkeypatch.chdir(tmp_path)
     report = in_slicer.main()
     assert report["failed"] == []

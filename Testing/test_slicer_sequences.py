@@ -1,4 +1,5 @@
 """The motion of a sequence: transforms, what the views show, the plot; with the real core and known motion."""
+
 from __future__ import annotations
 
 import sys
@@ -35,7 +36,7 @@ def sequenceOf(shifts, name="Series"):
         data = np.zeros(grid.shape[1:])
         for center, size, height in spots:
             there = np.array(center, float) + shift[::-1]
-            data += height * np.exp(-((grid - there[:, None, None, None]) ** 2).sum(0) / (2 * size ** 2))
+            data += height * np.exp(-((grid - there[:, None, None, None]) ** 2).sum(0) / (2 * size**2))
         frame = slicer.vtkMRMLScalarVolumeNode()
         frame.SetName(f"{name} {index}")
         frame.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(np.diag([VOXEL, VOXEL, VOXEL, 1.0])))
@@ -66,6 +67,7 @@ def press(panel):  # noqa: F811
 
 def test_every_frame_is_laid_on_the_reference(series):
     from SpatialDiffusionRegistrationLib.scene import voxelToWorld
+
     press(series)
     (transforms,) = [node for node in slicer.util.getNodesByClass("vtkMRMLSequenceNode") if node is not series.sequence]
     assert transforms.GetNumberOfDataNodes() == FRAMES
@@ -105,8 +107,11 @@ def test_the_motion_is_in_a_table_and_a_chart(series):
 def saved():
     """The scene as it would be saved; without the default settings of a synchronization, which a browser keeps when the
     sequence is taken out of it (vtkMRMLSequenceBrowserNode::RemoveSynchronizedSequenceNode)."""
-    return [line.rstrip(">") for line in savedScene() if "SynchronizationPropertiesMap1" not in line
-            and "SequenceBrowser>" not in line]
+    return [
+        line.rstrip(">")
+        for line in savedScene()
+        if "SynchronizationPropertiesMap1" not in line and "SequenceBrowser>" not in line
+    ]
 
 
 @pytest.mark.parametrize("how", ["cancel", "failure"])

@@ -1,4 +1,5 @@
 """The stand-ins behave as what they stand in for, as read in Slicer's and CTK's sources (named in each stand-in)."""
+
 from __future__ import annotations
 
 import sys
@@ -133,6 +134,7 @@ def test_create_new_makes_a_node_of_the_chosen_type_and_selects_it(selector):
 def test_a_folded_section_hides_what_is_shown_meanwhile():
     """ctkCollapsibleButton.cpp: a child that is shown explicitly is seen only when the section is opened."""
     import ctk
+
     section = ctk.ctkCollapsibleButton()
     section.setLayout(qt.QVBoxLayout())
     label, other = qt.QLabel("a"), qt.QLabel("b")

@@ -1,4 +1,5 @@
 """The slice views: what a registration and its review show, where, and that all of it is given back."""
+
 from __future__ import annotations
 
 import sys
@@ -47,10 +48,13 @@ def view(name):
 def layers(name):
     """(background, foreground, opacity) of a view, by name."""
     node = view(name).mrmlSliceCompositeNode()
-    found = [slicer.mrmlScene.GetNodeByID(i) if i else None for i in (
-        node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())]
-    assert None not in [each for each, i in zip(found, (
-        node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())) if i], "a view shows what is not in the scene"
+    found = [
+        slicer.mrmlScene.GetNodeByID(i) if i else None
+        for i in (node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())
+    ]
+    assert None not in [
+        each for each, i in zip(found, (node.GetBackgroundVolumeID(), node.GetForegroundVolumeID())) if i
+    ], "a view shows what is not in the scene"
     return [each.GetName() if each else None for each in found] + [node.GetForegroundOpacity()]
 
 
@@ -70,6 +74,7 @@ def register(window):
 
 
 # Giving back
+
 
 @pytest.mark.parametrize("preview", [True, False])
 def test_cancel_gives_back_zoom_offset_and_field_of_view_of_every_view(window, preview):
@@ -99,6 +104,7 @@ def test_undo_gives_back_the_views(window):
 
 
 # Which views
+
 
 def test_only_views_that_show_the_pair_are_touched(window):
     show("Yellow", window.X)
@@ -133,6 +139,7 @@ def test_empty_views_are_used(window):
 
 
 # Review
+
 
 @pytest.fixture
 def registered(window):
@@ -216,8 +223,10 @@ def test_colors_are_red_and_cyan_and_gray_where_they_agree(registered):
     view("Red").sliceLogic().FitSliceToBackground()
     view("Red").sliceLogic().SetSliceOffset(15.0)
     image = application.sliceImage("Red", (330, 330))
-    pixels = {(color.red(), color.green(), color.blue())
-              for color in (image.pixelColor(x, y) for x in range(0, 330, 5) for y in range(0, 330, 5))}
+    pixels = {
+        (color.red(), color.green(), color.blue())
+        for color in (image.pixelColor(x, y) for x in range(0, 330, 5) for y in range(0, 330, 5))
+    }
     pure = {tuple(int(round(c / 255)) for c in pixel) for pixel in pixels if all(c < 8 or c > 247 for c in pixel)}
     assert pure == {(0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1)}
     registered.ui.colorBox.setChecked(False)

@@ -293,7 +293,7 @@ def broken_files(folder):
     for name, array in bad.items():
         nibabel.save(nibabel.Nifti1Image(array, good.affine), folder / f"{name}.nii.gz")
     nan = data.astype(np.float32)
-    nan[3] = np.nan
+    nan[:] = np.nan
     nibabel.save(nibabel.Nifti1Image(nan, good.affine), folder / "nan.nii.gz")
     return 8
 

@@ -1,4 +1,5 @@
 """Transform files, against the programs that own the formats, and what becomes of bad ones."""
+
 from __future__ import annotations
 
 import os
@@ -58,8 +59,15 @@ VOLUMES = {
     "permuted": volume((25, 60, 45), (1.2, 0.6, 1.8), order=(2, 0, 1)),
     "sheared": volume((25, 60, 45), (1.2, 0.6, 1.8), np.array([[1, 0.2, 0], [0, 1, -0.1], [0.05, 0, 1]])),
 }
-PAIRS = [("RAS", "LAS"), ("LAS", "RAS"), ("LPS", "oblique"), ("oblique", "oblique-left"),
-         ("oblique-left", "permuted"), ("permuted", "sheared"), ("sheared", "LPS")]
+PAIRS = [
+    ("RAS", "LAS"),
+    ("LAS", "RAS"),
+    ("LPS", "oblique"),
+    ("oblique", "oblique-left"),
+    ("oblique-left", "permuted"),
+    ("permuted", "sheared"),
+    ("sheared", "LPS"),
+]
 
 
 @st.composite
@@ -111,8 +119,11 @@ def test_simpleitk_maps_fixed_points_back_to_moving_with_a_file_of_ours(matrix, 
 
 
 @few
-@given(matrix=affines(), center=st.lists(st.floats(-100, 100), min_size=3, max_size=3),
-       ending=st.sampled_from(ITK_EXTENSIONS))
+@given(
+    matrix=affines(),
+    center=st.lists(st.floats(-100, 100), min_size=3, max_size=3),
+    ending=st.sampled_from(ITK_EXTENSIONS),
+)
 def test_a_file_of_simpleitk_with_a_center_is_read(matrix, center, ending):
     transform = sitk.AffineTransform(3)
     transform.SetCenter(center)
@@ -174,9 +185,16 @@ ITK_LINEAR = [
 def test_every_linear_type_of_itk_is_read_as_itk_maps_points(itk_text, kind, parameters, fixed, precision):
     ours = read_transform(itk_text((f"{kind}_{precision}_3_3", parameters, fixed), name="ours.tfm"))
     # A composite with the identity, since SimpleITK cannot load some of these types alone.
-    theirs = sitk.ReadTransform(str(itk_text(
-        ("CompositeTransform_double_3_3",), ("IdentityTransform_double_3_3", "", ""),
-        (f"{kind}_double_3_3", parameters, fixed), name="theirs.tfm")))
+    theirs = sitk.ReadTransform(
+        str(
+            itk_text(
+                ("CompositeTransform_double_3_3",),
+                ("IdentityTransform_double_3_3", "", ""),
+                (f"{kind}_double_3_3", parameters, fixed),
+                name="theirs.tfm",
+            )
+        )
+    )
     moving = to_lps([theirs.TransformPoint(p.tolist()) for p in to_lps(POINTS)])
     assert np.abs(apply(ours, moving) - POINTS).max() < 1e-9
     assert kind == "IdentityTransform" or np.abs(moving - POINTS).max() > 1
@@ -212,8 +230,13 @@ def test_extensions_in_capitals(tmp_path, ending):
 
 
 @few
-@given(matrix=affines(), names=st.sampled_from(PAIRS), kind=st.sampled_from(  # .dcm: test_transform_formats.py
-    [(ending, format) for ending, formats in FORMATS.items() if ending != ".dcm" for format in (*formats, None)]))
+@given(
+    matrix=affines(),
+    names=st.sampled_from(PAIRS),
+    kind=st.sampled_from(  # .dcm: test_transform_formats.py
+        [(ending, format) for ending, formats in FORMATS.items() if ending != ".dcm" for format in (*formats, None)]
+    ),
+)
 def test_what_is_written_reads_back_without_saying_the_format_and_inverts(matrix, names, kind):
     ending, format = kind
     moving, fixed = (VOLUMES[name] for name in names)
@@ -463,18 +486,21 @@ def test_missing_unknown_empty_and_unreadable(tmp_path):
         refused(tmp_path / f"folder{ending}", "Cannot read")
 
 
-@pytest.mark.parametrize("text, words", [
-    ("1 0 0\n0 1 0\n0 0 1\n", "lines of 3, 3, 3 numbers"),
-    ("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n", "lines of 16 numbers"),
-    ("1 0 0 0\n0 1 0 0\n", "lines of 4, 4 numbers"),
-    ("# nothing\n", "lines of no numbers"),
-    ("1 0 0 0\n0 1 0 0\n0 0 1\n0 0 0 1\n", "lines of 4, 4, 3, 4 numbers"),
-    ("1 0 0 0\n0 one 0 0\n0 0 1 0\n0 0 0 1\n", "text where numbers are expected"),
-    ("1 0 0 0\n0 nan 0 0\n0 0 1 0\n0 0 0 1\n", "NaN"),
-    ("1 0 0 inf\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "infinite"),
-    ("1 0 0 0\n0 1 0 0\n1 1 0 0\n0 0 0 1\n", "degenerate"),
-    ("1 0 0 0\n0 1 0 0\n0 0 1 0\n5 0 0 1\n", "last row"),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("1 0 0\n0 1 0\n0 0 1\n", "lines of 3, 3, 3 numbers"),
+        ("1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n", "lines of 16 numbers"),
+        ("1 0 0 0\n0 1 0 0\n", "lines of 4, 4 numbers"),
+        ("# nothing\n", "lines of no numbers"),
+        ("1 0 0 0\n0 1 0 0\n0 0 1\n0 0 0 1\n", "lines of 4, 4, 3, 4 numbers"),
+        ("1 0 0 0\n0 one 0 0\n0 0 1 0\n0 0 0 1\n", "text where numbers are expected"),
+        ("1 0 0 0\n0 nan 0 0\n0 0 1 0\n0 0 0 1\n", "NaN"),
+        ("1 0 0 inf\n0 1 0 0\n0 0 1 0\n0 0 0 1\n", "infinite"),
+        ("1 0 0 0\n0 1 0 0\n1 1 0 0\n0 0 0 1\n", "degenerate"),
+        ("1 0 0 0\n0 1 0 0\n0 0 1 0\n5 0 0 1\n", "last row"),
+    ],
+)
 @pytest.mark.parametrize("ending", [".txt", ".mat"])
 def test_bad_matrices(tmp_path, text, words, ending):
     (tmp_path / f"bad{ending}").write_text(text)
@@ -511,23 +537,26 @@ def test_formats_that_do_not_fit(tmp_path):
             write_transform(AFFINE, path, VOLUMES["RAS"], VOLUMES["LAS"], format=format)
 
 
-@pytest.mark.parametrize("transforms, words", [
-    # ITK itself takes the first for the identity, drops the 13th number, and reads ScaleSkew's past the end.
-    ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6 7")], "no line 'FixedParameters:'"),
-    ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6", "0 0 0")], "has 11 parameters"),
-    ([("ScaleSkewVersor3DTransform_double_3_3", "0 0 0 1 2 3", "0 0 0")], "has 6 parameters, expected 15"),
-    ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6 7 8", "0 0 0")], "has 13 parameters"),
-    ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6 7", "0 0")], "wrong number of values"),
-    ([("AffineTransform_double_3_3", "1 0 0 0 nan 0 0 0 1 5 6 7", "0 0 0")], "NaN"),
-    ([("AffineTransform_double_3_3", "1 0 0 0 x 0 0 0 1 5 6 7", "0 0 0")], "text where numbers"),
-    ([("AffineTransform_double_3_3", "1 0 0 0 0 0 0 0 1 5 6 7", "0 0 0")], "degenerate"),
-    ([("ScaleTransform_double_3_3", "1 0 1", "0 0 0")], "degenerate"),
-    ([("AffineTransform_double_2_2", "1 0 0 1 5 6", "0 0")], "3D"),
-    ([("UnheardOfTransform_double_3_3", "1 2 3", "0 0 0")], "ITK cannot load the UnheardOfTransform"),
-    ([("TranslationTransform_double_3_3", "1 2 3", "")] * 2, "several transforms side by side"),
-    ([("CompositeTransform_double_3_3",)], "no transform"),
-    ([], "no transform"),
-])
+@pytest.mark.parametrize(
+    "transforms, words",
+    [
+        # ITK itself takes the first for the identity, drops the 13th number, and reads ScaleSkew's past the end.
+        ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6 7")], "no line 'FixedParameters:'"),
+        ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6", "0 0 0")], "has 11 parameters"),
+        ([("ScaleSkewVersor3DTransform_double_3_3", "0 0 0 1 2 3", "0 0 0")], "has 6 parameters, expected 15"),
+        ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6 7 8", "0 0 0")], "has 13 parameters"),
+        ([("AffineTransform_double_3_3", "1 0 0 0 1 0 0 0 1 5 6 7", "0 0")], "wrong number of values"),
+        ([("AffineTransform_double_3_3", "1 0 0 0 nan 0 0 0 1 5 6 7", "0 0 0")], "NaN"),
+        ([("AffineTransform_double_3_3", "1 0 0 0 x 0 0 0 1 5 6 7", "0 0 0")], "text where numbers"),
+        ([("AffineTransform_double_3_3", "1 0 0 0 0 0 0 0 1 5 6 7", "0 0 0")], "degenerate"),
+        ([("ScaleTransform_double_3_3", "1 0 1", "0 0 0")], "degenerate"),
+        ([("AffineTransform_double_2_2", "1 0 0 1 5 6", "0 0")], "3D"),
+        ([("UnheardOfTransform_double_3_3", "1 2 3", "0 0 0")], "ITK cannot load the UnheardOfTransform"),
+        ([("TranslationTransform_double_3_3", "1 2 3", "")] * 2, "several transforms side by side"),
+        ([("CompositeTransform_double_3_3",)], "no transform"),
+        ([], "no transform"),
+    ],
+)
 def test_bad_itk_text(itk_text, transforms, words):
     refused(itk_text(*transforms), words)
 
@@ -573,14 +602,17 @@ def test_two_dimensional_hdf5_and_matlab(tmp_path):
         refused(path, "3D")
 
 
-@pytest.mark.parametrize("change, words", [
-    (("type      = 1", "type      = 14"), "type 14"),
-    (("type      = 1", "kind      = 1"), "type ?"),
-    (("nxforms   = 1", "nxforms   = 2"), "several transforms"),
-    (("0.9 0.2", "0.9"), "lines of 3, 4, 4, 4"),
-    (("0.9 0.2", "nan 0.2"), "NaN"),
-    (("type      = 1", "type      = 0"), "volume information; give the moving image"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (("type      = 1", "type      = 14"), "type 14"),
+        (("type      = 1", "kind      = 1"), "type ?"),
+        (("nxforms   = 1", "nxforms   = 2"), "several transforms"),
+        (("0.9 0.2", "0.9"), "lines of 3, 4, 4, 4"),
+        (("0.9 0.2", "nan 0.2"), "NaN"),
+        (("type      = 1", "type      = 0"), "volume information; give the moving image"),
+    ],
+)
 def test_bad_lta(tmp_path, change, words):
     path = tmp_path / "bad.lta"
     write_transform(AFFINE, path)
@@ -593,18 +625,24 @@ def test_bad_lta(tmp_path, change, words):
 def test_lta_with_an_incomplete_volume(tmp_path):
     path = tmp_path / "bad.lta"
     write_transform(AFFINE, path, VOLUMES["RAS"], VOLUMES["LAS"])
-    lines = [line for line in path.read_text().replace("type      = 1", "type      = 0").splitlines()
-             if not line.startswith("cras")]
+    lines = [
+        line
+        for line in path.read_text().replace("type      = 1", "type      = 0").splitlines()
+        if not line.startswith("cras")
+    ]
     path.write_text("\n".join(lines))
     refused(path, "src volume information", "incomplete")
 
 
-@pytest.mark.parametrize("matrix, words", [
-    (np.full((4, 4), np.nan), "NaN"),
-    (np.diag([1.0, 0, 1, 1]), "degenerate"),
-    (np.eye(3), "shape"),
-    (np.eye(4) + np.eye(4)[::-1], "last row"),
-])
+@pytest.mark.parametrize(
+    "matrix, words",
+    [
+        (np.full((4, 4), np.nan), "NaN"),
+        (np.diag([1.0, 0, 1, 1]), "degenerate"),
+        (np.eye(3), "shape"),
+        (np.eye(4) + np.eye(4)[::-1], "last row"),
+    ],
+)
 def test_bad_matrices_are_not_written(tmp_path, matrix, words):
     for ending in FORMATS:
         with pytest.raises(InputError, match=f"The transform to write .*{words}"):
@@ -615,10 +653,16 @@ def test_bad_matrices_are_not_written(tmp_path, matrix, words):
 # --- whole or not at all -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, ending", [
-    ("moved.nii.gz", ".nii.gz"), ("sub-01.v2.tfm", ".tfm"), ("a.b.NII.GZ", ".NII.GZ"), ("a.H5", ".H5"),
-    ("plain", ""),
-])
+@pytest.mark.parametrize(
+    "name, ending",
+    [
+        ("moved.nii.gz", ".nii.gz"),
+        ("sub-01.v2.tfm", ".tfm"),
+        ("a.b.NII.GZ", ".NII.GZ"),
+        ("a.H5", ".H5"),
+        ("plain", ""),
+    ],
+)
 def test_the_temporary_file_is_a_sibling_with_the_same_extensions(tmp_path, name, ending):
     with written_whole(tmp_path / name) as temporary:
         assert temporary.parent == tmp_path and temporary.name != name
@@ -708,8 +752,10 @@ def test_a_file_in_the_current_folder(tmp_path, monkeypatch):
 
 
 def test_importing_the_module_loads_nothing_heavy():
-    code = ("import sys, SpatialDiffusionCore.spatial.transform_file; "
-            "print(sorted({'torch', 'scipy', 'SimpleITK', 'nibabel', 'h5py'} & set(sys.modules)))")
+    code = (
+        "import sys, SpatialDiffusionCore.spatial.transform_file; "
+        "print(sorted({'torch', 'scipy', 'SimpleITK', 'nibabel', 'h5py'} & set(sys.modules)))"
+    )
     root = Path(__file__).parents[1]
     result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert result.stdout.strip() == "[]", result.stderr

@@ -1,9 +1,9 @@
 """Refinement by blocks that vote: what holds where parts of a volume lie elsewhere than the rest says.
 
-Motion within a scan shifts slabs of it, lesions and crops change or remove parts. Descent on all voxels then ends between
-the parts, even when begun at the truth. Here small blocks of the fixed volume look for their like nearby in the moving
-one, and the affine is that of the third of them which agrees best (block matching and least trimmed squares; Ourselin et
-al., Image and Vision Computing 19:25, 2001).
+Motion within a scan shifts slabs of it, lesions and crops change or remove parts. Descent on all voxels then ends
+between the parts, even when begun at the truth. Here small blocks of the fixed volume look for their like nearby in the
+moving one, and the affine is that of the third of them which agrees best (block matching and least trimmed squares;
+Ourselin et al., Image and Vision Computing 19:25, 2001).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROUNDS, RIDGE = 3, 1e-3
 
 
 def refine(moving, fixed, world: np.ndarray, kind: str) -> np.ndarray:
-    """Refine a fixed → moving RAS transform (4×4) of a kind between two Cubes; as it is where too few blocks can tell."""
+    """Refine a fixed → moving RAS transform (4×4) of a kind between two Cubes; as it is if too few blocks can tell."""
     for _ in range(ROUNDS):
         beat()
         places, moves, alike, frame = matches(moving, fixed, world)
@@ -49,8 +49,9 @@ def refine(moving, fixed, world: np.ndarray, kind: str) -> np.ndarray:
 
 
 def matches(moving, fixed, world: np.ndarray):
-    """(N×3 centers of blocks in the fixed tissue, N×3 by how much their like lies elsewhere in the moving volume laid there by
-    ``world``, N squared correlations with it; 4×4 from these voxels to RAS)."""
+    """(N×3 centers of blocks in the fixed tissue, N×3 by how much their like lies elsewhere in the moving volume laid
+    there by ``world``, N squared correlations with it; 4×4 from these voxels to RAS).
+    """
     a, b, frame = laid_on(moving, fixed, world, FACTOR, margin=REACH + 1)
     half = EDGE // 2
     around = [REACH + half] * 6

@@ -17,10 +17,10 @@ def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: st
     """(poses, upright): by what the network finds to correspond, without any similarity of intensities; best first.
 
     places: see Model.correspondences. turned: whose header may be wrong, the "moving" one, the "fixed" one, "either" of
-    them, or "neither". One volume as its header says is compared with sixty orientations of the other: one header must be
-    about right, for the network knows heads near their usual orientation only. A pose is good where many places find
-    their partners, and surely. upright: the fixed Cube, turned as the best pose says where the moving header is the right
-    one, for what the network does next.
+    them, or "neither". One volume as its header says is compared with sixty orientations of the other: one header must
+    be about right, for the network knows heads near their usual orientation only. A pose is good where many places find
+    their partners, and surely. upright: the fixed Cube, turned as the best pose says where the moving header is the
+    right one, for what the network does next.
     """
     describe, correspond = places
     first = _views(fixed, describe, turned in ("fixed", "either"))
@@ -120,8 +120,9 @@ def _views(cube, describe, turned: bool, batch: int = 10) -> _Views:
 
 
 def _places(fixed: _Views, moving: _Views, pairs, correspond, batch: int = 6):
-    """What corresponds in pairs of views: P×N×3 in the fixed cube's frame and in the moving one's, mm; log-weights P×N; and
-    how sure that is, P."""
+    """What corresponds in pairs of views: P×N×3 in the fixed cube's frame and in the moving one's, mm; log-weights P×N;
+    and how sure that is, P.
+    """
     found = []
     for start in range(0, len(pairs), batch):
         beat()

@@ -135,7 +135,7 @@ _UPPER = {n: np.triu_indices(n) for n in (3, 4)}
 
 
 def _unfolding() -> np.ndarray:
-    """144 places: where the entries of a 12×12 matrix whose blocks are symmetric lie among the 6·10 of both triangles."""
+    """144 places where the entries of a 12×12 matrix with symmetric blocks lie among the 6·10 of both triangles."""
     place = {n: np.zeros((n, n), int) for n in (3, 4)}
     for n, found in place.items():
         found[_UPPER[n]] = found.T[_UPPER[n]] = np.arange(len(_UPPER[n][0]))
@@ -172,8 +172,9 @@ def _unfolded(equations: np.ndarray) -> tuple:
 
 
 def _fit_intensity(sampled, powers, weights):
-    """Per transform and channel (C×B×1), gain and offset that make values like ``sampled`` (C×B×N); C×N×3 ``powers``: 1, the values,
-    their squares."""
+    """Per transform and channel (C×B×1), gain and offset that make values like ``sampled`` (C×B×N); C×N×3 ``powers``:
+    1, the values, their squares.
+    """
     total, sum_v, square_v = (weights @ powers).split(1, dim=2)
     total = total.clamp_min(1e-6)
     sum_s, product = ((weights * sampled) @ powers[..., :2]).split(1, dim=2)
@@ -216,6 +217,28 @@ def _factor(hessian, previous, newton, factor, most: float):
     return np.where(gained > 0, factor * whole / np.maximum(gained, 1e-30), most).clip(1.0, most)
 
 
+def _together(both: tuple, matrices: np.ndarray, inverses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hessian (B×12×12) and slope (B×12) of the equations of both directions, for changes in the fixed frame."""
+    (hessian, slope), (back, back_slope) = map(_unfolded, torch.stack(both).cpu().double().numpy())
+    # A change Y in the fixed frame, M·(I + Y), is M·Y·M⁻¹ in the moving one, and there it moves points back.
+    across = (matrices[:, :3, None, :3, None] * _transposed(inverses)[:, None, :, None]).reshape(-1, 12, 12)
+    return hessian + _transposed(across) @ back @ across, slope - (back_slope[:, None] @ across)[:, 0]
+
+
+def _strain_slope(matrices: np.ndarray, already: np.ndarray | None, free: float) -> np.ndarray:
+    """Half the slope (B×12) of the squared logarithmic strain of B×4×4 matrices, after ``already`` (3×3), beyond
+    ``free`` along each axis.
+
+    Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose slope
+    in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
+    """
+    linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
+    squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
+    stretches = np.log(np.maximum(squares, 1e-6)) / 2
+    strain = (axes * (stretches - stretches.clip(-free, free))[:, None]) @ _transposed(axes)
+    return np.pad(strain, ((0, 0), (0, 0), (0, 1))).reshape(-1, 12)
+
+
 def refine(
     fixed: Side,
     moving: Side,
@@ -236,13 +259,13 @@ def refine(
 ) -> np.ndarray:
     """Improve B transforms (B×4×4, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
-    Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen
-    in the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most
-    per iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
-    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared logarithmic strain costs, in
-    units of the mean squared residual of a feature; it is that of the matrix after ``already`` (3×3), what was done to the
-    moving volume before. ``free``: as much of it, along each axis, costs nothing. ``chosen``: which points of the fixed and of
-    the moving side count in each transform, B×N of 0 and 1 (default: all).
+    Minimizes the weighted squared differences of fixed points seen in the moving volume and of moving points seen in
+    the fixed one, after a linear intensity fit of each. ``longest``: mm that a point near the rim moves at most per
+    iteration; when none moves more than ``enough`` voxels, it ends. ``boldest``: largest multiple of a Gauss–Newton
+    step, see ``_factor``; 1 is for starts that may be far off. ``stiffness``: what the squared logarithmic strain
+    costs, in units of the mean squared residual of a feature; it is that of the matrix after ``already`` (3×3), what
+    was done to the moving volume before. ``free``: as much of it, along each axis, costs nothing. ``chosen``: which
+    points of the fixed and of the moving side count in each transform, B×N of 0 and 1 (default: all).
     """
     radius = max(float(fixed.points.square().sum(1).mean().sqrt()), 1e-6)
     matrices = np.array(matrices, float)
@@ -255,21 +278,10 @@ def refine(
             ahead.equations(*_residuals(fixed, moving, matrices, linear_fit, tuning, chosen[0])),
             behind.equations(*_residuals(moving, fixed, inverses, linear_fit, tuning, chosen[1])),
         )
-        (hessian, slope), (back, back_slope) = map(_unfolded, torch.stack(both).cpu().double().numpy())
-        # A change Y in the fixed frame, M·(I + Y), is M·Y·M⁻¹ in the moving one, and there it moves points back.
-        across = (matrices[:, :3, None, :3, None] * _transposed(inverses)[:, None, :, None]).reshape(-1, 12, 12)
-        hessian = hessian + _transposed(across) @ back @ across
-        slope = slope - (back_slope[:, None] @ across)[:, 0]
+        hessian, slope = _together(both, matrices, inverses)
         if stiffness:
-            # Residuals come in units of their median, so this holds for any volumes: E + stiffness·F·|log(CᵀC)/2|², whose
-            # slope in Y, with C·(I + Y), is twice that logarithm. It is the same for a transform and its inverse.
             weight = 2 * stiffness * len(fixed.values)
-            linear = matrices[:, :3, :3] if already is None else already @ matrices[:, :3, :3]
-            squares, axes = np.linalg.eigh(_transposed(linear) @ linear)
-            stretches = np.log(np.maximum(squares, 1e-6)) / 2
-            strain = (axes * (stretches - stretches.clip(-free, free))[:, None]) @ _transposed(axes)
-            hessian = hessian + weight * _STRETCH
-            slope = slope + weight * np.pad(strain, ((0, 0), (0, 0), (0, 1))).reshape(-1, 12)
+            hessian, slope = hessian + weight * _STRETCH, slope + weight * _strain_slope(matrices, already, free)
         hessian, slope = basis.T @ hessian @ basis, slope @ basis
         diagonal = np.diagonal(hessian, axis1=1, axis2=2)
         ridge = damping * diagonal + 1e-9 * diagonal.max(1, keepdims=True) + 1e-12
@@ -290,7 +302,8 @@ def refine(
 
 
 def correlation(fixed: Side, moving: Side, matrices: np.ndarray):
-    """(similarity, overlap) of B×4×4 transforms, arrays of B: mean of both directions' correlation of features over tissue points.
+    """(similarity, overlap) of B×4×4 transforms, arrays of B: mean of both directions' correlation of features over
+    tissue points.
 
     Correlation is over the points that land in the other's support; overlap is their share. With several features,
     it is their mean.

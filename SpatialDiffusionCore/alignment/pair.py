@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Tuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Pair:
 
     moving: Cube
     fixed: Cube
-    known: Dict[tuple, similarity.Likeness] = field(default_factory=dict)
+    known: dict[tuple, similarity.Likeness] = field(default_factory=dict)
 
     def over(self, world: np.ndarray, moving: bool = False) -> similarity.Likeness:
         """How alike they are over the fixed, or over the moving tissue."""
@@ -39,18 +39,20 @@ class Pair:
         return self.known[key]
 
     def alike(self, world: np.ndarray) -> float:
-        """The similarity over the tissue of the volume that finds more of itself in the other one: a brain without a skull is
-        all there in a head, but not the head in the brain."""
+        """The similarity over the tissue of the volume that finds more of itself in the other one: a brain without a
+        skull is all there in a head, but not the head in the brain.
+        """
         return max(self.over(world).similarity, self.over(world, moving=True).similarity)
 
     def rank(self, world: np.ndarray) -> float:
-        """What candidates are compared by: the similarity, over the tissue of the volume for which it is larger, in which
-        tissue that has nothing opposite counts less than tissue that is unlike."""
+        """What candidates are compared by: the similarity, over the tissue of the volume for which it is larger, in
+        which tissue that has nothing opposite counts less than tissue that is unlike.
+        """
         both = (self.over(world), self.over(world, moving=True))
         return max(one.similarity / max(one.overlap, LEAST_OVERLAP) ** 0.5 for one in both)
 
     @property
-    def tissue(self) -> Tuple[np.ndarray, np.ndarray]:
+    def tissue(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean (3, RAS mm) and covariance (3×3) of the fixed tissue."""
         return self.fixed.prepared.tissue_center, self.fixed.prepared.tissue_covariance
 
@@ -63,9 +65,10 @@ class Pair:
         """RMS distance over the fixed tissue between two transforms, as a share of the size."""
         return geometry.displacement_rms(one, other, *self.tissue) / self.size
 
-    def plausible(self, worlds: Iterable[np.ndarray]) -> List[np.ndarray]:
-        """Candidates without more strain than ``STRAIN``: squeezed, a volume is alike to what is left of the other. Those that
-        mirror are left out: many organs are more like their own mirror image than like another one."""
+    def plausible(self, worlds: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Candidates without more strain than ``STRAIN``: squeezed, a volume is alike to what is left of the other.
+        Those that mirror are left out: many organs are more like their own mirror image than like another one.
+        """
         worlds = [world for world in worlds if np.linalg.det(world[:3, :3]) > 0]
         return [geometry.limit_strain(world, STRAIN, self.fixed.prepared.tissue_center) for world in worlds]
 

@@ -5,8 +5,9 @@ Transforms here map the fixed to the moving cube frame (gauss_newton.py), 4×4 f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import FrozenSet, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,12 +43,13 @@ TURN_AXIS = (0.36, 0.48, 0.8)
 
 @dataclass(frozen=True)
 class Pose:
-    """A pose that was found: the transform, its score relative to the best of its search, at most 1, and for which searches its
-    basin is the best."""
+    """A pose that was found: the transform, its score relative to the best of its search, at most 1, and for which
+    searches its basin is the best.
+    """
 
     matrix: np.ndarray
     score: float
-    firsts: FrozenSet[int]
+    firsts: frozenset[int]
 
 
 def coarse(cube: Cube, factor: float, sigma: float, count: int, seed: int, edges: bool = False) -> Side:
@@ -65,19 +67,21 @@ def coarse(cube: Cube, factor: float, sigma: float, count: int, seed: int, edges
 
 
 def edge_strength(values: torch.Tensor) -> torch.Tensor:
-    """Length of the intensities' gradient, B×1×D×H×W like the values, per voxel; it does not depend on the sign of contrast."""
+    """Length of the intensities' gradient, B×1×D×H×W like the values, per voxel; it does not depend on the sign of
+    contrast.
+    """
     squared = torch.zeros_like(values)
     for axis in (2, 3, 4):
         squared += torch.gradient(values, dim=axis)[0].square()
     return squared.sqrt()
 
 
-def poses(moving: Cube, fixed: Cube, seed: int, keep: int = CANDIDATES) -> List[np.ndarray]:
+def poses(moving: Cube, fixed: Cube, seed: int, keep: int = CANDIDATES) -> list[np.ndarray]:
     """The most promising poses, best first."""
     return [pose.matrix for pose in search_poses(moving, fixed, seed)[:keep]]
 
 
-def search_poses(moving: Cube, fixed: Cube, seed: int, searches: Sequence[Search] = SEARCHES) -> List[Pose]:
+def search_poses(moving: Cube, fixed: Cube, seed: int, searches: Sequence[Search] = SEARCHES) -> list[Pose]:
     """What some searches find, best first, poses in one basin as one; none where a volume shows no tissue.
 
     In each, sixty rotations about the tissue's centers and the headers' own pose are refined rigidly on cubes of about
@@ -105,10 +109,10 @@ def _one_search(a: Side, b: Side, moving: Cube, fixed: Cube, search: Search) -> 
     return [(matrices[i], float(score[i] / best)) for i in np.argsort(-score, kind="stable")]
 
 
-def _basins(found: list, fixed: Cube) -> List[Pose]:
-    """The poses found by all searches, those in one basin as one, the best first: those that most searches put first."""
+def _basins(found: list, fixed: Cube) -> list[Pose]:
+    """The poses found by all searches, those in one basin as one, first those that most searches put first."""
     tissue = tissue_of(fixed)
-    result: List[Pose] = []
+    result: list[Pose] = []
     for matrix, score, number in sorted(found, key=lambda entry: -entry[1]):
         here = frozenset({number}) if score >= 1.0 else frozenset()
         for index, pose in enumerate(result):
@@ -139,11 +143,11 @@ def _score(a: Side, b: Side, matrices: np.ndarray) -> np.ndarray:
     return np.nan_to_num(similarity * np.sqrt(overlap.clip(0, 1)), nan=-1.0)
 
 
-def distinct(a: Side, matrices: np.ndarray, score: np.ndarray, keep: int, apart: float = 15.0) -> List[int]:
+def distinct(a: Side, matrices: np.ndarray, score: np.ndarray, keep: int, apart: float = 15.0) -> list[int]:
     """Indices of the best-scored transforms that lie more than ``apart`` mm (RMS) from each other."""
     points = a.points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)
-    chosen: List[int] = []
+    chosen: list[int] = []
     for index in np.argsort(-score, kind="stable"):
         if all(geometry.displacement_rms(matrices[index], matrices[c], mean, covariance) > apart for c in chosen):
             chosen.append(int(index))

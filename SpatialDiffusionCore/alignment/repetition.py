@@ -8,17 +8,19 @@ import torch
 from ..spatial import geometry
 from . import self_similarity
 
-#: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each sees.
+#: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each
+#: sees.
 PERTURBED, REPEATED, SHARE_SEEN = (6.0, 6.0), 2400, 0.25
 
 
 def spread(moving, fixed, world, kind: str, seed: int):
-    """RMS distance in mm over the tissue between the refinement from a fixed → moving RAS transform and six refinements from
-    starts around it, each by other points; None where the volumes do not meet.
+    """RMS distance in mm over the tissue between the refinement from a fixed → moving RAS transform and six refinements
+    from starts around it, each by other points; None where the volumes do not meet.
 
-    Self-similarity means the same between modalities: of T1 and T2 of one person, fits of intensities spread by 16 to 35 mm
-    about right answers. Points of their own make runs differ by what noise and people's differences leave open, also where
-    all starts lead to one place: rank correlation with the error in 168 benchmark cases 0.76, with the same points 0.63.
+    Self-similarity means the same between modalities: of T1 and T2 of one person, fits of intensities spread by 16 to
+    35 mm about right answers. Points of their own make runs differ by what noise and people's differences leave open,
+    also where all starts lead to one place: rank correlation with the error in 168 benchmark cases 0.76, with the same
+    points 0.63.
     """
     factor, sigma, iterations = self_similarity.LEVELS[0]
     sides, frame = self_similarity.described(moving, fixed, world, seed, factor, sigma, REPEATED)

@@ -16,8 +16,9 @@ LEVELS = ((1.2, 1.0, 12), (0.6, 0.6, 6))
 #: The largest multiple of a Gauss–Newton step.
 BOLDEST = 4.0
 
-#: What strain costs in the refinement, and the logarithmic strain that is free, see ``refine``: people differ by a tenth, and
-#: without it every fourth pair of CTs, begun at the right place, ended with a scale below 0.75 or above 1.33.
+#: What strain costs in the refinement, and the logarithmic strain that is free, see ``refine``: people differ by a
+#: tenth, and without it every fourth pair of CTs, begun at the right place, ended with a scale below 0.75 or above
+#: 1.33.
 STIFFNESS, FREE = 10.0, 0.1
 
 #: How many of the model's voxels the refinement looks beyond the fixed tissue.
@@ -61,9 +62,10 @@ def polish_level(moving, fixed, world, kind, seed, factor, sigma, iterations, st
 
 
 def described(moving, fixed, world, seed, factor, sigma, count=POINTS):
-    """((fixed, moving) Sides of self-similarity, the moving Cube laid on the fixed one by ``world``; 4×4 from the frame, mm
-    from the middle of the box in which both lie, to RAS). factor, sigma: voxels in those of the model, blur in voxels;
-    count: points drawn in each."""
+    """((fixed, moving) Sides of self-similarity, the moving Cube laid on the fixed one by ``world``; 4×4 from the
+    frame, mm from the middle of the box in which both lie, to RAS). factor, sigma: voxels in those of the model, blur
+    in voxels; count: points drawn in each.
+    """
     *cubes, to_ras = laid_on(moving, fixed, world, factor)
     spacing, shape = geometry.spacing(to_ras), cubes[0].grid.shape
     sides = []
@@ -74,15 +76,18 @@ def described(moving, fixed, world, seed, factor, sigma, count=POINTS):
 
 
 def laid_on(moving, fixed, world, factor: float, margin: int = MARGIN):
-    """(the fixed Cube on a grid of ``factor`` times the model's voxels around its tissue, ``margin`` of the model's voxels wider,
-    the moving Cube laid there by ``world``, the grid's 4×4 voxel → RAS matrix)."""
+    """(the fixed Cube on a grid of ``factor`` times the model's voxels around its tissue, ``margin`` of the model's
+    voxels wider, the moving Cube laid there by ``world``, the grid's 4×4 voxel → RAS matrix).
+    """
     whole = fixed.grid.with_shape([int(round(n / factor)) for n in fixed.grid.shape])
     grid = whole.around(*_box(fixed, margin))
     return fixed.on(grid), moving.on(grid.moved(world)), grid.voxel_to_ras
 
 
 def refine_described(sides, frame, world, changes, *, stiffness=STIFFNESS, **options):
-    """``refine`` of B×4×4 changes in the frame of what was ``described``, where the moving volume was laid by ``world``."""
+    """``refine`` of B×4×4 changes in the frame of what was ``described``, where the moving volume was laid by
+    ``world``.
+    """
     return refine(
         sides[0],
         sides[1],

@@ -12,7 +12,7 @@ rank (pair.py)      local similarity that forgives what is outside the field of 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ BINS = 16
 
 
 class Likeness(NamedTuple):
-    """similarity: local, over one volume's tissue; overlap: the share of that tissue inside the other's field of view."""
+    """similarity: local, over one volume's tissue; overlap: the share of it inside the other's field of view."""
 
     similarity: float
     overlap: float
@@ -66,7 +66,7 @@ def likeness(moving: Cube, fixed: Cube, fixed_to_moving: np.ndarray) -> Likeness
     return Likeness(alike, float((moved.support * tissue).sum() / tissue.sum().clamp_min(1e-6)))
 
 
-def global_likeness(moving: Cube, fixed: Cube, fixed_to_moving: np.ndarray) -> Tuple[float, float]:
+def global_likeness(moving: Cube, fixed: Cube, fixed_to_moving: np.ndarray) -> tuple[float, float]:
     """(correlation, information) of two Cubes over what is tissue of either and seen in both, see above."""
     moved = moving.on(fixed.grid.moved(fixed_to_moving))
     where = ((fixed.tissue + moved.tissue) > 0) & (fixed.support > 0.5) & (moved.support > 0.5)

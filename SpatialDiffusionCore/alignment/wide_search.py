@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Dict, Iterator, List
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ OVERVIEW, LONGEST = 12.0, 32
 SHARE = 0.25
 
 
-def wide_poses(moving: Cube, fixed: Cube, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> Iterator[List[np.ndarray]]:
+def wide_poses(moving: Cube, fixed: Cube, seed: int, keep: int = 2 * WIDE_CANDIDATES) -> Iterator[list[np.ndarray]]:
     """Poses for volumes that show different parts of a body: sixty rotations, each at every shift of the whole volumes.
 
     The best by correlation, over the common field of view and over the common tissue in turns, refined rigidly, then
-    with scale, on cubes of about 10 mm. Yields what there is after each part of the work, so that it can be stopped; the
-    last list is the answer.
+    with scale, on cubes of about 10 mm. Yields what there is after each part of the work, so that it can be stopped;
+    the last list is the answer.
     """
     stays, moves = (_overview(s) for s in (fixed, moving))
-    found: Dict[str, list] = {"support": [], "tissue": []}
+    found: dict[str, list] = {"support": [], "tissue": []}
     for within in found:
         for start in range(0, 60, 10):
             found[within] += _at_every_shift(stays, moves, within, geometry.rotation_group()[start : start + 10])

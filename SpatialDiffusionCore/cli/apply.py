@@ -79,7 +79,7 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     """Write ``source``, moved, to ``target``; what to say of it, and the warnings of its header."""
     from ..spatial.point_file import extension_of, move_points
     from ..spatial.segmentation_file import is_segmentation, load_segmentation, save_segmentation
-    from ..spatial.volume_file import load_frames
+    from ..spatial.volume_file import check_grid, load_frames
 
     if extension_of(source):
         move_points(source, target, _matrix(arguments, None, reference))
@@ -90,11 +90,13 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
         matrix = _matrix(arguments, segments.layers[0], reference)
         save_segmentation(segments.moved(reference, matrix), target)
         return f"segments on {size} voxels of {reference.name}", segments.layers[0].warnings
+    unfit = check_grid(reference, target)
     frames = load_frames(source, keep_type=arguments.interpolation == "nearest")
     matrix = _matrix(arguments, frames[0], reference)
     _write_moved(arguments, frames, source, target, reference, matrix)
     many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
-    return f"{many}{size} voxels of {reference.name}, {arguments.interpolation}", frames[0].warnings
+    said = f"{many}{size} voxels of {reference.name}, {arguments.interpolation}"
+    return said, (*frames[0].warnings, *([unfit] if unfit else []))
 
 
 def _matrix(arguments: argparse.Namespace, moving: Any, reference: Any) -> np.ndarray:

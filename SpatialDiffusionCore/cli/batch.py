@@ -69,7 +69,7 @@ class Batch:
     def _outcomes(self, jobs: list[Job]) -> Iterator[Outcome]:
         """The outcome of each job: by other processes, or here with each step shown."""
         if self.spread is not None:
-            yield from self.spread.run(work, jobs)
+            yield from self.spread.run(work, [job.absolute() for job in jobs])
             return
         for index, job in enumerate(jobs):
             try:
@@ -98,7 +98,7 @@ class Batch:
                 raise outcome.error
             self._failed(index, _sentence(outcome.error, self.jobs[index]))
             return
-        done: Done = outcome.value
+        done: Done = self.jobs[index].taken(outcome.value)
         if done.failures and len(self.jobs) == 1 and len(done.failures) == 1 and not done.plan:
             raise InputError(done.failures[0])
         for words in done.failures:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,9 @@ class Common:
         files = (arguments.fixed, arguments.fixed_mask, arguments.moving_mask)
         changed = tuple(os.stat(path).st_mtime_ns if path and os.path.exists(path) else 0 for path in files)
         rows = None if init is None else tuple(map(tuple, init.tolist()))
+        model = options.get("model")
+        if model and os.path.isfile(model):
+            options = {**options, "model": os.path.abspath(model)}
         settings = tuple(sorted(options.items()))
         return cls(*files, rows, settings, arguments.format, arguments.review, changed)
 
@@ -58,6 +61,27 @@ class Job:
     name: str
     plan: dict
     record: str | None = None
+
+    def absolute(self) -> Job:
+        """The same for a process that may work in another folder."""
+        common = replace(
+            self.common, **{name: _absolute(getattr(self.common, name)) for name in ("fixed", *_MASKS, "review")}
+        )
+        plan = {option: os.path.abspath(path) for option, path in self.plan.items()}
+        return replace(self, common=common, moving=_absolute(self.moving), plan=plan, record=_absolute(self.record))
+
+    def taken(self, done: Done) -> Done:
+        """What another process did, in this one's paths."""
+        done.plan = {option: self.plan[option] for option in done.plan}
+        done.row["transform_file"] = done.plan.get("output", "")
+        return done
+
+
+_MASKS = "fixed_mask", "moving_mask"
+
+
+def _absolute(path: Any) -> Any:
+    return None if path is None else os.path.abspath(path)
 
 
 @dataclass
@@ -88,20 +112,16 @@ def target(common: Common) -> Target:
     from ..registration import registrar
 
     fixed = as_volume(common.fixed, "fixed")
-    masks = {
-        name: as_volume(getattr(common, name), name.replace("_", " "))
-        for name in ("moving_mask", "fixed_mask")
-        if getattr(common, name)
-    }
+    masks = {name: as_volume(getattr(common, name), name.replace("_", " ")) for name in _MASKS if getattr(common, name)}
     return Target(fixed, registrar(fixed, init=common.init, **masks, **dict(common.options)))
 
 
-def work(job: Job, on_step: Any = None, moving: Any = None) -> Done:
-    """Do a job; raises InputError where the volume cannot be used. moving: the Volume, where it is read already."""
+def work(job: Job, on_step: Any = None) -> Done:
+    """Do a job; raises InputError where the volume cannot be used."""
     from ..inputs import as_volume
 
     to = target(job.common)
-    moving = as_volume(job.moving, "moving") if moving is None else moving
+    moving = as_volume(job.moving, "moving")
     result = to.register(moving, on_step)
     plan = dict(job.plan)
     failures = write_outputs(result, plan, moving, to.fixed, job.common.format)
@@ -163,7 +183,7 @@ def done_before(job: Job) -> Done | None:
             return None
         if job.common.review and not _review_row(job).is_file():
             return None
-        return Done(known["row"], known["word"], dict(job.plan), known["warnings"])
+        return job.taken(Done(known["row"], known["word"], dict(job.plan), known["warnings"]))
     except (OSError, ValueError, KeyError, TypeError, InputError):
         return None
 

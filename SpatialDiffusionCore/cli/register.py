@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import modality
 from .outputs import FORMATS, OUTPUTS, plan_outputs
-from .parser import EPILOG, Commands, Group, UsageError, add_command, wrapped
+from .parser import EPILOG, PROGRAM, Commands, Group, UsageError, add_command, wrapped
 from .selection import unique_names, volume_files
 
 if TYPE_CHECKING:
@@ -195,12 +196,27 @@ def run(arguments: argparse.Namespace) -> int:
         if first is not None:
             warn_if_inverted(init, first, fixed, arguments.init)
     common = Common.of(arguments, options, init)
-    target(common)  # what is wrong with the fixed volume, the masks and the model is said now
+    # What is wrong with the fixed volume, the masks, the model and the outputs is said now.
+    _check_fit(plans, movings, target(common).fixed)
     jobs = [
         Job(common, moving, name, plan, record_path(plan, name) if len(movings) > 1 else None)
         for moving, name, plan in zip(movings, names, plans)
     ]
     return Batch(arguments, jobs, spread).run()
+
+
+def _check_fit(plans: list[dict], movings: list[str], fixed: Any) -> None:
+    """What cannot be written is refused before the work; what other programs cannot open is said."""
+    from ..spatial.transform_file import check_transform_output
+    from ..spatial.volume_file import check_grid
+
+    for plan, moving in zip(plans, movings):
+        for option, pair in (("output", (moving, fixed)), ("inverse", (fixed, moving))):
+            if option in plan:
+                check_transform_output(plan[option], *pair)
+        unfit = check_grid(fixed, plan["moved"]) if "moved" in plan else None
+        if unfit:
+            print(f"{PROGRAM}: warning: {unfit}", file=sys.stderr)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -19,7 +19,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..inputs import as_volume
+from ..modality import AUTO
+from ..modelfile import catalog
 from ..options import RegistrationOptions
+from ..pipeline.prepared_input import PreparedInput
 from ..pipeline.step import Step
 from ..registration import OnStep, register, run_steps
 from ..spatial import geometry
@@ -31,6 +34,9 @@ from .executor import executor
 
 #: How far a pair is believed before it is compared with others, by its word, where it has no probability. Chosen.
 TRUST = {"good": 1.0, "fair": 0.5, "poor": 0.1}
+
+#: Tissue of one kind differs in size by less than this factor: a child's brain and a head with its neck by 1.8. Chosen.
+SIZES = 3.0
 
 #: Around the tissue of all volumes the mean image shows this much more, as a part of its extent.
 MARGIN = 0.1
@@ -145,17 +151,41 @@ class _Member:
     cloud: averaging.Cloud
     spacing: float
     corners: np.ndarray
+    kind: str
 
 
-def _member(source: Source, index: int) -> _Member:
+def _member(source: Source, index: int, modality: str) -> _Member:
+    """modality: what all show; where it is "auto", what this one shows is recognized."""
     volume = _volume(source)
     validate(volume, f"{index + 1}.")
-    known = prepare(volume)
+    ready = PreparedInput(volume, None, "cpu")
+    known, kind = ready.prepared, ready.modality if modality == AUTO.key else modality
     content = hashlib.blake2b(np.ascontiguousarray(volume.data).tobytes(), digest_size=16)
     content.update(np.round(volume.voxel_to_ras, 6).tobytes())
     cloud = averaging.Cloud(known.tissue_center, known.tissue_covariance)
     spacing = float(np.prod(volume.spacing) ** (1 / 3))
-    return _Member(source, volume.name, content.hexdigest(), cloud, spacing, _tissue_corners(volume, known.threshold))
+    return _Member(
+        source, volume.name, content.hexdigest(), cloud, spacing, _tissue_corners(volume, known.threshold), kind
+    )
+
+
+def _check_alike(members: list) -> None:
+    """Raise InputError where a mean of the volumes would mean nothing: two kinds, or sizes that no two bodies have."""
+    kinds: dict = {}
+    for member in members:
+        if member.kind != "any":
+            kinds.setdefault(member.kind, member.name)
+    if len(kinds) > 1:
+        seen = " and ".join(f"{name} shows {catalog.get(kind).label}" for kind, name in sorted(kinds.items()))
+        raise InputError(
+            f"The group mixes modalities: {seen}; group each kind by itself, or say what all are (modality any)."
+        )
+    small, large = (choose(members, key=lambda one: one.cloud.size) for choose in (min, max))
+    if large.cloud.size > SIZES * small.cloud.size:
+        raise InputError(
+            f"{large.name} measures {large.cloud.size:.3g} mm and {small.name} {small.cloud.size:.3g}; "
+            "volumes of one kind belong in a group."
+        )
 
 
 def _tissue_corners(volume: Volume, threshold: float) -> np.ndarray:
@@ -187,7 +217,8 @@ def group_steps(
     if len(volumes) < 2:
         raise InputError(f"A group has two volumes at least, got {len(volumes)}.")
     sources = [one if isinstance(one, (str, os.PathLike)) else _volume(one) for one in volumes]
-    members = [_member(one, index) for index, one in enumerate(sources)]
+    members = [_member(one, index, str(checked.moving_modality)) for index, one in enumerate(sources)]
+    _check_alike(members)
     order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))
     for one, other in zip(order, order[1:]):
         if members[one].digest == members[other].digest:
@@ -195,7 +226,14 @@ def group_steps(
     wanted = [(order[i], order[j]) for i, j in averaging.pairs_to_register(len(order))]
     answers = {pair: answer for pair in wanted if known is not None and (answer := known(*pair)) is not None}
     todo = [pair for pair in wanted if pair not in answers]
-    tasks = (_PairTask(members[i].source, members[j].source, options) for i, j in todo)
+    tasks = (
+        _PairTask(
+            members[i].source,
+            members[j].source,
+            {**options, "moving_modality": members[i].kind, "fixed_modality": members[j].kind},
+        )
+        for i, j in todo
+    )
     outcomes, problems = spread.run(_register_pair, tasks), {}
     try:
         for done, outcome in enumerate(outcomes, start=len(answers) + 1):

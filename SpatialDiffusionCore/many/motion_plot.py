@@ -23,7 +23,7 @@ def plot(result: SeriesRegistration) -> str:
         ("Rotation (°)", np.degrees(six[:, 3:]).T, axes),
         ("Framewise displacement (mm)", displacement[None], ("",)),
     )
-    height = 40 + len(panels) * (PANEL + GAP)
+    height = 56 + len(panels) * (PANEL + GAP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         'font-family="sans-serif" font-size="12">',
@@ -45,7 +45,8 @@ def _title(result: SeriesRegistration) -> str:
 def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], doubtful: Sequence[int]) -> list[str]:
     count = lines.shape[1]
     known = lines[np.isfinite(lines)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    # Zero is always shown: it is where nothing moved.
+    low, high = (min(0.0, float(known.min())), max(0.0, float(known.max()))) if known.size else (0.0, 0.0)
     step = _tick((high - low) or 1e-3)
     low, high = np.floor(low / step) * step, np.ceil(high / step) * step + (step if high == low else 0)
 
@@ -63,7 +64,7 @@ def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], dou
     for tick in np.arange(low, high + step / 2, step):
         y = place(0, tick)[1]
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{tick + 0.0:.3g}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{round(tick / step) * step + 0.0:.3g}</text>')
     for index in range(0, count, max(1, int(_tick(count)))):
         x = place(index, low)[0]
         parts.append(f'<text x="{x:.1f}" y="{top + PANEL + 14}" text-anchor="middle" fill="#555">{index}</text>')

@@ -7,8 +7,9 @@ batches are B×3×4 float32 tensors. Method: Sumpena et al., IOVS 66(8):1475, 20
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ def invert(theta: torch.Tensor) -> torch.Tensor:
     return torch.cat([linear, -linear @ theta[:, :, 3:]], dim=2)
 
 
-def identity(batch: int, like: Optional[torch.Tensor] = None) -> torch.Tensor:
+def identity(batch: int, like: torch.Tensor | None = None) -> torch.Tensor:
     """B identities, B×3×4, with the device and type of ``like``."""
     eye = torch.eye(3, 4)
     if like is not None:
@@ -56,7 +57,7 @@ def draw(
     schedule: Schedule,
     t: torch.Tensor,
     size: Sequence[int],
-    generator: Optional[torch.Generator] = None,
+    generator: torch.Generator | None = None,
     rigid_share: float = 0.2,
     scale: float = 1.0,
 ):
@@ -155,8 +156,8 @@ def reverse(
     moving: torch.Tensor,
     schedule: Schedule,
     *,
-    steps: Optional[int] = None,
-    start: Optional[torch.Tensor] = None,
+    steps: int | None = None,
+    start: torch.Tensor | None = None,
 ) -> Iterator[ReverseStep]:
     """Undo a misalignment step by step.
 

@@ -69,9 +69,9 @@ class Schedule:
     def visit(self, count: int) -> list:
         """``count`` timesteps, T first, evenly down towards 0; all are distinct.
 
-        Even steps end at T/count, not at 1, where only the finest misalignments are expected: of 20 held-out heads, four even
-        steps ended at 0.67 mm in the median (95 %: 1.5), four that divide S by the same factor at 0.75 (2.5); two at 1.1 (3.0)
-        and 2.3 (6.0).
+        Even steps end at T/count, not at 1, where only the finest misalignments are expected: of 20 held-out heads,
+        four even steps ended at 0.67 mm in the median (95 %: 1.5), four that divide S by the same factor at 0.75 (2.5);
+        two at 1.1 (3.0) and 2.3 (6.0).
         """
         if not 1 <= count <= self.timesteps:
             raise ValueError(f"the number of steps must be between 1 and {self.timesteps}, got {count}")

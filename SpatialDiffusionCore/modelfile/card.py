@@ -13,8 +13,8 @@ FORMAT = 1
 KEY = "spatial_diffusion"
 SUFFIX = ".safetensors"
 
-#: What a model may have beside its network, for the modalities that its card names: where to look (focus.py), and which side
-#: is left (sides.py). The card's entry holds what it is built with; the names of its weights begin with "PART.".
+#: What a model may have beside its network, for the modalities that its card names: where to look (focus.py), and which
+#: side is left (sides.py). The card's entry holds what it is built with; the names of its weights begin with "PART.".
 PARTS = ("focus", "sides")
 
 
@@ -116,6 +116,6 @@ def serves(card: dict, *wanted: str) -> bool:
 
 
 def nearest(key: str, card: dict) -> str:
-    """What a model takes volumes of a modality for: that, or what it has for anything, or the only one that it knows."""
+    """What a model takes volumes of a modality for: that, or what it has for anything, or the only one it knows."""
     known = card["modalities"]
     return key if key in known else "any" if "any" in known or len(known) > 1 else next(iter(known))

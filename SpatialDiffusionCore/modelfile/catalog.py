@@ -83,8 +83,8 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
     """(path, card) of the model to use.
 
     ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
-    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError that
-    lists what there is.
+    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError
+    that lists what there is.
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:

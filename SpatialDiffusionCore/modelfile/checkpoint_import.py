@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 from ..errors import ModelError
 from ..method.schedule import Schedule
@@ -19,9 +18,9 @@ def import_checkpoint(
     *,
     volume_size,
     modality=(),
-    schedule: Optional[Schedule] = None,
-    groups: Optional[int] = None,
-    name: Optional[str] = None,
+    schedule: Schedule | None = None,
+    groups: int | None = None,
+    name: str | None = None,
 ) -> dict:
     """Turn a published checkpoint (a plain dictionary of tensors) into a model file; returns the card.
 

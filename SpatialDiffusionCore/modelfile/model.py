@@ -14,8 +14,10 @@ from .safetensors_file import _fill, read_weights
 
 
 def exact():
-    """A context in which convolutions on a GPU keep single precision, as on the CPU: of 24 registrations of brains 14 then
-    gave the CPU's answer, with 10 bits of mantissa, the default there, 6 (the others up to 1.3 mm from it, both ways)."""
+    """A context in which convolutions on a GPU keep single precision, as on the CPU: of 24 registrations of brains 14
+    then gave the CPU's answer, with 10 bits of mantissa, the default there, 6 (the others up to 1.3 mm from it, both
+    ways).
+    """
     from torch.backends import cudnn
 
     return cudnn.flags(
@@ -25,7 +27,9 @@ def exact():
 
 @dataclass
 class Model:
-    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a SymmetricTemplate."""
+    """A network ready to predict, its card, and its PARTS or None for each: focus, a FocusNetwork; sides, a
+    SymmetricTemplate.
+    """
 
     network: Any
     card: dict
@@ -53,8 +57,9 @@ class Model:
         return tuple(self.card["grid"]["size"])
 
     def preprocessing(self, key: str) -> str:
-        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING, or "front",
-        see network.front_view)."""
+        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING, or
+        "front", see network.front_view).
+        """
         modality = catalog_module.get(key)
         # Enhancement to black and white is part of the published recipe; other models see intensities.
         if grid_of(self.card, key)["loading"] == "published":
@@ -66,7 +71,7 @@ class Model:
         return self._part("focus", key)
 
     def sides_of(self, *keys: str):
-        """What tells left from right in volumes of all these modalities; None where there is nothing for one of them."""
+        """What tells left from right in volumes of all these modalities; None where one of them has nothing."""
         return self.sides if all(self._part("sides", key) is not None for key in keys) else None
 
     def _part(self, name: str, key: str):
@@ -99,8 +104,8 @@ class Model:
         return denoise
 
     def correspondences(self, moving_modality: str, fixed_modality: str):
-        """(describe, correspond) of the last timestep: what the network sees in volumes, and which places of two of them
-        belong together (network.PointTransformer, MatchTransformer).
+        """(describe, correspond) of the last timestep: what the network sees in volumes, and which places of two of
+        them belong together (network.PointTransformer, MatchTransformer).
 
         None for a network that finds no places, or that sees the two modalities differently enhanced.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional
 
 import numpy as np
 import torch
@@ -52,12 +51,13 @@ def with_focus(cube, network, masked: bool = False) -> tuple:
 
 
 def in_common_focus(first: tuple, second: tuple) -> tuple:
-    """Of two that were made by ``with_focus`` the Cubes in focus, or as they are where one has none: a neck and a head have no
-    focus in common."""
+    """Of two that were made by ``with_focus`` the Cubes in focus, or as they are where one has none: a neck and a head
+    have no focus in common.
+    """
     return (first[0], second[0]) if first[1] is None or second[1] is None else (first[1], second[1])
 
 
-def model_cube(volume: Volume, mask: Optional[Volume], key: str, card: dict, device: str) -> Cube:
+def model_cube(volume: Volume, mask: Volume | None, key: str, card: dict, device: str) -> Cube:
     """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
     return on_model_cube(prepare(volume, mask), key, card, device)
 

@@ -84,7 +84,8 @@ def _fill(network, weights: dict, where) -> None:
 def save_model(path, network, card: dict, half: bool = False, **parts) -> None:
     """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32).
 
-    parts: focus and sides, which belong to the model, or None; the card's entries hold the arguments they are built with.
+    parts: focus and sides, which belong to the model, or None; the card's entries hold the arguments they are built
+    with.
     """
     import torch
     from safetensors.torch import save_file

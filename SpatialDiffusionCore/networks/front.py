@@ -10,8 +10,8 @@ from .layers import blur
 def front_view(volume: torch.Tensor):
     """(maps, height, known) of B×1×D×H×W scans of eyes in 0…1, seen from the front, along H.
 
-    maps: B×1×D×2×W in 0…1, the two maps of enface.maps_of as if they were two slices; height: B×1×D×1×W, normalized y of the
-    tissue's middle, 0 where it is not known; known: B×1×D×1×W, 0 or 1.
+    maps: B×1×D×2×W in 0…1, the two maps of enface.maps_of as if they were two slices; height: B×1×D×1×W, normalized y
+    of the tissue's middle, 0 where it is not known; known: B×1×D×1×W, 0 or 1.
     """
     pass
 
@@ -29,8 +29,9 @@ DARK = 0.2
 
 
 def maps_of(values, support, step: float):
-    """(B×2×D×W maps, B×D×W mask, B×D×W height, B×D×W known) of B×D×H×W values in 0…1 and their support, as Face has them,
-    on the same voxels; step: mm per voxel along depth, H."""
+    """(B×2×D×W maps, B×D×W mask, B×D×W height, B×D×W known) of B×D×H×W values in 0…1 and their support, as Face has
+    them, on the same voxels; step: mm per voxel along depth, H.
+    """
     # Each column by its own brightest tissue: half of the light may be missing in a shadow.
     brightest = blur((values * support)[:, None], 0.6)[:, 0].amax(2)
     usual = brightest.where(brightest > 0, torch.nan).flatten(1).nanquantile(0.9, dim=1).nan_to_num(1.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Sequence
 
 import torch
 from torch import nn
@@ -29,8 +29,9 @@ def remaining_grid(size: Sequence[int], blocks: int = 5) -> tuple:
 
 
 class Convolution(nn.Conv3d):
-    """nn.Conv3d that is as fast for a small volume alone as for two: there PyTorch leaves oneDNN on a CPU, and takes four times
-    as long for each."""
+    """nn.Conv3d that is as fast for a small volume alone as for two: there PyTorch leaves oneDNN on a CPU, and takes
+    four times as long for each.
+    """
 
     def forward(self, x):
         beat()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,10 @@ class MatchTransformer(_Pyramid):
     counts as far as it is mutual (dual softmax, as in LoFTR, Sun et al., arXiv 2104.00680), and the affine is the
     weighted least-squares fit. Unlike feature points it needs no place that every scan shows: vessels of a retina, and
     parts of a body that only some scans hold, will do. cells: how many of each volume, the brightest, take part.
-    features: length of their vectors. fine: length of the vectors of cells of 2³ voxels, which are compared in turn with
-    those about the place where the first affine puts them (0: no such second look). front: made to see eyes from the front
-    (preprocessing "front", see front_view): cells are then squares of their maps, in the middle of the tissue. The other
-    arguments as in PointTransformer.
+    features: length of their vectors. fine: length of the vectors of cells of 2³ voxels, which are compared in turn
+    with those about the place where the first affine puts them (0: no such second look). front: made to see eyes from
+    the front (preprocessing "front", see front_view): cells are then squares of their maps, in the middle of the
+    tissue. The other arguments as in PointTransformer.
     """
 
     #: How many fine cells to either side the second look reaches.
@@ -69,8 +69,9 @@ class MatchTransformer(_Pyramid):
 
     def describe(self, volume, t, class_id=None, preprocessing: str = "none", fine: bool = False):
         """Vectors of length 1 (B×N×F), centers (B×N×3, normalized x, y, z) and log-weights (B×N) of the cells, and how
-        near a match should lie (B). With ``fine`` also which cells these are (B×N) and, on a grid of half the size, the fine
-        vectors, log-weights and, seen from the front, heights (B×(fine + 1 or 2)×D/2×H/2×W/2)."""
+        near a match should lie (B). With ``fine`` also which cells these are (B×N) and, on a grid of half the size, the
+        fine vectors, log-weights and, seen from the front, heights (B×(fine + 1 or 2)×D/2×H/2×W/2).
+        """
         height = None
         if preprocessing == "front":
             volume, height, known = front_view(volume)
@@ -105,7 +106,7 @@ class MatchTransformer(_Pyramid):
         return *coarse, kept, grid
 
     def compare(self, fixed, moving):
-        """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of every fixed cell given a moving one."""
+        """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of fixed cells given moving ones."""
         (u, x, _, near), (v, y, _, _) = fixed, moving
         logits = self.log_sharpness.exp() * u @ v.transpose(1, 2) - near[:, None, None] * torch.cdist(x, y).square()
         return logits.log_softmax(2), logits.log_softmax(1)
@@ -122,10 +123,11 @@ class MatchTransformer(_Pyramid):
         return fixed[1], shares @ moving[1] / total, fixed[2] + found, found.exp().mean(1)
 
     def look_again(self, fixed, moving, trust, theta):
-        """(source, places tried, their log-probabilities, log-weights) of a fine cell in each of the surer half of the cells.
+        """(source, places tried, their log-probabilities, log-weights) of a fine cell in each of the surer half of the
+        cells.
 
-        fixed, moving: descriptions with their fine parts; trust: B×N log-weights of the coarse matches; theta: B×3×4, about
-        whose answer it looks. Places are B×N×M×3, M = (2·REACH + 1)³.
+        fixed, moving: descriptions with their fine parts; trust: B×N log-weights of the coarse matches; theta: B×3×4,
+        about whose answer it looks. Places are B×N×M×3, M = (2·REACH + 1)³.
         """
         trust, surer = trust.topk((trust.shape[1] + 1) // 2, dim=1)
         kept, grid, vectors = fixed[4].gather(1, surer), fixed[5], F.normalize(moving[5][:, : self.fine], dim=1)
@@ -158,9 +160,10 @@ class MatchTransformer(_Pyramid):
         return (d, 1, w) if preprocessing == "front" else (d, h, w)
 
     def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none"), target=None):
-        """As in PointTransformer. With ``target``, the true θ, (the θ of each look, cross-entropy of the matches, B)."""
+        """As in PointTransformer. With ``target``, the true θ: (the θ of each look, the matches' cross-entropy, B)."""
         solve = functools.partial(solve_affine, ridge=self.RIDGE) if "front" in preprocessing else solve_affine
-        # Maps are single slices, of which half-precision convolutions give gradients that are no numbers (torch 2.13, CPU).
+        # Maps are single slices, of which half-precision convolutions give gradients that are no numbers (torch 2.13,
+        # CPU).
         with contextlib.ExitStack() as stack:
             if "front" in preprocessing:
                 stack.enter_context(torch.autocast(fixed.device.type, enabled=False))

@@ -15,8 +15,8 @@ from .layers import Convolution, _Block, _Conditioned, sinusoidal_code
 def solve_affine(source, target, weights, ridge=1e-4):
     """θ (B×3×4) that maps B×N×3 ``source`` points to ``target`` with B×N weights, by weighted least squares.
 
-    The ridge, one number or one per axis (3), pulls the 3×3 part to the identity where the points do not determine it (all
-    in one plane, say).
+    The ridge, one number or one per axis (3), pulls the 3×3 part to the identity where the points do not determine it
+    (all in one plane, say).
     """
     weights = weights / weights.sum(dim=1, keepdim=True)
     mean_source = (weights[..., None] * source).sum(1, keepdim=True)
@@ -85,7 +85,8 @@ class _Pyramid(_Conditioned):
         raise NotImplementedError
 
     def correspond(self, fixed: tuple, moving: tuple) -> tuple:
-        """(places in the fixed volumes, places in the moving ones, log-weights, sureness) of two descriptions of B volumes.
+        """(places in the fixed volumes, places in the moving ones, log-weights, sureness) of two descriptions of B
+        volumes.
 
         B×N×3 normalized x, y, z, twice, B×N, and B: how sure it is that they show the same in the same orientation.
         """

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 
 class SymmetricTemplate(nn.Module):
-    """A template and what the difference between its sides is measured by; what is done with it: strategies/head_template.py.
+    """A template and what the difference between its sides is measured by; what is done with it:
+    strategies/head_template.py.
 
-    size: voxels along R, A, S, the first even; spacing: mm. Of both the left half is kept: template, 0…1, the same on the
-    right; weights, by which a volume's differences from its right count.
+    size: voxels along R, A, S, the first even; spacing: mm. Of both the left half is kept: template, 0…1, the same on
+    the right; weights, by which a volume's differences from its right count.
     """
 
     template: torch.Tensor

@@ -10,7 +10,6 @@ import json
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Dict, List, Optional
 
 import numpy as np
 
@@ -21,28 +20,28 @@ from .evidence import VERSION, Evidence
 #: second on, and the search goes on below the third.
 COEFFICIENTS = Path(__file__).with_name("confidence.json")
 
-#: A measure of sides below this, the other way round, is a mirrored volume: 333 heads and mirrored heads, each measured by what
-#: others had taught, had 0.19 or more on their own side.
+#: A measure of sides below this, the other way round, is a mirrored volume: 333 heads and mirrored heads, each measured
+#: by what others had taught, had 0.19 or more on their own side.
 MIRRORED = 0.1
 
-#: The probability that an answer in which left lies on right is right after all: none of the 333 was told wrongly, so at
-#: most 1 % (95 % bound, rule of three).
+#: The probability that an answer in which left lies on right is right after all: none of the 333 was told wrongly, so
+#: at most 1 % (95 % bound, rule of three).
 LEFT_ON_RIGHT = 0.01
 
 
 #: Logarithmic strain that says nothing against an answer: individuals differ by as much.
-FREE_STRAIN = 0.15
+FREE_STRAIN = 0.2
 
 
-def features(evidence: Evidence) -> Dict[str, Optional[float]]:
+def features(evidence: Evidence) -> dict[str, float | None]:
     """The figures that the regression weighs, each the larger the likelier an answer is right; None where unknown."""
 
-    def logit(share: Optional[float]) -> Optional[float]:
+    def logit(share: float | None) -> float | None:
         return None if share is None else float(np.log(share / (1 - share))) if 0.01 < share < 0.99 else np.sign(
             share - 0.5
         ) * 4.6  # fmt: skip
 
-    def small(length: Optional[float]) -> Optional[float]:
+    def small(length: float | None) -> float | None:
         return None if length is None else -float(np.log(np.clip(length, 1e-3, 1.0)))
 
     return {
@@ -50,7 +49,7 @@ def features(evidence: Evidence) -> Dict[str, Optional[float]]:
         "least_similarity": logit(evidence.least_similarity),
         "correlation": logit(evidence.correlation),
         "information": logit(evidence.information),
-        "overlap": evidence.overlap,
+        "overlap": min(evidence.overlap, 0.5),  # parts of an object may have half of it in common
         "strain": -float(np.clip(evidence.strain - FREE_STRAIN, 0.0, 1.0)),
         "spread": small(1.0 if evidence.spread is None else evidence.spread),
         "margin": None if evidence.margin is None else float(np.clip(evidence.margin, -0.2, 0.4)),
@@ -105,30 +104,30 @@ class Quality:
     """Figures of one registration.
 
     similarity_before, similarity_after: mean local squared correlation over the tissue of one of the volumes (the one
-    for which it is larger in either state), 0…1, blind to contrast. overlap: share of the fixed tissue inside the moving
-    field of view. spread_mm: RMS distance over the tissue between repeated refinements from perturbed starts (None where
-    the volumes do not meet). agreement: 0…1, how far what the network finds to correspond agrees (None where it cannot
-    tell). detour_mm, confirmed: how far from the answer the way round by a template ends, and whether that confirms or
-    contradicts it (None where it was not asked, as the volumes are alike enough, and where it says neither). sides: of the
-    moving and of the fixed volume, about 1 where left is left, about -1 where it is seen as in a mirror (None where it
-    cannot be told). evidence: all figures from which the probability follows. probability: that the answer is right, 0…1.
-    mirrored: the similarity if one of the volumes is seen as in a mirror, where that is far larger than as it is (else None).
-    confidence: "good", "fair" or "poor", by the probability.
+    for which it is larger in either state), 0…1, blind to contrast. overlap: share of the fixed tissue inside the
+    moving field of view. spread_mm: RMS distance over the tissue between repeated refinements from perturbed starts
+    (None where the volumes do not meet). agreement: 0…1, how far what the network finds to correspond agrees (None
+    where it cannot tell). detour_mm, confirmed: how far from the answer the way round by a template ends, and whether
+    that confirms or contradicts it (None where it was not asked, as the volumes are alike enough, and where it says
+    neither). sides: of the moving and of the fixed volume, about 1 where left is left, about -1 where it is seen as in
+    a mirror (None where it cannot be told). evidence: all figures from which the probability follows. probability: that
+    the answer is right, 0…1. mirrored: the similarity if one of the volumes is seen as in a mirror, where that is far
+    larger than as it is (else None). confidence: "good", "fair" or "poor", by the probability.
     """
 
     similarity_before: float
     similarity_after: float
-    overlap: Optional[float]
-    spread_mm: Optional[float] = None
-    agreement: Optional[float] = None
-    detour_mm: Optional[float] = None
-    confirmed: Optional[bool] = None
-    sides: Optional[tuple] = None
-    evidence: Optional[dict] = None
+    overlap: float | None
+    spread_mm: float | None = None
+    agreement: float | None = None
+    detour_mm: float | None = None
+    confirmed: bool | None = None
+    sides: tuple | None = None
+    evidence: dict | None = None
     probability: float = 0.0
-    mirrored: Optional[float] = None
+    mirrored: float | None = None
     confidence: str = "poor"
-    warnings: List[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line for people."""
@@ -136,12 +135,12 @@ class Quality:
         return f"{line} ({'; '.join(self._notes())})"
 
     def why(self) -> str:
-        """What the word of confidence rests on, in a few words: what speaks against the answer, else what speaks for it."""
+        """What the word of confidence rests on: what speaks against the answer, else what speaks for it."""
         against = [warning.split(";")[0].rstrip(".") for warning in self.warnings]
         against = [reason[:1].lower() + reason[1:] for reason in against]
         return "; ".join([*against, odds(self.probability)] if against else self._notes())
 
-    def _notes(self) -> List[str]:
+    def _notes(self) -> list[str]:
         notes = [odds(self.probability)]
         if self.spread_mm is not None:
             notes.append(f"repeated runs agree within {_length(self.spread_mm)}")
@@ -195,7 +194,8 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     warnings += _mirrored(quality.sides)
     if quality.mirrored is not None:
         warnings.append(
-            f"One of the two volumes looks like a mirror image: in a mirror they are alike by {quality.mirrored:.2f}, as they are "
+            "One of the two volumes looks like a mirror image: in a mirror they are alike by "
+            f"{quality.mirrored:.2f}, as they are "
             f"by {quality.similarity_after:.2f}; check both headers before using the answer."
         )
     if quality.left_on_right or quality.mirrored is not None:
@@ -209,15 +209,15 @@ def judge(quality: Quality, decomposition: geometry.Decomposition) -> Quality:
     return quality
 
 
-def _reasons(quality: Quality, evidence: Optional[Evidence]) -> List[str]:
+def _reasons(quality: Quality, evidence: Evidence | None) -> list[str]:
     """Why an answer is not good, the strongest reason first."""
     found = []
     if quality.similarity_after < 0.3:
         found.append("The volumes are hardly alike where they now lie; look at the result before using it.")
     if quality.confirmed is False:
         found.append(
-            f"By way of a template the answer is another one, {_length(quality.detour_mm or 0)} away; look at the result "
-            "before using it."
+            f"By way of a template the answer is another one, {_length(quality.detour_mm or 0)} away; look at the "
+            "result before using it."
         )
     if evidence is not None and evidence.spread is not None and evidence.spread > 0.01:
         found.append(f"Repeated runs disagree by {_length(quality.spread_mm or 0)}; do not rely on this answer unseen.")
@@ -228,7 +228,7 @@ def _reasons(quality: Quality, evidence: Optional[Evidence]) -> List[str]:
     return found or ["Nothing speaks for this answer strongly enough; look at the result before using it."]
 
 
-def _mirrored(sides: Optional[tuple]) -> List[str]:
+def _mirrored(sides: tuple | None) -> list[str]:
     """What to say of volumes that are seen as in a mirror."""
     names = [name for name, side in zip(("moving", "fixed"), sides or ()) if side < -MIRRORED]
     if not names:

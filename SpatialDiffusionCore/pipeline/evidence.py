@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Optional
 
 import numpy as np
 
@@ -15,12 +14,12 @@ VERSION = 1
 class Evidence:
     """Figures of one answer; lengths are shares of the size (twice the RMS radius of the fixed tissue).
 
-    similarity: local, over the tissue of the volume that finds more of itself in the other one; least_similarity: over that
-    of the other. correlation, information: see similarity.py. overlap: the larger share of a volume's tissue that lies in
-    the other's field of view. strain: largest logarithm of a stretch. spread: between repeated refinements. margin: by how
-    much the answer ranks above the best candidate of another basin. searches: the share of the independent searches whose
-    best pose lies in the answer's basin. refined: 1, or 0 where the refinement was undone. agreement: of the network with
-    the answer, 0…1. detour: how far from it the way round by a template ends.
+    similarity: local, over the tissue of the volume that finds more of itself in the other one; least_similarity: over
+    that of the other. correlation, information: see similarity.py. overlap: the larger share of a volume's tissue that
+    lies in the other's field of view. strain: largest logarithm of a stretch. spread: between repeated refinements.
+    margin: by how much the answer ranks above the best candidate of another basin. searches: the share of the
+    independent searches whose best pose lies in the answer's basin. refined: 1, or 0 where the refinement was undone.
+    agreement: of the network with the answer, 0…1. detour: how far from it the way round by a template ends.
 
     None where it was not asked, or cannot be told.
     """
@@ -31,12 +30,12 @@ class Evidence:
     information: float
     overlap: float
     strain: float
-    spread: Optional[float] = None
-    margin: Optional[float] = None
-    searches: Optional[float] = None
+    spread: float | None = None
+    margin: float | None = None
+    searches: float | None = None
     refined: float = 1.0
-    agreement: Optional[float] = None
-    detour: Optional[float] = None
+    agreement: float | None = None
+    detour: float | None = None
 
     def to_dict(self) -> dict:
         """JSON-ready."""

@@ -3,13 +3,13 @@
     search → diffuse → compare → refine → verify
     while the probability of being right is below the cut-off: the strategy's next rescue → refine → verify
 
-Each stage (stages.py) adds candidates or evidence; one probability (confidence.py) compares answers, ends the search and
-speaks to the user. Nothing else decides.
+Each stage (stages.py) adds candidates or evidence; one probability (confidence.py) compares answers, ends the search
+and speaks to the user. Nothing else decides.
 """
 
 from __future__ import annotations
 
-from typing import Generator
+from collections.abc import Generator
 
 from ..alignment.pair import Pair
 from ..modelfile.model import Model

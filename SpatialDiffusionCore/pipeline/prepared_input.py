@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Optional, Tuple
 
 from ..errors import InputError
 from ..modality import AUTO
@@ -25,7 +24,7 @@ class PreparedInput:
     """A volume, the mask that says where it matters (None: everywhere), and what was computed of it so far."""
 
     volume: Volume
-    mask: Optional[Volume]
+    mask: Volume | None
     device: str
     _cubes: dict = field(default_factory=dict)
 
@@ -49,7 +48,7 @@ class PreparedInput:
 
         return recognized(self.upright, look, self.device)
 
-    def cubes(self, key: str, model: Model, sampler: str, scale: float = 1.0) -> Tuple[Cube, Optional[Cube]]:
+    def cubes(self, key: str, model: Model, sampler: str, scale: float = 1.0) -> tuple[Cube, Cube | None]:
         """It on a model's cube, as it is and in focus (see model_cube.with_focus); the published method has no focus.
 
         scale: units of the work per mm (work_scale.py).
@@ -80,7 +79,7 @@ def modalities_of(options: RegistrationOptions, moving: PreparedInput, fixed: Pr
     return tuple(keys)
 
 
-def model_for(options: RegistrationOptions, keys: Tuple[str, str], device: str) -> Model:
+def model_for(options: RegistrationOptions, keys: tuple[str, str], device: str) -> Model:
     """The model for two volumes; raises InputError where it sees them on different grids."""
     chosen = options.model
     model = chosen if isinstance(chosen, Model) else load_model(chosen, keys[0], keys[1], device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Optional, Tuple
 
 import numpy as np
 
@@ -23,13 +22,13 @@ class Settings:
     strategy: Strategy
     transform: str
     sampler: str
-    steps: Optional[int]
+    steps: int | None
     search: SearchMode
     bidirectional: bool
     polish: bool
     device: str
     seed: int
-    init: Optional[np.ndarray]
+    init: np.ndarray | None
 
     @property
     def keys(self) -> tuple:
@@ -46,7 +45,7 @@ class Settings:
         return replace(self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality, init=init)
 
 
-def decided(options: RegistrationOptions, keys: Tuple[str, str], model, device: str) -> Settings:
+def decided(options: RegistrationOptions, keys: tuple[str, str], model, device: str) -> Settings:
     """The settings for a model: its card names the sampler where nobody chose one.
 
     keys: what the (moving, fixed) volumes are taken for. Raises InputError where options do not fit the model.

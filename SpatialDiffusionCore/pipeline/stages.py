@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from typing import Dict, Generator, Iterator, List, Optional
 
 import numpy as np
 import torch
@@ -39,13 +39,13 @@ RIVAL = 0.92
 #: Basins that are compared after the search: the best, and so many more.
 COMPARED = 3
 
-#: Similarity below which the answer is also refined by blocks that vote (block_matching.py): brains of two people and heads
-#: in focus are alike by 0.46 or more, a volume with slabs moved by less.
+#: Similarity below which the answer is also refined by blocks that vote (block_matching.py): brains of two people and
+#: heads in focus are alike by 0.46 or more, a volume with slabs moved by less.
 UNLIKE = 0.45
 
-#: Volumes that are more alike than the first are not compared as in a mirror; so many poses are, and a mirror image must be
-#: so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are, by 0.9 and
-#: more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
+#: Volumes that are more alike than the first are not compared as in a mirror; so many poses are, and a mirror image
+#: must be so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are,
+#: by 0.9 and more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
 MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
 
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
@@ -54,13 +54,14 @@ LOST = 0.15
 
 @dataclass(frozen=True)
 class Candidate:
-    """A transform (fixed → moving, 4×4, RAS mm) and where it comes from; rank: how alike it makes the volumes (Pair.rank),
-    after a coarse refinement, None before. search: the searches (pose_search.SEARCHES) that ended in its basin first.
+    """A transform (fixed → moving, 4×4, RAS mm) and where it comes from; rank: how alike it makes the volumes
+    (Pair.rank), after a coarse refinement, None before. search: the searches (pose_search.SEARCHES) that ended in its
+    basin first.
     """
 
     world: np.ndarray
     source: str
-    rank: Optional[float] = None
+    rank: float | None = None
     score: float = 1.0
 
 
@@ -75,9 +76,9 @@ class Answer:
     world: np.ndarray
     source: str
     kept: bool = False
-    evidence: Optional[Evidence] = None
+    evidence: Evidence | None = None
     probability: float = 0.0
-    detour: Optional[TemplateDetour] = None
+    detour: TemplateDetour | None = None
 
 
 class Course:
@@ -89,12 +90,12 @@ class Course:
         self.deep = model.card.get("steps", DEFAULT_STEPS) if settings.steps is None else settings.steps
         self.places = model.correspondences(*settings.keys) if self.deep else None
         self.trusted = model.agreement_from(*settings.keys) if self.places is not None else None
-        self.candidates: List[Candidate] = []
+        self.candidates: list[Candidate] = []
         self.upright: Cube = pair.fixed
         #: World transforms that the independent searches put first.
-        self.firsts: List[np.ndarray] = []
+        self.firsts: list[np.ndarray] = []
         self.index, self.count = 0, 2 + self._few_steps() + self._compares() + settings.polish
-        self.agreements: Dict[bytes, float] = {}
+        self.agreements: dict[bytes, float] = {}
 
     def step(self, stage: str, world: np.ndarray) -> Step:
         """The next step, for the caller."""
@@ -135,7 +136,7 @@ class Course:
                 self.candidates += self._network_candidates("neither", 1)
         yield self.step("Searching the pose", self.candidates[0].world)
 
-    def _network_candidates(self, turned: str, keep: int) -> List[Candidate]:
+    def _network_candidates(self, turned: str, keep: int) -> list[Candidate]:
         found, self.upright = correspondence_search.network_poses(
             self.pair.moving, self.pair.fixed, self.places, keep=keep, turned=turned
         )
@@ -148,14 +149,14 @@ class Course:
             return
         promising = [c for c in self.candidates if c.score >= RIVAL or c.source == "network"]
         promising = promising[: NETWORK_CANDIDATES if self.settings.search is SearchMode.NETWORK else CANDIDATES + 1]
-        worlds: List[np.ndarray] = []
+        worlds: list[np.ndarray] = []
         for worlds in self._diffused([c.world for c in promising], count):
             yield self.step("Diffusion", worlds[0])
         if self.settings.polish and self.settings.init is None:
             worlds = self.pair.plausible(worlds)
         self.candidates = [Candidate(world, "diffusion") for world in worlds] + self.candidates
 
-    def _diffused(self, worlds: List[np.ndarray], count: int) -> Iterator[List[np.ndarray]]:
+    def _diffused(self, worlds: list[np.ndarray], count: int) -> Iterator[list[np.ndarray]]:
         """Transforms after each of ``count`` steps of the diffusion, from all at once."""
         pair, settings = Pair(self.pair.moving, self.upright), self.settings
         denoise = self.model.denoiser(*settings.keys)
@@ -175,7 +176,10 @@ class Course:
 
     def _compares(self) -> bool:
         """Whether candidates are compared by how alike they make the volumes."""
-        return self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.init is None
+        settings = self.settings
+        if settings.init is None and settings.search is SearchMode.NETWORK:
+            return False
+        return settings.polish or (settings.init is None and settings.search is not SearchMode.NONE)
 
     def _compared(self, candidate: Candidate) -> Candidate:
         world = self.settings.strategy.compared(
@@ -184,7 +188,9 @@ class Course:
         return replace(candidate, world=world, rank=self.settings.strategy.rank(self.pair, world))
 
     def best(self) -> Candidate:
-        """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the first."""
+        """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the
+        first.
+        """
         if any(c.rank is not None for c in self.candidates):
             return max((c for c in self.candidates if c.rank is not None), key=_rank)
         if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
@@ -200,8 +206,9 @@ class Course:
     # Better answers
 
     def refine(self, candidate: Candidate) -> Generator[Step, None, Answer]:
-        """An Answer: the candidate, refined; as it was where refinement makes the volumes less alike, or loses the network's
-        agreement."""
+        """An Answer: the candidate, refined; as it was where refinement makes the volumes less alike, or loses the
+        network's agreement.
+        """
         settings, pair = self.settings, self.pair
         world = geometry.project(candidate.world, settings.transform, *pair.tissue)
         answer = Answer(world, candidate.source)
@@ -233,7 +240,7 @@ class Course:
 
     # What tells whether an answer is right
 
-    def agreement(self, world: np.ndarray) -> Optional[float]:
+    def agreement(self, world: np.ndarray) -> float | None:
         """How far the network agrees with it, 0…1; None where it cannot tell."""
         if self.trusted is None:
             return None
@@ -278,7 +285,7 @@ class Course:
             detour=detour,
         )
 
-    def _margin(self, answer: Answer) -> Optional[float]:
+    def _margin(self, answer: Answer) -> float | None:
         """By how much the answer's basin ranks above the best other one; both after the same coarse refinement."""
         ranked = [c for c in self.candidates if c.rank is not None]
         here = [_rank(c) for c in ranked if not self.is_new(c, answer)]
@@ -288,15 +295,16 @@ class Course:
         # Where the refinement left its candidate's basin, the answer counts as it is.
         return max(here, default=self.settings.strategy.rank(self.pair, answer.world)) - max(others)
 
-    def _searches(self, world: np.ndarray) -> Optional[float]:
+    def _searches(self, world: np.ndarray) -> float | None:
         """The share of the independent searches that ended in the answer's basin first."""
         if not self.firsts:
             return None
         return float(np.mean([self.pair.apart(first, world) <= BASIN for first in self.firsts]))
 
-    def _detour(self, world: np.ndarray) -> Optional[TemplateDetour]:
-        """The way round by the template that fits best, where volumes are not very alike. Whatever the contrast: a template
-        may be more like both volumes than they are like each other."""
+    def _detour(self, world: np.ndarray) -> TemplateDetour | None:
+        """The way round by the template that fits best, where volumes are not very alike. Whatever the contrast: a
+        template may be more like both volumes than they are like each other.
+        """
         strategy, pair = self.settings.strategy, self.pair
         if not strategy.any_rotation or self.trusted is not None or pair.alike(world) >= UNLIKE:
             return None
@@ -316,7 +324,7 @@ class Course:
             yield from self._rescue_by_wide_search(answer)
 
     def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
-        """The network's own poses, one header after the other taken to be wrong, and what the diffusion makes of them."""
+        """The network's own poses, one header after the other taken to be wrong, and what diffusion makes of them."""
         if self.places is None:
             return
         for turned in ("moving", "fixed"):
@@ -332,7 +340,7 @@ class Course:
 
     def _rescue_by_wide_search(self, answer: Answer) -> Iterator[Step]:
         """All rotations at every shift of the whole volumes."""
-        found: List[np.ndarray] = []
+        found: list[np.ndarray] = []
         for found in wide_search.wide_poses(self.pair.moving, self.pair.fixed, self.settings.seed):
             yield self.step("Searching further", answer.world)
         compared = []
@@ -344,8 +352,9 @@ class Course:
             self.firsts.append(max(compared, key=_rank).world)
         self.candidates += compared
 
-    def mirrored(self, answer: Answer) -> Generator[Step, None, Optional[float]]:
-        """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are; else None.
+    def mirrored(self, answer: Answer) -> Generator[Step, None, float | None]:
+        """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are;
+        else None.
 
         Two individuals' organs are about as alike either way, so nothing is said of them.
         """
@@ -365,7 +374,7 @@ class Course:
             best = max(best, image.alike(world))
         return best if best > alike + MIRROR_MORE else None
 
-    def outcome(self, answer: Answer, mirrored: Optional[float] = None) -> Outcome:
+    def outcome(self, answer: Answer, mirrored: float | None = None) -> Outcome:
         """What the process found."""
         details = {"candidates": len(self.candidates), "best": answer.source}
         assert answer.evidence is not None, "only a verified answer goes out"

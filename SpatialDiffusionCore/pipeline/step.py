@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
@@ -26,14 +25,15 @@ class Step:
 
 @dataclass
 class Outcome:
-    """What a process found: the transform (fixed → moving, 4×4, RAS mm), whether it was refined, what is known of it, the
-    probability that it is right, the way round by a template where it was asked, how alike the volumes are as in a mirror,
-    where that is far more. details: for the report."""
+    """What a process found: the transform (fixed → moving, 4×4, RAS mm), whether it was refined, what is known of it,
+    the probability that it is right, the way round by a template where it was asked, how alike the volumes are as in a
+    mirror, where that is far more. details: for the report.
+    """
 
     world: np.ndarray
     polished: bool
     evidence: Evidence
     probability: float
-    detour: Optional[TemplateDetour] = None
-    mirrored: Optional[float] = None
+    detour: TemplateDetour | None = None
+    mirrored: float | None = None
     details: dict = field(default_factory=dict)

@@ -38,7 +38,9 @@ def is_finite(data: np.ndarray) -> bool:
 
 def lowest(values: np.ndarray) -> float:
     """The least of the usual values: of hardly any that lie far below all others none counts."""
-    least, low, high = (float(v) for v in np.percentile(values, (0.0, 0.05, 99.5)))
+    # Not between two values: of few, one that is far off would be half of the second.
+    least, low = (float(v) for v in np.percentile(values, (0.0, 0.05), method="higher"))
+    high = float(np.percentile(values, 99.5))
     return low if low - least > high - low > 0 else least
 
 

@@ -196,7 +196,9 @@ def anatomical_axes(volume: Volume) -> np.ndarray:
 
 
 def anatomical_order(volume: Volume) -> Volume:
-    """The same volume, its array's axes in the order and direction nearest to R, A, S (a view): programs differ in that."""
+    """The same volume, its array's axes in the order and direction nearest to R, A, S (a view): programs differ in
+    that.
+    """
     order, signs = _nearest_anatomical(volume)
     change = np.zeros((4, 4))
     change[3, 3] = 1.0

@@ -129,6 +129,22 @@ def write_transform(matrix, path, moving=None, fixed=None, format: str | None = 
         temporary.write_bytes(content)
 
 
+def check_transform_output(path, moving, fixed) -> None:
+    """Raise InputError before work starts where a transform between two volumes (or their paths) does not fit a file.
+
+    A DICOM Spatial Registration refers to two DICOM series.
+    """
+    if extension(path) != ".dcm":
+        return
+    for role, volume in (("moving", moving), ("fixed", fixed)):
+        place = volume if isinstance(volume, str) else getattr(volume, "path", None)
+        if not dicom.series.files_of(place):
+            raise InputError(
+                f"A DICOM Spatial Registration ('{path}') refers to DICOM series, and the {role} volume is none; write "
+                "another format, or give the folder of its series."
+            )
+
+
 def _extensions() -> str:
     return ", ".join(sorted(FORMATS))
 

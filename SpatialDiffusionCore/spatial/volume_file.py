@@ -142,6 +142,20 @@ def check_output(path, extensions, what: str) -> None:
         raise InputError(f"{path} has no known extension for {what}; use one of: {', '.join(extensions)}.")
 
 
+def check_grid(grid, path) -> str | None:
+    """What other programs cannot do with a volume on the voxels of ``grid`` in the file ``path``, None where all is well.
+
+    grid: a Volume or Grid. Raises InputError where the format does not hold it at all.
+    """
+    if extension(path) not in NIFTI:
+        return None
+    if max(grid.shape) > nifti.LONGEST_AXIS:
+        raise InputError(f"{path}: NIfTI holds at most {nifti.LONGEST_AXIS} voxels along an axis; write .nrrd instead.")
+    if nifti.is_perpendicular(grid.voxel_to_ras):
+        return None
+    return f"3D Slicer and ITK will not open {path}, since its axes are not perpendicular; write .nrrd for them."
+
+
 def save(volume: Volume, path) -> None:
     """Write a volume whole or not at all; the extension chooses the format (``WRITTEN``).
 

@@ -6,8 +6,6 @@ between the cubes' frames (gauss_newton.py), as each method says.
 
 from __future__ import annotations
 
-from typing import List, Optional, Tuple
-
 import numpy as np
 
 from ..alignment import pose_search, repetition, self_similarity
@@ -41,9 +39,9 @@ class Strategy:
     looks_in_mirror = True
 
     #: What is tried in turn while an answer is doubtful (pipeline/stages.py).
-    rescues: Tuple[str, ...] = ("wide",)
+    rescues: tuple[str, ...] = ("wide",)
 
-    def poses(self, moving: Cube, fixed: Cube, seed: int) -> List[Pose]:
+    def poses(self, moving: Cube, fixed: Cube, seed: int) -> list[Pose]:
         """The most promising poses, best first."""
         return pose_search.search_poses(moving, fixed, seed)
 
@@ -58,7 +56,9 @@ class Strategy:
         return pair.rank(world)
 
     def refine(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int, enough: float) -> np.ndarray:
-        """A world transform, refined; repeated, at most three times, while it moves the tissue by more than ``enough`` mm."""
+        """A world transform, refined; repeated, at most three times, while it moves the tissue by more than ``enough``
+        mm.
+        """
         tissue = fixed.prepared.tissue_center, fixed.prepared.tissue_covariance
         for _ in range(4):
             before, world = world, self_similarity.polish(moving, fixed, world, kind=kind, seed=seed)
@@ -70,6 +70,6 @@ class Strategy:
         """Whether a refinement may stand: it makes the volumes no less alike."""
         return pair.alike(after) >= pair.alike(before)
 
-    def spread(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int) -> Optional[float]:
+    def spread(self, moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int) -> float | None:
         """mm (RMS) between repeated refinements; None where the volumes do not meet."""
         return repetition.spread(moving, fixed, world, kind, seed)

@@ -1,15 +1,16 @@
-"""A template that is the same on both sides: which side of a head is left, whether a volume is in the template's contrast, and
-the way round from one volume to another.
+"""A template that is the same on both sides: which side of a head is left, whether a volume is in the template's
+contrast, and the way round from one volume to another.
 
-In nearly all people the same parts are larger on one side. A volume is laid on a template that is the same on both sides,
-and a linear measure of the difference between its sides says whether left is left: about 1 for a head, -1 for its mirror
-image. The similarity of two people hardly tells: a brain is more like its own mirror image than like another one.
+In nearly all people the same parts are larger on one side. A volume is laid on a template that is the same on both
+sides, and a linear measure of the difference between its sides says whether left is left: about 1 for a head, -1 for
+its mirror image. The similarity of two people hardly tells: a brain is more like its own mirror image than like another
+one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Optional, Sequence
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -31,8 +32,9 @@ FINE, SURROUNDINGS = 0.7, 3.0
 #: Least share of the template that a volume must show, and least likeness to it.
 SHOWN, LIKE = 0.9, 0.25
 
-#: Gray and white matter are what is brighter in the template's head than this share of it. A volume is in the template's
-#: contrast if it correlates with it so much there: 127 T1 heads had 0.40 or more, 22 in T2, PD and FLAIR at most 0.06.
+#: Gray and white matter are what is brighter in the template's head than this share of it. A volume is in the
+#: template's contrast if it correlates with it so much there: 127 T1 heads had 0.40 or more, 22 in T2, PD and FLAIR at
+#: most 0.06.
 MATTER, SAME = 0.35, 0.3
 
 #: Points drawn for laying the template, coarsely and finely: a header's tilt need not be found as exactly as an answer.
@@ -81,8 +83,9 @@ class HeadTemplate:
         """1×1×D×H×W: how much of the template's head is around a voxel."""
         return layers.blur(self.inside, SURROUNDINGS) + 1e-3
 
-    def lay(self, cube: Cube, starts: Sequence[np.ndarray], seed: int = 0) -> Optional[np.ndarray]:
-        """The template → volume transform (4×4 affine, RAS mm), refined from the best of some; None where it does not fit.
+    def lay(self, cube: Cube, starts: Sequence[np.ndarray], seed: int = 0) -> np.ndarray | None:
+        """The template → volume transform (4×4 affine, RAS mm), refined from the best of some; None where it does not
+        fit.
 
         starts: as good as a header, up to a shift of all and a size.
         """
@@ -107,9 +110,9 @@ class HeadTemplate:
             cube, self.cube, world, "affine", seed, factor, sigma, iterations, count=POINTS[1]
         )
 
-    def difference(self, cube: Cube, world: np.ndarray) -> Optional[torch.Tensor]:
-        """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by ``world`` (4×4,
-        RAS mm); None where it shows too little of it, or in another contrast.
+    def difference(self, cube: Cube, world: np.ndarray) -> torch.Tensor | None:
+        """D/2×H×W: by how much the left of a volume differs from the right, where the template is laid on it by
+        ``world`` (4×4, RAS mm); None where it shows too little of it, or in another contrast.
         """
         there, inside = cube.on(self.grid.moved(world)), self.inside
         if float((there.support * inside).sum()) < SHOWN * float(inside.sum()):
@@ -118,9 +121,10 @@ class HeadTemplate:
         same = self.contrast(relative, there.support) >= SAME
         return (relative - relative.flip(2))[0, 0, : self.size[0] // 2] if same else None
 
-    def resemblance(self, cube: Cube, world: Optional[np.ndarray]) -> float:
-        """How alike a volume is to the template that is laid on it by ``world`` (4×4, RAS mm); 0 where it is not, or in another
-        contrast."""
+    def resemblance(self, cube: Cube, world: np.ndarray | None) -> float:
+        """How alike a volume is to the template that is laid on it by ``world`` (4×4, RAS mm); 0 where it is not, or in
+        another contrast.
+        """
         alike = 0.0 if world is None else likeness(cube, self.cube, world).similarity
         if alike < LIKE:
             return 0.0
@@ -145,16 +149,19 @@ class HeadTemplate:
         return self.relative(self.cube.values)
 
     def relative(self, values: torch.Tensor) -> torch.Tensor:
-        """1×1×D×H×W on the template's grid, each voxel relative to its surroundings, their mean and spread, so that bias does not
-        count; 0 outside the template's head."""
+        """1×1×D×H×W on the template's grid, each voxel relative to its surroundings, their mean and spread, so that
+        bias does not count; 0 outside the template's head.
+        """
         inside, weight = self.inside, self.surroundings
         values = layers.blur(values * inside, FINE) * inside
         mean = layers.blur(values, SURROUNDINGS) / weight
         variance = (layers.blur(values * values, SURROUNDINGS) / weight - mean * mean).clamp_min(0) + 1e-3
         return (values - mean) / variance.sqrt() * inside
 
-    def measure(self, cube: Cube, world: np.ndarray) -> Optional[float]:
-        """About 1 for a head on which the template is laid by ``world``, -1 for its mirror image; None as in ``difference``."""
+    def measure(self, cube: Cube, world: np.ndarray) -> float | None:
+        """About 1 for a head on which the template is laid by ``world``, -1 for its mirror image; None as in
+        ``difference``.
+        """
         difference = self.difference(cube, world)
         return None if difference is None else float((difference * self.weights).mean())
 

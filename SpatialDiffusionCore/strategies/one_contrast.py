@@ -16,8 +16,9 @@ class OneContrast(Strategy):
 
 
 class NeckCT(OneContrast):
-    """Head-and-neck CTs: the network knows them, and its agreement tells right answers between people who are hardly alike, so
-    it is asked first."""
+    """Head-and-neck CTs: the network knows them, and its agreement tells right answers between people who are hardly
+    alike, so it is asked first.
+    """
 
     name = "neck-ct"
     rescues: tuple[str, ...] = ("network", "wide")

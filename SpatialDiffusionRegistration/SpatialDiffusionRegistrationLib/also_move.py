@@ -1,4 +1,5 @@
 """The list of what follows the moving volume."""
+
 from __future__ import annotations
 
 import qt
@@ -45,8 +46,15 @@ class AlsoMoveList:
 
     @staticmethod
     def _nodes(p):
-        excluded = [node for node in (p.movingVolume, p.fixedVolume, p.outputVolume, p.fixedMask, p.fixedLandmarks)
-                    if node is not None] if p.movingVolume is not None else []
+        excluded = (
+            [
+                node
+                for node in (p.movingVolume, p.fixedVolume, p.outputVolume, p.fixedMask, p.fixedLandmarks)
+                if node is not None
+            ]
+            if p.movingVolume is not None
+            else []
+        )
         nodes = scene.transformables(excluded)
         if p.movingVolume is None:
             return nodes

@@ -1,4 +1,5 @@
 """Many moving volumes, nodes or files, to one fixed volume: one after the other, a transform each."""
+
 from __future__ import annotations
 
 import logging
@@ -81,23 +82,29 @@ class Plan:
     def request(self, moving) -> Request:
         isOwn = moving is not None and moving is self.own
         return Request(
-            moving, self.fixedVolume, self.settings, initialTransform=self.initialTransform,
-            fixedMask=self.fixedMask, fixedSegment=self.fixedSegment,
-            movingMask=self.movingMask if isOwn else None, movingSegment=self.movingSegment if isOwn else "",
+            moving,
+            self.fixedVolume,
+            self.settings,
+            initialTransform=self.initialTransform,
+            fixedMask=self.fixedMask,
+            fixedSegment=self.fixedSegment,
+            movingMask=self.movingMask if isOwn else None,
+            movingSegment=self.movingSegment if isOwn else "",
             movingLandmarks=self.movingLandmarks if isOwn else None,
             fixedLandmarks=self.fixedLandmarks if isOwn and self.movingLandmarks is not None else None,
-            beat=self.beat)
+            beat=self.beat,
+        )
 
     def problem(self) -> str:
         """One sentence on what would make every volume fail, or ""."""
         if self.fixedVolume is None:
             return _("Select a fixed volume on the Register tab.")
         sentence = scene.volumeProblem(self.fixedVolume, scene.FIXED) or masks.problem(
-            self.fixedMask, self.fixedSegment)
+            self.fixedMask, self.fixedSegment
+        )
         initial = self.initialTransform
         if not sentence and initial is not None and not initial.IsTransformToWorldLinear():
-            return _("The initial transform “{name}” is nonlinear: choose a linear one.").format(
-                name=initial.GetName())
+            return _("The initial transform “{name}” is nonlinear: choose a linear one.").format(name=initial.GetName())
         return sentence
 
     def nodes(self):
@@ -115,11 +122,17 @@ def volumeFiles(folder) -> list[str]:
     """Image files of a folder, sorted by name."""
     if not os.path.isdir(str(folder)):
         raise Problem(_("There is no folder “{folder}”.").format(folder=folder))
-    found = sorted(str(path) for path in Path(str(folder)).iterdir()
-                   if path.is_file() and path.name.lower().endswith(VOLUME_ENDINGS))
+    found = sorted(
+        str(path)
+        for path in Path(str(folder)).iterdir()
+        if path.is_file() and path.name.lower().endswith(VOLUME_ENDINGS)
+    )
     if not found:
-        raise Problem(_("The folder “{folder}” holds no image files ({endings}).").format(
-            folder=folder, endings=", ".join(VOLUME_ENDINGS)))
+        raise Problem(
+            _("The folder “{folder}” holds no image files ({endings}).").format(
+                folder=folder, endings=", ".join(VOLUME_ENDINGS)
+            )
+        )
     return found
 
 

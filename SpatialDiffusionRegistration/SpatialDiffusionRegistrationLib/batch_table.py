@@ -1,4 +1,5 @@
 """The table of the Batch tab."""
+
 from __future__ import annotations
 
 import qt
@@ -11,8 +12,7 @@ class BatchTable:
     def __init__(self, widget):
         self._widget = widget
         widget.setColumnCount(5)
-        widget.setHorizontalHeaderLabels(
-            [_("Volume"), _("Status"), _("Similarity"), _("Confidence"), _("Seconds")])
+        widget.setHorizontalHeaderLabels([_("Volume"), _("Status"), _("Similarity"), _("Confidence"), _("Seconds")])
         widget.verticalHeader().setVisible(False)
         widget.setWordWrap(False)
         header = widget.horizontalHeader()
@@ -43,14 +43,21 @@ class BatchTable:
 
 def _texts(item):
     """(text, tooltip) of each column."""
-    words = {batch.WAITING: _("Waiting"), batch.RUNNING: _("Running"), batch.DONE: _("Done"),
-             batch.FAILED: _("Failed"), batch.STOPPED: _("Stopped")}
+    words = {
+        batch.WAITING: _("Waiting"),
+        batch.RUNNING: _("Running"),
+        batch.DONE: _("Done"),
+        batch.FAILED: _("Failed"),
+        batch.STOPPED: _("Stopped"),
+    }
     status = words[item.status]
     if item.status == batch.RUNNING and item.progress:
         status = item.progress
     result = item.result
-    return ((item.name, item.path or item.name), (status, item.error),
-            (result.similarityText() if result else "", ""),
-            (result.confidence if result else "", "\n".join([result.confidenceText(), *result.warnings])
-             if result else ""),
-            (f"{result.seconds:.1f}" if result else "", ""))
+    return (
+        (item.name, item.path or item.name),
+        (status, item.error),
+        (result.similarityText() if result else "", ""),
+        (result.confidence if result else "", "\n".join([result.confidenceText(), *result.warnings]) if result else ""),
+        (f"{result.seconds:.1f}" if result else "", ""),
+    )

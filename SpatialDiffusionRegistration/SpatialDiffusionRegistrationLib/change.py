@@ -1,4 +1,5 @@
 """Changes of the scene that can be undone."""
+
 from __future__ import annotations
 
 import slicer

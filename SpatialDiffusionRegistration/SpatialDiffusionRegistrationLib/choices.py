@@ -1,4 +1,5 @@
 """Lists to choose from that the core or the scene fills: modalities, models, segments."""
+
 from __future__ import annotations
 
 import qt
@@ -39,8 +40,11 @@ class Choices:
         self._parameters = p = parameterNode
         self._updating = True
         try:
-            for combo, key in ((self._ui.movingModalityCombo, p.movingModality),
-                               (self._ui.fixedModalityCombo, p.fixedModality), (self._ui.modelCombo, p.modelName)):
+            for combo, key in (
+                (self._ui.movingModalityCombo, p.movingModality),
+                (self._ui.fixedModalityCombo, p.fixedModality),
+                (self._ui.modelCombo, p.modelName),
+            ):
                 if combo.findData(key) < 0:  # a file, or something that another computer has
                     combo.addItem(key, key)
                 combo.setCurrentIndex(combo.findData(key))
@@ -63,8 +67,9 @@ class Choices:
     def _onModality(self, *_ignored):
         if self._updating or self._parameters is None:
             return
-        moving, fixed = (combo.itemData(combo.currentIndex) for combo in (
-            self._ui.movingModalityCombo, self._ui.fixedModalityCombo))
+        moving, fixed = (
+            combo.itemData(combo.currentIndex) for combo in (self._ui.movingModalityCombo, self._ui.fixedModalityCombo)
+        )
         self._parameters.movingModality = moving
         self._parameters.fixedModality = fixed
 
@@ -81,8 +86,10 @@ class Choices:
     def _onSegment(self, *_ignored):
         if self._updating or self._parameters is None:
             return
-        moving, fixed = (combo.itemData(combo.currentIndex) or "" for combo in (
-            self._ui.movingSegmentCombo, self._ui.fixedSegmentCombo))
+        moving, fixed = (
+            combo.itemData(combo.currentIndex) or ""
+            for combo in (self._ui.movingSegmentCombo, self._ui.fixedSegmentCombo)
+        )
         self._parameters.movingSegment = moving
         self._parameters.fixedSegment = fixed
 

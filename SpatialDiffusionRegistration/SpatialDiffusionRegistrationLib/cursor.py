@@ -1,4 +1,5 @@
 """The wait cursor."""
+
 from __future__ import annotations
 
 from contextlib import contextmanager

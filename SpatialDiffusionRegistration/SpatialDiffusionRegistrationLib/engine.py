@@ -3,6 +3,7 @@
 Everything the module knows of the core is in this file.  The core is imported when it is first needed, and it imports
 torch when a registration starts, so the module opens without torch.
 """
+
 from __future__ import annotations
 
 import sys
@@ -54,8 +55,9 @@ def settingsOf(modality, movingModality, fixedModality, transform, more) -> Sett
     unknown = [name for name in more if name not in known]
     if unknown:
         raise Problem(_("There is no such setting: {names}.").format(names=", ".join(unknown)))
-    return Settings(movingModality=movingModality or modality, fixedModality=fixedModality or modality,
-                    transform=transform, **more)
+    return Settings(
+        movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform, **more
+    )
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def modalities() -> list[Choice]:
     """The kinds of image that can be registered: "auto" first, then the core's, then those of the user's models."""
     core()
     from SpatialDiffusionCore.modality import AUTO, MODALITIES
+
     found = {m.key: Choice(m.key, m.label, m.description) for m in (AUTO, *MODALITIES.values())}
     for _path, card in _catalog().values():
         for key in card["modalities"]:
@@ -80,13 +83,15 @@ def modalities() -> list[Choice]:
 
 def models() -> list[Choice]:
     """The installed models, by name; reads the files' headers only."""
-    return [Choice(name, name, f"{', '.join(card['modalities'])} ({path})")
-            for name, (path, card) in _catalog().items()]
+    return [
+        Choice(name, name, f"{', '.join(card['modalities'])} ({path})") for name, (path, card) in _catalog().items()
+    ]
 
 
 def _catalog():
     core()
     from SpatialDiffusionCore.modelfile.catalog import catalog
+
     return catalog()
 
 
@@ -98,6 +103,7 @@ def volume(data, voxelToRas, name):
     """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters."""
     core()
     from SpatialDiffusionCore.spatial.volume import Volume
+
     return Volume(data, voxelToRas, name)
 
 
@@ -105,6 +111,7 @@ def validate(volume, role):
     """Raise the core's InputError if a volume can not be registered; `role` is "moving" or "fixed"."""
     core()
     from SpatialDiffusionCore.spatial.volume import validate as check
+
     check(volume, role)
 
 
@@ -112,6 +119,7 @@ def outside(data) -> float:
     """What lies outside the field of view of voxels in i, j, k order: 0, in CT air."""
     core()
     from SpatialDiffusionCore.spatial.intensity import outside as value
+
     return value(data)
 
 
@@ -133,6 +141,7 @@ def distances(points, others) -> tuple:
 def _geometry():
     core()
     from SpatialDiffusionCore.spatial import geometry
+
     return geometry
 
 
@@ -149,7 +158,7 @@ def glide(start, end, volume) -> list:
     geometry = _geometry()
     corners = volume.corners()
     distances = geometry.transform_points(end, corners) - geometry.transform_points(start, corners)
-    if (distances ** 2).sum(axis=1).max() < GLIDE_MILLIMETERS ** 2:
+    if (distances**2).sum(axis=1).max() < GLIDE_MILLIMETERS**2:
         return [end]
     try:
         way = geometry.log(geometry.inverse(start) @ end)
@@ -169,11 +178,29 @@ def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixe
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        return (yield from _alive(core().registration_steps(
-            moving, fixed, modality=settings.movingModality, fixed_modality=settings.fixedModality,
-            transform=settings.transform, model=settings.model, sampler=settings.sampler, steps=settings.steps,
-            bidirectional=settings.bidirectional, polish=settings.polish, device=settings.device, seed=settings.seed,
-            search=settings.search, init=init, moving_mask=movingMask, fixed_mask=fixedMask), beat))
+        return (
+            yield from _alive(
+                core().registration_steps(
+                    moving,
+                    fixed,
+                    modality=settings.movingModality,
+                    fixed_modality=settings.fixedModality,
+                    transform=settings.transform,
+                    model=settings.model,
+                    sampler=settings.sampler,
+                    steps=settings.steps,
+                    bidirectional=settings.bidirectional,
+                    polish=settings.polish,
+                    device=settings.device,
+                    seed=settings.seed,
+                    search=settings.search,
+                    init=init,
+                    moving_mask=movingMask,
+                    fixed_mask=fixedMask,
+                ),
+                beat,
+            )
+        )
     finally:
         torch.set_num_threads(threads)
         if torch.cuda.is_available():  # give back what others may need: PyTorch keeps what it once had
@@ -188,12 +215,14 @@ def seriesSteps(frames, reference, transform, beat=None):
     importTorch()
     core()
     from SpatialDiffusionCore.many.motion import series_steps
+
     return (yield from _alive(series_steps(frames, reference=reference, transform=transform), beat))
 
 
 def _alive(steps, beat):
     """The same steps, with `beat` called while they are computed."""
     from SpatialDiffusionCore.heartbeat import listening
+
     while True:
         try:
             with listening(beat):
@@ -206,6 +235,7 @@ def _alive(steps, beat):
 def importTorch():
     """torch, or a sentence on why not."""
     from . import torchsetup
+
     state = torchsetup.state()
     if not state.ready:
         raise Problem(state.sentence, remedy=REMEDY_TORCH)

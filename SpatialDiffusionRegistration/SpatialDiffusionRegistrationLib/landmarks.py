@@ -1,4 +1,5 @@
 """Landmarks in both volumes: how far apart they are before and after, in mm."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,8 +23,12 @@ class LandmarkErrors:
 
     def text(self):
         return _("{before:.2f} → {after:.2f} mm (mean of {count}; the worst, “{name}”, {worst:.2f} mm)").format(
-            before=self.mean(self.before), after=self.mean(self.after), count=len(self.names),
-            name=self.names[self.after.index(max(self.after))], worst=max(self.after))
+            before=self.mean(self.before),
+            after=self.mean(self.after),
+            count=len(self.names),
+            name=self.names[self.after.index(max(self.after))],
+            worst=max(self.after),
+        )
 
 
 def points(node) -> dict:
@@ -59,9 +64,9 @@ def problem(movingNode, fixedNode) -> str:
         return _("The moving and the fixed landmarks are the same points: choose those of each volume.")
     counts = [len(points(node)) for node in (movingNode, fixedNode)]
     if counts[0] != counts[1] or not counts[0]:
-        return _("The landmarks do not correspond: “{moving}” has {movingCount} points, “{fixed}” has {fixedCount}."
-                 ).format(moving=movingNode.GetName(), movingCount=counts[0], fixed=fixedNode.GetName(),
-                          fixedCount=counts[1])
+        return _(
+            "The landmarks do not correspond: “{moving}” has {movingCount} points, “{fixed}” has {fixedCount}."
+        ).format(moving=movingNode.GetName(), movingCount=counts[0], fixed=fixedNode.GetName(), fixedCount=counts[1])
     return scene.transformProblem(movingNode) or scene.transformProblem(fixedNode)
 
 
@@ -76,5 +81,6 @@ def errors(movingNode, fixedNode, matrix, back=None):
     names, moving, fixed = zip(*pairs(movingNode, fixedNode))
     if back is not None:
         moving = engine.transformPoints(back, moving)
-    return LandmarkErrors(names, engine.distances(moving, fixed),
-                          engine.distances(engine.transformPoints(matrix, moving), fixed))
+    return LandmarkErrors(
+        names, engine.distances(moving, fixed), engine.distances(engine.transformPoints(matrix, moving), fixed)
+    )

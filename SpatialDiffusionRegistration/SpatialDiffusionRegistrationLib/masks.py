@@ -1,4 +1,5 @@
 """Masks: label volumes, segmentations or one of their segments, and ROIs, as the core takes them.  No node is added."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -28,8 +29,11 @@ def segmentID(node, nameOrID) -> str:
     known = segments(node)
     found = [key for key, name in known if nameOrID == key] or [key for key, name in known if nameOrID == name]
     if not found:
-        raise Problem(_("There is no segment “{segment}”: choose one of {names}.").format(
-            segment=nameOrID, names=", ".join(f"“{name}”" for _key, name in known) or _("none")))
+        raise Problem(
+            _("There is no segment “{segment}”: choose one of {names}.").format(
+                segment=nameOrID, names=", ".join(f"“{name}”" for _key, name in known) or _("none")
+            )
+        )
     return found[0]
 
 
@@ -76,8 +80,11 @@ def coreMask(node, volumeNode, segmentID=""):
     if not inside.any():
         if node.IsA("vtkMRMLVolumeNode"):
             raise Problem(_("The mask “{name}” is empty.").format(name=node.GetName()))
-        raise Problem(_("The mask “{name}” is empty or lies outside “{volume}”.").format(
-            name=node.GetName(), volume=volumeNode.GetName()))
+        raise Problem(
+            _("The mask “{name}” is empty or lies outside “{volume}”.").format(
+                name=node.GetName(), volume=volumeNode.GetName()
+            )
+        )
     return engine.volume(inside.astype(np.uint8), place, node.GetName())
 
 
@@ -117,12 +124,16 @@ def _labelmap(node, key):
     copy.SetSourceRepresentationName(node.GetSegmentation().GetSourceRepresentationName())
     copy.CopySegmentFromSegmentation(node.GetSegmentation(), key)
     if not copy.CreateRepresentation(kind):
-        raise Problem(_("The segment “{segment}” of “{name}” could not be drawn as voxels.").format(
-            segment=segment.GetName(), name=node.GetName()))
+        raise Problem(
+            _("The segment “{segment}” of “{name}” could not be drawn as voxels.").format(
+                segment=segment.GetName(), name=node.GetName()
+            )
+        )
     return copy.GetSegment(key).GetRepresentation(kind), None
 
 
 def _drawn(image, place, volumeNode):
-    on = resampling.reslice(image, place, volumeNode.GetImageData().GetExtent(), scene.voxelToWorld(volumeNode),
-                            resampling.NEAREST)
+    on = resampling.reslice(
+        image, place, volumeNode.GetImageData().GetExtent(), scene.voxelToWorld(volumeNode), resampling.NEAREST
+    )
     return resampling.toArray(on)

@@ -1,4 +1,5 @@
 """The frame that tells what went wrong, and what would help."""
+
 from __future__ import annotations
 
 import logging
@@ -29,7 +30,8 @@ class Messages:
         ui.detailsButton.setVisible(bool(explanation.details))
         ui.remedyButton.setVisible(bool(explanation.remedy))
         ui.remedyButton.text = {REMEDY_CPU: _("Use the CPU"), REMEDY_TORCH: _("Set up PyTorch…")}.get(
-            explanation.remedy, "")
+            explanation.remedy, ""
+        )
         ui.messageFrame.setVisible(True)
 
     def clear(self):

@@ -1,4 +1,5 @@
 """Everything the window remembers; it is saved with the scene."""
+
 # No `from __future__ import annotations`: the wrapper of older Slicers reads the types themselves.
 import enum
 import json
@@ -28,9 +29,11 @@ class TransformType(enum.Enum):
     RIGID = "rigid"
 
     def label(self):
-        return {"affine": _("Affine: rotation, shift, scales and shear"),
-                "similarity": _("Similarity: rotation, shift and one scale"),
-                "rigid": _("Rigid: rotation and shift")}[self.value]
+        return {
+            "affine": _("Affine: rotation, shift, scales and shear"),
+            "similarity": _("Similarity: rotation, shift and one scale"),
+            "rigid": _("Rigid: rotation and shift"),
+        }[self.value]
 
 
 class Sampler(enum.Enum):
@@ -39,8 +42,11 @@ class Sampler(enum.Enum):
     REFERENCE = "reference"
 
     def label(self):
-        return {None: _("Automatic (as the model was made for)"), "fast": _("Fast: search, few steps, polish"),
-                "reference": _("As published: every step, no search")}[self.value]
+        return {
+            None: _("Automatic (as the model was made for)"),
+            "fast": _("Fast: search, few steps, polish"),
+            "reference": _("As published: every step, no search"),
+        }[self.value]
 
 
 class Polish(enum.Enum):
@@ -59,8 +65,12 @@ class Device(enum.Enum):
     MPS = "mps"
 
     def label(self):
-        return {"auto": _("Automatic"), "cpu": _("CPU"), "cuda": _("NVIDIA graphics card (CUDA)"),
-                "mps": _("Apple graphics (MPS)")}[self.value]
+        return {
+            "auto": _("Automatic"),
+            "cpu": _("CPU"),
+            "cuda": _("NVIDIA graphics card (CUDA)"),
+            "mps": _("Apple graphics (MPS)"),
+        }[self.value]
 
 
 class SequenceTransform(enum.Enum):
@@ -68,8 +78,10 @@ class SequenceTransform(enum.Enum):
     AFFINE = "affine"
 
     def label(self):
-        return {"rigid": _("Rigid: frames of one subject"),
-                "affine": _("Affine: also eddy currents, or a subject that is squeezed")}[self.value]
+        return {
+            "rigid": _("Rigid: frames of one subject"),
+            "affine": _("Affine: also eddy currents, or a subject that is squeezed"),
+        }[self.value]
 
 
 class Interpolation(enum.Enum):
@@ -78,8 +90,11 @@ class Interpolation(enum.Enum):
     CUBIC = resampling.CUBIC
 
     def label(self):
-        return {resampling.LINEAR: _("Linear"), resampling.NEAREST: _("Nearest neighbor (labels)"),
-                resampling.CUBIC: _("Cubic")}[self.value]
+        return {
+            resampling.LINEAR: _("Linear"),
+            resampling.NEAREST: _("Nearest neighbor (labels)"),
+            resampling.CUBIC: _("Cubic"),
+        }[self.value]
 
 
 ALSO_MOVE_ROLE = "alsoMove"
@@ -140,11 +155,18 @@ class SpatialDiffusionRegistrationParameterNode:
 def settings(parameters, device=None) -> engine.Settings:
     """The core's settings; `device` overrides the parameter."""
     return engine.Settings(
-        movingModality=parameters.movingModality, fixedModality=parameters.fixedModality or None,
-        transform=parameters.transformType.value, model=parameters.modelName or None,
-        sampler=parameters.sampler.value, steps=parameters.steps or None, search=parameters.search,
-        polish=parameters.polish.value, device=device or parameters.device.value,
-        threads=parameters.threads or None, seed=parameters.seed)
+        movingModality=parameters.movingModality,
+        fixedModality=parameters.fixedModality or None,
+        transform=parameters.transformType.value,
+        model=parameters.modelName or None,
+        sampler=parameters.sampler.value,
+        steps=parameters.steps or None,
+        search=parameters.search,
+        polish=parameters.polish.value,
+        device=device or parameters.device.value,
+        threads=parameters.threads or None,
+        seed=parameters.seed,
+    )
 
 
 def nodeList(parameters, role):
@@ -176,8 +198,18 @@ def setBatchFiles(parameters, paths):
     parameters.batchFiles = json.dumps([str(path) for path in paths])
 
 
-NODES = ("movingVolume", "fixedVolume", "outputTransform", "outputVolume", "initialTransform", "movingMask",
-         "fixedMask", "movingLandmarks", "fixedLandmarks", "sequence")
+NODES = (
+    "movingVolume",
+    "fixedVolume",
+    "outputTransform",
+    "outputVolume",
+    "initialTransform",
+    "movingMask",
+    "fixedMask",
+    "movingLandmarks",
+    "fixedLandmarks",
+    "sequence",
+)
 """Parameters that are nodes."""
 
 

@@ -1,4 +1,5 @@
 """The output transform and what follows it."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -25,7 +26,8 @@ class Placement:
         elif request.outputTransform is None:
             self.transformNode = change.addNode(
                 "vtkMRMLLinearTransformNode",
-                _("{moving} to {fixed}").format(moving=moving.GetName(), fixed=request.fixedVolume.GetName()))
+                _("{moving} to {fixed}").format(moving=moving.GetName(), fixed=request.fixedVolume.GetName()),
+            )
         else:
             self.transformNode = request.outputTransform
             change.remember(self.transformNode)
@@ -45,8 +47,11 @@ class Placement:
         offset = np.linalg.inv(self.before) @ scene.matrixToWorld(parent)
         if np.allclose(offset, np.eye(4), atol=1e-9):
             return self.transformNode
-        if parent is not None and parent.GetParentTransformNode() is self.transformNode and np.allclose(
-                offset, slicer.util.arrayFromTransformMatrix(parent), atol=1e-9):
+        if (
+            parent is not None
+            and parent.GetParentTransformNode() is self.transformNode
+            and np.allclose(offset, slicer.util.arrayFromTransformMatrix(parent), atol=1e-9)
+        ):
             return parent  # it follows already, from an earlier run
         own = change.addNode("vtkMRMLLinearTransformNode", _("{name} before registration").format(name=node.GetName()))
         slicer.util.updateTransformMatrixFromArray(own, offset)

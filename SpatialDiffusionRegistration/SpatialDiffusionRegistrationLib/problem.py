@@ -1,4 +1,5 @@
 """Errors told to the person: one sentence, details apart, and what can be done about it."""
+
 from __future__ import annotations
 
 import traceback
@@ -38,10 +39,12 @@ def explain(error: BaseException) -> Explanation:
         onGpu = "cuda" in sentence.lower() or "mps" in sentence.lower()
         return Explanation(sentence, details, REMEDY_CPU if onGpu else "")
     if type(error).__name__ == "OutOfMemoryError" or "CUDA out of memory" in str(error):
-        return Explanation(_("The graphics card ran out of memory; nothing in the scene was changed."), details,
-                           REMEDY_CPU)
+        return Explanation(
+            _("The graphics card ran out of memory; nothing in the scene was changed."), details, REMEDY_CPU
+        )
     if isinstance(error, MemoryError):
         return Explanation(_("The computer ran out of memory; nothing in the scene was changed."), details)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return Explanation(_("The registration failed and nothing in the scene was changed: {reason}").format(reason=first),
-                       details)
+    return Explanation(
+        _("The registration failed and nothing in the scene was changed: {reason}").format(reason=first), details
+    )

@@ -1,4 +1,5 @@
 """The Register tab: choose, register, see the result."""
+
 from __future__ import annotations
 
 import time
@@ -107,9 +108,21 @@ class RegisterTab:
 
     def _followNodes(self):
         p, shown = self.parameters, self._shown()
-        self._watch.follow([p.movingVolume, p.fixedVolume, p.outputTransform, p.outputVolume, p.movingMask,
-                            p.fixedMask, p.movingLandmarks, p.fixedLandmarks, p.initialTransform,
-                            *shown.nodes(), *self._alsoMove.nodes()])
+        self._watch.follow(
+            [
+                p.movingVolume,
+                p.fixedVolume,
+                p.outputTransform,
+                p.outputVolume,
+                p.movingMask,
+                p.fixedMask,
+                p.movingLandmarks,
+                p.fixedLandmarks,
+                p.initialTransform,
+                *shown.nodes(),
+                *self._alsoMove.nodes(),
+            ]
+        )
 
     def _onWatched(self):
         if not self.running and not self._updating:
@@ -136,12 +149,24 @@ class RegisterTab:
     def request(self, device=None) -> Request:
         p = self.parameters
         return Request(
-            movingVolume=p.movingVolume, fixedVolume=p.fixedVolume, settings=parameters.settings(p, device),
-            outputTransform=p.outputTransform, outputVolume=p.outputVolume, interpolation=p.interpolation.value,
-            alsoMove=tuple(parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)), initialTransform=p.initialTransform,
-            movingMask=p.movingMask, fixedMask=p.fixedMask, movingSegment=p.movingSegment,
-            fixedSegment=p.fixedSegment, movingLandmarks=p.movingLandmarks, fixedLandmarks=p.fixedLandmarks,
-            wantTransform=p.outputTransform is not None or p.outputVolume is None, preview=p.livePreview, show=True)
+            movingVolume=p.movingVolume,
+            fixedVolume=p.fixedVolume,
+            settings=parameters.settings(p, device),
+            outputTransform=p.outputTransform,
+            outputVolume=p.outputVolume,
+            interpolation=p.interpolation.value,
+            alsoMove=tuple(parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)),
+            initialTransform=p.initialTransform,
+            movingMask=p.movingMask,
+            fixedMask=p.fixedMask,
+            movingSegment=p.movingSegment,
+            fixedSegment=p.fixedSegment,
+            movingLandmarks=p.movingLandmarks,
+            fixedLandmarks=p.fixedLandmarks,
+            wantTransform=p.outputTransform is not None or p.outputVolume is None,
+            preview=p.livePreview,
+            show=True,
+        )
 
     def updateButton(self):
         button = self.ui.registerButton
@@ -190,15 +215,21 @@ class RegisterTab:
     def _confirmed(self):
         questions = self.request().questions()
         return not questions or slicer.util.confirmOkCancelDisplay(
-            " ".join(questions), windowTitle=_("Spatial Diffusion Registration"))
+            " ".join(questions), windowTitle=_("Spatial Diffusion Registration")
+        )
 
     def start(self, device=None):
         self.review.leave()
         self._messages.clear()
         self._reviewed = None
         self.task = Task(self.request(device))
-        self.runner = Runner(self.task.run(), self.onStep, self.onDone, self.onError,
-                             PREVIEW_MILLISECONDS if self.task.request.preview else 1)
+        self.runner = Runner(
+            self.task.run(),
+            self.onStep,
+            self.onDone,
+            self.onError,
+            PREVIEW_MILLISECONDS if self.task.request.preview else 1,
+        )
         self.task.request.beat = self.runner.beat
         self._started = time.monotonic()
         self._setRunning(True)
@@ -237,8 +268,11 @@ class RegisterTab:
         """Nodes have left the scene: end a run that needs one of them, and forget what can not be undone any more."""
         removed = self.task.removedNode() if self.running else None
         if removed is not None:
-            self.cancel(_("“{name}” was removed from the scene, so the registration was stopped.").format(
-                name=removed.GetName()))
+            self.cancel(
+                _("“{name}” was removed from the scene, so the registration was stopped.").format(
+                    name=removed.GetName()
+                )
+            )
         if self._last is not None and _anyGone([*self._last[0].nodes(), *self._last[1].nodes()]):
             self._last = None
         if self._reviewed is not None and _anyGone(self._reviewed.nodes()):
@@ -252,15 +286,25 @@ class RegisterTab:
         self.ui.progressBar.setRange(0, step.count)
         self.ui.progressBar.setValue(step.index)
         self.ui.progressLabel.text = _("{stage}: step {index} of {count}, {seconds:.0f} s").format(
-            stage=step.stage, index=step.index, count=step.count, seconds=time.monotonic() - self._started)
+            stage=step.stage, index=step.index, count=step.count, seconds=time.monotonic() - self._started
+        )
 
     def onDone(self):
         task = self.task
         request = task.request
         self._usual = time.monotonic() - self._started
         volume = None if request.wantTransform else request.outputVolume
-        self._last = (Shown(task.result, request.movingVolume, request.fixedVolume, task.transformNode,
-                            volume or request.movingVolume), task.change, request.outputTransform)
+        self._last = (
+            Shown(
+                task.result,
+                request.movingVolume,
+                request.fixedVolume,
+                task.transformNode,
+                volume or request.movingVolume,
+            ),
+            task.change,
+            request.outputTransform,
+        )
         self._ended()
         if self.parameters is not None and task.transformNode is not None:
             self.parameters.outputTransform = task.transformNode

@@ -1,4 +1,5 @@
 """What to register and where to put the result; what is wrong with that, in one sentence."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -41,8 +42,15 @@ class Request:
 
     def problem(self) -> str:
         """One sentence on what is missing or can not work, or ""; looks at the nodes only, so it is quick."""
-        for check in (self._pairProblem, self._outputProblem, self._outputVolumeProblem, self._initialProblem,
-                      self._companionProblem, self._maskProblem, self._landmarkProblem):
+        for check in (
+            self._pairProblem,
+            self._outputProblem,
+            self._outputVolumeProblem,
+            self._initialProblem,
+            self._companionProblem,
+            self._maskProblem,
+            self._landmarkProblem,
+        ):
             sentence = check()
             if sentence:
                 return sentence
@@ -76,8 +84,9 @@ class Request:
             return ""
         name = output.GetName()
         if output.GetClassName() != "vtkMRMLScalarVolumeNode":
-            return _("The resampled volume can not be put into “{name}”, which is not a plain scalar volume: choose "
-                     "another.").format(name=name)
+            return _(
+                "The resampled volume can not be put into “{name}”, which is not a plain scalar volume: choose another."
+            ).format(name=name)
         if output in (self.movingVolume, self.fixedVolume, self.movingMask, self.fixedMask, *self.alsoMove):
             return _("The resampled volume would overwrite “{name}”: choose another.").format(name=name)
         return scene.transformProblem(output)
@@ -87,14 +96,16 @@ class Request:
         if initial is None:
             return ""
         if not initial.IsTransformToWorldLinear():
-            return _("The initial transform “{name}” is nonlinear: choose a linear one.").format(
-                name=initial.GetName())
+            return _("The initial transform “{name}” is nonlinear: choose a linear one.").format(name=initial.GetName())
         if scene.isUnder(self.movingVolume, initial):
-            return _("The initial transform “{name}” already moves the moving volume, which is registered from "
-                     "where it is seen: choose none.").format(name=initial.GetName())
+            return _(
+                "The initial transform “{name}” already moves the moving volume, which is registered from "
+                "where it is seen: choose none."
+            ).format(name=initial.GetName())
         if initial is self.outputTransform:
             return _("“{name}” is both the initial and the output transform: choose another output.").format(
-                name=initial.GetName())
+                name=initial.GetName()
+            )
         return ""
 
     def _companionProblem(self):
@@ -113,8 +124,11 @@ class Request:
         found = []
         others = self.foreigners()
         if others:
-            found.append(_("“{transform}” also moves {others}, which would move with it.").format(
-                transform=self.outputTransform.GetName(), others=named(others)))
+            found.append(
+                _("“{transform}” also moves {others}, which would move with it.").format(
+                    transform=self.outputTransform.GetName(), others=named(others)
+                )
+            )
         output = self.outputVolume
         if output is not None and output.GetImageData() is not None and not output.GetAttribute(RESAMPLED_ATTRIBUTE):
             found.append(_("The image in “{name}” would be replaced.").format(name=output.GetName()))
@@ -134,8 +148,11 @@ class Request:
 
     def nodes(self):
         """The nodes that must live until the run ends."""
-        return [node for node in (self.movingVolume, self.fixedVolume, self.outputTransform, self.outputVolume,
-                                  *self.alsoMove) if node is not None]
+        return [
+            node
+            for node in (self.movingVolume, self.fixedVolume, self.outputTransform, self.outputVolume, *self.alsoMove)
+            if node is not None
+        ]
 
 
 NAMED_AT_MOST = 4

@@ -1,4 +1,5 @@
 """Volumes on other grids, by VTK: quick, and the scalar type is kept."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -41,8 +42,11 @@ def reslice(image, voxelToWorld, extent, gridToWorld, interpolation=LINEAR, back
     filter_.SetOutputOrigin(0, 0, 0)
     filter_.SetBackgroundLevel(float(background))
     filter_.SetBorder(True)
-    {LINEAR: filter_.SetInterpolationModeToLinear, NEAREST: filter_.SetInterpolationModeToNearestNeighbor,
-     CUBIC: filter_.SetInterpolationModeToCubic}[interpolation]()
+    {
+        LINEAR: filter_.SetInterpolationModeToLinear,
+        NEAREST: filter_.SetInterpolationModeToNearestNeighbor,
+        CUBIC: filter_.SetInterpolationModeToCubic,
+    }[interpolation]()
     filter_.Update()
     return filter_.GetOutput()
 
@@ -56,8 +60,14 @@ def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, paren
     if matrix is not None:
         place = np.asarray(matrix) @ place
     image = volumeNode.GetImageData()
-    return reslice(image, place, referenceNode.GetImageData().GetExtent(), scene.voxelToWorld(referenceNode),
-                   interpolation, engine.outside(toArray(image)))
+    return reslice(
+        image,
+        place,
+        referenceNode.GetImageData().GetExtent(),
+        scene.voxelToWorld(referenceNode),
+        interpolation,
+        engine.outside(toArray(image)),
+    )
 
 
 def fill(node, image, referenceNode):
@@ -107,8 +117,10 @@ def checkerboardImage(movingNode, fixedNode):
     """Gray values on the fixed volume's grid, with squares of either volume as both are seen now."""
     fixed = fixedNode.GetImageData()
     spacing = np.linalg.norm(scene.voxelToWorld(fixedNode)[:3, :3], axis=0)
-    divisions = [int(np.clip(round(size * mm / SQUARE_MILLIMETERS), LEAST_SQUARES, MOST_SQUARES))
-                 for size, mm in zip(fixed.GetDimensions(), spacing)]
+    divisions = [
+        int(np.clip(round(size * mm / SQUARE_MILLIMETERS), LEAST_SQUARES, MOST_SQUARES))
+        for size, mm in zip(fixed.GetDimensions(), spacing)
+    ]
     board = vtk.vtkImageCheckerboard()
     board.SetNumberOfDivisions(divisions)
     board.SetInput1Data(asShown(fixed, fixedNode))
@@ -120,6 +132,7 @@ def checkerboardImage(movingNode, fixedNode):
 def toArray(image) -> np.ndarray:
     """The scalars of a vtkImageData in i, j, k order (a view where possible)."""
     from vtk.util.numpy_support import vtk_to_numpy
+
     return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(image.GetDimensions()[::-1]).transpose(2, 1, 0)
 
 

@@ -1,4 +1,5 @@
 """What a registration found, kept as JSON on the transform node so that a saved scene still knows it."""
+
 from __future__ import annotations
 
 import json
@@ -54,20 +55,30 @@ class Result:
         """From the core's Registration."""
         quality = registration.quality
         return cls(
-            moving=movingNode.GetName(), fixed=fixedNode.GetName(),
-            similarityBefore=float(quality.similarity_before), similarityAfter=float(quality.similarity_after),
-            overlap=_number(quality.overlap), spread=_number(quality.spread_mm), confidence=str(quality.confidence),
-            warnings=[*map(str, quality.warnings), *notes], summary=quality.summary(),
+            moving=movingNode.GetName(),
+            fixed=fixedNode.GetName(),
+            similarityBefore=float(quality.similarity_before),
+            similarityAfter=float(quality.similarity_after),
+            overlap=_number(quality.overlap),
+            spread=_number(quality.spread_mm),
+            confidence=str(quality.confidence),
+            warnings=[*map(str, quality.warnings), *notes],
+            summary=quality.summary(),
             decomposition=describe(registration.decomposition, registration.transform),
             seconds=float(registration.seconds),
-            model=str(getattr(registration.model, "name", registration.model)), modality=str(registration.modality),
-            before=np.asarray(before).tolist(), after=np.asarray(after).tolist(),
-            report=json.loads(json.dumps(registration.report(), default=str)), kinds=registration.kinds(),
-            sameSides=bool(quality.same_sides), probability=_number(getattr(quality, "probability", None)),
+            model=str(getattr(registration.model, "name", registration.model)),
+            modality=str(registration.modality),
+            before=np.asarray(before).tolist(),
+            after=np.asarray(after).tolist(),
+            report=json.loads(json.dumps(registration.report(), default=str)),
+            kinds=registration.kinds(),
+            sameSides=bool(quality.same_sides),
+            probability=_number(getattr(quality, "probability", None)),
             landmarks=asdict(landmarkErrors) if landmarkErrors is not None else None,
             movingHeader=scene.voxelToOwn(movingNode).tolist(),
             movingSize=list(movingNode.GetImageData().GetDimensions()),
-            fixedPlace=scene.voxelToWorld(fixedNode).tolist())
+            fixedPlace=scene.voxelToWorld(fixedNode).tolist(),
+        )
 
     def store(self, transformNode):
         transformNode.SetAttribute(REPORT_ATTRIBUTE, json.dumps(asdict(self)))
@@ -95,12 +106,15 @@ class Result:
         if transformNode is not None:
             if not scene.isUnder(movingNode, transformNode):
                 return _("“{name}” is not under the transform any more: it was hardened or taken out.").format(
-                    name=movingNode.GetName())
+                    name=movingNode.GetName()
+                )
             if self._moved(movingNode, np.array(self.after), self.movingHeader, self.movingSize):
                 return _("“{transform}” or what it moves was changed after the registration.").format(
-                    transform=transformNode.GetName())
+                    transform=transformNode.GetName()
+                )
         if self.fixedPlace is not None and _apart(
-                scene.voxelToWorld(fixedNode), np.array(self.fixedPlace), fixedNode.GetImageData()):
+            scene.voxelToWorld(fixedNode), np.array(self.fixedPlace), fixedNode.GetImageData()
+        ):
             return _("“{name}” was moved after the registration.").format(name=fixedNode.GetName())
         return ""
 
@@ -125,8 +139,9 @@ class Result:
 
     def landmarkErrors(self):
         """LandmarkErrors, or None."""
-        return LandmarkErrors(**{key: tuple(values) for key, values in self.landmarks.items()}
-                              ) if self.landmarks else None
+        return (
+            LandmarkErrors(**{key: tuple(values) for key, values in self.landmarks.items()}) if self.landmarks else None
+        )
 
     def confidenceText(self):
         words = {"good": _("Good"), "fair": _("Fair"), "poor": _("Poor: check the result in the views")}
@@ -156,7 +171,8 @@ def describe(parts, transform) -> str:
     shift = ", ".join(f"{abs(mm):.1f} {pair[mm < 0]}" for mm, pair in zip(parts.translation_mm, ends))
     lines = [
         _("turned {degrees:.1f}°").format(degrees=parts.rotation_deg),
-        _("shifted {length:.1f} mm ({parts})").format(length=float(np.linalg.norm(parts.translation_mm)), parts=shift)]
+        _("shifted {length:.1f} mm ({parts})").format(length=float(np.linalg.norm(parts.translation_mm)), parts=shift),
+    ]
     scales = [f"{percent:.1f}" for percent in parts.scales_percent]
     if transform == "similarity":
         lines.append(_("scaled to {percent} %").format(percent=scales[0]))
@@ -170,8 +186,10 @@ def describe(parts, transform) -> str:
 
 def pairOf(transformNode):
     """The moving and the fixed volume that an output transform was made for; None for one that is not there."""
-    return (transformNode.GetNodeReference(transformNode.GetMovingNodeReferenceRole()),
-            transformNode.GetNodeReference(transformNode.GetFixedNodeReferenceRole()))
+    return (
+        transformNode.GetNodeReference(transformNode.GetMovingNodeReferenceRole()),
+        transformNode.GetNodeReference(transformNode.GetFixedNodeReferenceRole()),
+    )
 
 
 def _apart(place, other, image) -> bool:

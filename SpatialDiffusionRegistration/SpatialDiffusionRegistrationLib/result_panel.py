@@ -1,4 +1,5 @@
 """The Result section: what was found for which pair, whether it is still true, and Undo."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -73,16 +74,32 @@ class ResultPanel:
     @staticmethod
     def _texts(result):
         if result is None:
-            return {"pair": "–", "similarity": "–", "transform": "–", "confidence": "–", "kinds": "–", "warnings": "",
-                    "landmarks": ""}
+            return {
+                "pair": "–",
+                "similarity": "–",
+                "transform": "–",
+                "confidence": "–",
+                "kinds": "–",
+                "warnings": "",
+                "landmarks": "",
+            }
         errors = result.landmarkErrors()
-        return {"pair": result.pairText(), "similarity": result.similarityText(), "transform": result.decomposition,
-                "confidence": result.confidenceText(), "kinds": result.kinds or "–",
-                "warnings": "\n".join(f"⚠ {warning}" for warning in result.warnings),
-                "landmarks": errors.text() if errors is not None else ""}
+        return {
+            "pair": result.pairText(),
+            "similarity": result.similarityText(),
+            "transform": result.decomposition,
+            "confidence": result.confidenceText(),
+            "kinds": result.kinds or "–",
+            "warnings": "\n".join(f"⚠ {warning}" for warning in result.warnings),
+            "landmarks": errors.text() if errors is not None else "",
+        }
 
 
 def canBeSeen(moving, fixed) -> bool:
     """Whether a pair can be reviewed in the views."""
-    return moving is not None and fixed is not None and moving is not fixed and not any(
-        scene.volumeProblem(node, role) for node, role in ((moving, scene.MOVING), (fixed, scene.FIXED)))
+    return (
+        moving is not None
+        and fixed is not None
+        and moving is not fixed
+        and not any(scene.volumeProblem(node, role) for node, role in ((moving, scene.MOVING), (fixed, scene.FIXED)))
+    )

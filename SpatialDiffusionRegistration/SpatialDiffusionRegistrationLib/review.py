@@ -1,4 +1,5 @@
 """Judging a result in the slice views: fade, flicker, checkerboard, colors, before and after."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -51,8 +52,7 @@ class Review:
             self.leave()
         self._moving, self._fixed, self._result, self._original = moving, fixed, result, original
         self._ui.reviewSection.setEnabled(moving is not None and fixed is not None)
-        self._ui.beforeButton.setEnabled(
-            moving is not None and result is not None and result.knowsBefore(original))
+        self._ui.beforeButton.setEnabled(moving is not None and result is not None and result.knowsBefore(original))
 
     def leave(self):
         """Switch everything off."""
@@ -185,8 +185,10 @@ class Review:
     @staticmethod
     def _remove(nodes):
         for node in nodes:
-            helpers = [node.GetDisplayNode() if node.IsA("vtkMRMLDisplayableNode") else None,
-                       node.GetNodeReference("ownTransform")]
+            helpers = [
+                node.GetDisplayNode() if node.IsA("vtkMRMLDisplayableNode") else None,
+                node.GetNodeReference("ownTransform"),
+            ]
             # First the node: a view that shows a volume without a display node would make it a new one.
             removeNode(node)
             for helper in helpers:
@@ -202,7 +204,8 @@ class Review:
         slicer.util.updateTransformMatrixFromArray(transform, np.array(self._result.before))
         header = self._result.movingHeader  # hardening has changed that of the node
         node = self._makeCopy(
-            self._original, _("{name} before registration").format(name=self._original.GetName()), header)
+            self._original, _("{name} before registration").format(name=self._original.GetName()), header
+        )
         node.SetNodeReferenceID("ownTransform", transform.GetID())
         node.SetAndObserveTransformNodeID(transform.GetID())
         return node

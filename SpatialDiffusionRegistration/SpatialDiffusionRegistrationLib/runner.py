@@ -1,4 +1,5 @@
 """Runs a generator one step per tick of a timer, so that the window lives between the steps, and inside them."""
+
 from __future__ import annotations
 
 import time

@@ -3,6 +3,7 @@
 All matrices are 4x4 float64 numpy arrays in RAS millimeters.  "World" is what the views show: a node's own coordinates
 carried through all its parent transforms.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,6 +19,7 @@ MOVING, FIXED = "moving", "fixed"
 
 # What can be registered
 
+
 def volumeProblem(node, role) -> str:
     """One sentence on why a volume node can not be registered, or ""."""
     labels = {MOVING: _("moving"), FIXED: _("fixed")}
@@ -25,22 +27,27 @@ def volumeProblem(node, role) -> str:
         return _("Select a {role} volume.").format(role=labels[role])
     name = node.GetName()
     if node.IsA("vtkMRMLLabelMapVolumeNode"):
-        return _("“{name}” is a label volume: register the image it was drawn on, and check the labels under "
-                 "“Also move”.").format(name=name)
+        return _(
+            "“{name}” is a label volume: register the image it was drawn on, and check the labels under “Also move”."
+        ).format(name=name)
     if node.IsA("vtkMRMLDiffusionWeightedVolumeNode") or node.IsA("vtkMRMLMultiVolumeNode"):
-        return _("“{name}” holds many volumes (4D): extract one of them, such as the baseline, and register that."
-                 ).format(name=name)
+        return _(
+            "“{name}” holds many volumes (4D): extract one of them, such as the baseline, and register that."
+        ).format(name=name)
     if not node.IsA("vtkMRMLScalarVolumeNode"):
         return _("“{name}” is not a scalar volume.").format(name=name)
     image = node.GetImageData()
     if image is None or image.GetPointData().GetScalars() is None:
         return _("“{name}” holds no image.").format(name=name)
     if node.IsA("vtkMRMLDiffusionTensorVolumeNode"):
-        return _("“{name}” is a tensor volume: register a scalar volume made from it, such as its trace."
-                 ).format(name=name)
+        return _("“{name}” is a tensor volume: register a scalar volume made from it, such as its trace.").format(
+            name=name
+        )
     if image.GetNumberOfScalarComponents() != 1:
-        return _("“{name}” is a vector (color) volume with {count} components: convert it to a scalar volume with the "
-                 "“Vector to Scalar Volume” module first.").format(name=name, count=image.GetNumberOfScalarComponents())
+        return _(
+            "“{name}” is a vector (color) volume with {count} components: convert it to a scalar volume with the "
+            "“Vector to Scalar Volume” module first."
+        ).format(name=name, count=image.GetNumberOfScalarComponents())
     return transformProblem(node)
 
 
@@ -48,8 +55,10 @@ def transformProblem(node) -> str:
     """One sentence if the node sits under a transform that is not linear, or ""."""
     parent = node.GetParentTransformNode()
     if parent is not None and not parent.IsTransformToWorldLinear():
-        return _("“{name}” is under the nonlinear transform “{transform}”: harden that transform first, or take the "
-                 "volume out of it.").format(name=node.GetName(), transform=parent.GetName())
+        return _(
+            "“{name}” is under the nonlinear transform “{transform}”: harden that transform first, or take the "
+            "volume out of it."
+        ).format(name=node.GetName(), transform=parent.GetName())
     return ""
 
 
@@ -57,12 +66,15 @@ def sequenceNote(node) -> str:
     """One sentence if the volume shows a frame of a sequence, or ""."""
     for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode"):
         if browser.GetSequenceNode(node) is not None:
-            return _("“{name}” shows one frame of a sequence: the frame shown now was registered, and the transform "
-                     "moves every frame.").format(name=node.GetName())
+            return _(
+                "“{name}” shows one frame of a sequence: the frame shown now was registered, and the transform "
+                "moves every frame."
+            ).format(name=node.GetName())
     return ""
 
 
 # Where things are
+
 
 def matrixToWorld(transformNode) -> np.ndarray:
     """From the coordinates below a (linear) transform node to the world; the identity for None."""
@@ -112,16 +124,21 @@ def isUnder(node, transformNode) -> bool:
 def transformables(exclude=()):
     """Nodes that can be moved along: segmentations, models, markups, volumes."""
     excluded = {id(node) for node in exclude}
-    return [node for className in ("vtkMRMLSegmentationNode", "vtkMRMLModelNode", "vtkMRMLMarkupsNode",
-                                   "vtkMRMLVolumeNode")
-            for node in slicer.util.getNodesByClass(className)
-            if id(node) not in excluded and not node.GetHideFromEditors()]
+    return [
+        node
+        for className in ("vtkMRMLSegmentationNode", "vtkMRMLModelNode", "vtkMRMLMarkupsNode", "vtkMRMLVolumeNode")
+        for node in slicer.util.getNodesByClass(className)
+        if id(node) not in excluded and not node.GetHideFromEditors()
+    ]
 
 
 def movedBy(transformNode):
     """What people see that the transform moves, directly or through others: no transforms, nothing hidden."""
-    return [node for node in slicer.util.getNodesByClass("vtkMRMLTransformableNode")
-            if not node.IsA("vtkMRMLTransformNode") and not node.GetHideFromEditors() and isUnder(node, transformNode)]
+    return [
+        node
+        for node in slicer.util.getNodesByClass("vtkMRMLTransformableNode")
+        if not node.IsA("vtkMRMLTransformNode") and not node.GetHideFromEditors() and isUnder(node, transformNode)
+    ]
 
 
 def belongsTo(node, volumeNode) -> bool:

@@ -1,4 +1,5 @@
 """The Sequence tab: the motion of a sequence of volumes."""
+
 from __future__ import annotations
 
 import slicer
@@ -35,8 +36,9 @@ class SequenceTab:
 
     def request(self):
         p = self.parameters
-        return SequenceRequest(p.sequence, p.referenceFrame - 1 if p.referenceFrame else None,
-                               transform=p.sequenceTransform.value)
+        return SequenceRequest(
+            p.sequence, p.referenceFrame - 1 if p.referenceFrame else None, transform=p.sequenceTransform.value
+        )
 
     def update(self, *_ignored):
         ui, idle = self.ui, not self.running

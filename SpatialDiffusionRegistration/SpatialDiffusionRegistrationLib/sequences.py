@@ -3,6 +3,7 @@
 What is made: a sequence of linear transforms with the index values of the volumes' sequence, in the same browser, with
 the volume that the views show under the transform that belongs to its frame; a table and a chart of the motion.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ from .cursor import waitCursor
 from .problem import Problem
 
 AXES = ("right", "front", "up")
-COLUMNS = (*(f"shift {axis} (mm)" for axis in AXES), *(f"turn about {axis} (degrees)" for axis in AXES),
-           "displacement from the frame before (mm)")
+COLUMNS = (
+    *(f"shift {axis} (mm)" for axis in AXES),
+    *(f"turn about {axis} (degrees)" for axis in AXES),
+    "displacement from the frame before (mm)",
+)
 """Columns of the table, after the frame's number."""
 
 
@@ -41,7 +45,8 @@ class SequenceRequest:
             return _("“{name}” has fewer than two frames.").format(name=name)
         if self.reference is not None and not 0 <= self.reference < count:
             return _("“{name}” has no frame {number}: it has 1 to {count}.").format(
-                name=name, number=self.reference + 1, count=count)
+                name=name, number=self.reference + 1, count=count
+            )
         return next((problem for problem in map(self._frameProblem, range(count)) if problem), "")
 
     def _frameProblem(self, index):
@@ -70,7 +75,8 @@ class SequenceTask:
             with waitCursor():
                 frames = self._frames()
             self.motion = yield from engine.seriesSteps(
-                frames, self.request.reference, self.request.transform, beat=self.request.beat)
+                frames, self.request.reference, self.request.transform, beat=self.request.beat
+            )
             with waitCursor():
                 self._finish()
         except BaseException:  # GeneratorExit, too: the person pressed Cancel
@@ -111,16 +117,18 @@ class SequenceTask:
         """Put what the views show of the sequence under the transform of its frame."""
         browser = logic.GetFirstBrowserNodeForSequenceNode(sequence)
         if browser is None:
-            browser = self.change.addNode("vtkMRMLSequenceBrowserNode", _("{name} browser").format(
-                name=sequence.GetName()))
+            browser = self.change.addNode(
+                "vtkMRMLSequenceBrowserNode", _("{name} browser").format(name=sequence.GetName())
+            )
             browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
         browser.AddSynchronizedSequenceNode(self.transforms.GetID())
         logic.UpdateProxyNodesFromSequences(browser)
         volume, transform = browser.GetProxyNode(sequence), browser.GetProxyNode(self.transforms)
         self.change.adopt(transform)
         # Undone first: a browser makes the node anew that it shows a sequence with.
-        self.change.onUndo(lambda: browser.GetScene() is not None and browser.RemoveSynchronizedSequenceNode(
-            self.transforms.GetID()))
+        self.change.onUndo(
+            lambda: browser.GetScene() is not None and browser.RemoveSynchronizedSequenceNode(self.transforms.GetID())
+        )
         parent = volume.GetParentTransformNode()
         transform.SetAndObserveTransformNodeID(parent.GetID() if parent is not None else None)
         self.change.setParent(volume, transform)
@@ -153,10 +161,19 @@ def motionFigures(motion) -> np.ndarray:
 def summary(motion) -> str:
     """What was found, a sentence or two."""
     displacement = np.nan_to_num(motion.framewise_displacement)
-    text = _("{count} frames laid on frame {reference}; from one to the next they move by {mean:.2f} mm on average and "
-             "{most:.2f} mm at most.").format(count=len(motion.matrices), reference=motion.reference + 1,
-                                             mean=float(displacement[1:].mean()), most=float(displacement.max()))
+    text = _(
+        "{count} frames laid on frame {reference}; from one to the next they move by {mean:.2f} mm on average and "
+        "{most:.2f} mm at most."
+    ).format(
+        count=len(motion.matrices),
+        reference=motion.reference + 1,
+        mean=float(displacement[1:].mean()),
+        most=float(displacement.max()),
+    )
     if motion.doubts:
-        text += " " + _("To be looked at: {frames}.").format(frames="; ".join(
-            _("frame {number}: {why}").format(number=index + 1, why=why) for index, why in motion.doubts.items()))
+        text += " " + _("To be looked at: {frames}.").format(
+            frames="; ".join(
+                _("frame {number}: {why}").format(number=index + 1, why=why) for index, why in motion.doubts.items()
+            )
+        )
     return text

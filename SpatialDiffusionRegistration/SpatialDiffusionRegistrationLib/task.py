@@ -3,6 +3,7 @@
 The same generator runs behind the Register button (one step per timer tick), in the batch and in scripts.  Closing it
 between two steps, or an error at any point, puts the scene back exactly as it was.
 """
+
 from __future__ import annotations
 
 from contextlib import ExitStack
@@ -56,11 +57,14 @@ class Task:
             fixed = self._volume(request.fixedVolume, scene.FIXED)
             initial = request.initialTransform
             steps = engine.steps(
-                moving, fixed, request.settings,
+                moving,
+                fixed,
+                request.settings,
                 init=scene.matrixToWorld(initial) if initial is not None else None,
                 movingMask=masks.coreMask(request.movingMask, request.movingVolume, request.movingSegment),
                 fixedMask=masks.coreMask(request.fixedMask, request.fixedVolume, request.fixedSegment),
-                beat=self._beatThat(busy.close))
+                beat=self._beatThat(busy.close),
+            )
             step = yield from self._follow(steps, moving, busy)
         with waitCursor():
             self._finish(step)
@@ -72,6 +76,7 @@ class Task:
 
     def _beatThat(self, begun):
         """What the core calls while it computes: the wait cursor goes, and the window lives."""
+
         def beat():
             begun()
             if self.request.beat is not None:
@@ -110,7 +115,8 @@ class Task:
         if request.outputVolume is not None:
             home = self._placement.before if self._placement is not None else None
             resampled = resampling.onGridOf(
-                request.movingVolume, request.fixedVolume, request.interpolation, registration.matrix, home)
+                request.movingVolume, request.fixedVolume, request.interpolation, registration.matrix, home
+            )
         placement = self._placement = self._placement or Placement(request, self.change)
         placement.move(registration.matrix)
         self.registration = registration
@@ -129,10 +135,21 @@ class Task:
     def _resultOf(self, registration, placement):
         request = self.request
         notes = [note for note in map(scene.sequenceNote, (request.movingVolume, request.fixedVolume)) if note]
-        errors = landmarks.errors(request.movingLandmarks, request.fixedLandmarks, registration.matrix,
-                                  self._landmarksBefore(placement, registration))
-        return Result.of(registration, request.movingVolume, request.fixedVolume, placement.before,
-                         placement.after(registration.matrix), notes, errors)
+        errors = landmarks.errors(
+            request.movingLandmarks,
+            request.fixedLandmarks,
+            registration.matrix,
+            self._landmarksBefore(placement, registration),
+        )
+        return Result.of(
+            registration,
+            request.movingVolume,
+            request.fixedVolume,
+            placement.before,
+            placement.after(registration.matrix),
+            notes,
+            errors,
+        )
 
     def _landmarksBefore(self, placement, registration):
         """4x4: takes back where the moving landmarks are seen now, if they move along; None if they did not move."""
@@ -153,5 +170,7 @@ class Task:
         self.change.rememberVolume(node)
         resampling.fill(node, image, self.request.fixedVolume)
         resampling.copyWindow(self.request.movingVolume, node)
-        node.SetAttribute(RESAMPLED_ATTRIBUTE, _("{moving} on the grid of {fixed}").format(
-            moving=self.result.moving, fixed=self.result.fixed))
+        node.SetAttribute(
+            RESAMPLED_ATTRIBUTE,
+            _("{moving} on the grid of {fixed}").format(moving=self.result.moving, fixed=self.result.fixed),
+        )

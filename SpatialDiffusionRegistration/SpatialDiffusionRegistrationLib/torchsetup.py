@@ -1,4 +1,5 @@
 """PyTorch: found without importing it, installed only when asked, through Slicer's PyTorch extension."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -37,14 +38,21 @@ def state() -> State:
     if not version:
         return State("", _("Registration needs PyTorch, which is not installed yet."), _("Install PyTorch…"))
     if _numbers(version) < _numbers(MINIMUM):
-        return State(version, _("PyTorch {version} is installed, but {minimum} or newer is needed.").format(
-            version=version, minimum=MINIMUM), _("Update PyTorch…"))
+        return State(
+            version,
+            _("PyTorch {version} is installed, but {minimum} or newer is needed.").format(
+                version=version, minimum=MINIMUM
+            ),
+            _("Update PyTorch…"),
+        )
     return State(version, "")
 
 
 def brokenSentence(version: str) -> str:
-    return _("PyTorch {version} is installed but does not load: uninstall and reinstall it in the “PyTorch Utils” "
-             "module, then restart Slicer.").format(version=version)
+    return _(
+        "PyTorch {version} is installed but does not load: uninstall and reinstall it in the “PyTorch Utils” "
+        "module, then restart Slicer."
+    ).format(version=version)
 
 
 def install() -> bool:
@@ -52,11 +60,14 @@ def install() -> bool:
     try:
         import PyTorchUtils
     except ModuleNotFoundError as error:
-        raise Problem(_("PyTorch is installed by the “PyTorch” extension: install it in the Extensions Manager, "
-                        "restart Slicer, and press the button again.")) from error
+        raise Problem(
+            _(
+                "PyTorch is installed by the “PyTorch” extension: install it in the Extensions Manager, "
+                "restart Slicer, and press the button again."
+            )
+        ) from error
     # The extension asks (it says what will be downloaded and how large it is) and returns None when declined.
-    torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True,
-                                                          torchVersionRequirement=f">={MINIMUM}")
+    torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=f">={MINIMUM}")
     return torch is not None and state().ready
 
 
@@ -73,8 +84,12 @@ class SetupFrame:
         """Say what is missing, from what is installed; nothing is imported."""
         missing = state()
         if missing.ready and self._restart:
-            self._show(_("PyTorch {version} is installed. Restart Slicer before you register.").format(
-                version=missing.version), _("Restart Slicer"))
+            self._show(
+                _("PyTorch {version} is installed. Restart Slicer before you register.").format(
+                    version=missing.version
+                ),
+                _("Restart Slicer"),
+            )
         else:
             self._show(missing.sentence, missing.action)
 
@@ -122,13 +137,15 @@ def ensureRequirements(path) -> None:
     missing = missingRequirements(path)
     if not missing:
         return
-    declined = Problem(_("Registration needs the Python packages {names}, which were not installed.").format(
-        names=", ".join(missing)))
+    declined = Problem(
+        _("Registration needs the Python packages {names}, which were not installed.").format(names=", ".join(missing))
+    )
     try:
         from slicer.packaging import pip_ensure
     except ImportError:  # Slicer before 5.11
         if not slicer.util.confirmOkCancelDisplay(
-                _("Install the Python packages {names}?").format(names=", ".join(missing))):
+            _("Install the Python packages {names}?").format(names=", ".join(missing))
+        ):
             raise declined from None
         slicer.util.pip_install(" ".join(missing))
         return

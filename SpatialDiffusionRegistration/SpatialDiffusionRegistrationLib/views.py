@@ -1,4 +1,5 @@
 """Slice views: which of them show a pair of volumes, what they show, and how to put that back exactly."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -48,8 +49,10 @@ class View:
 def allViews() -> list:
     """The views of the layout that is on, or all where nothing is drawn (no main window)."""
     slices = {node.GetLayoutName(): node for node in slicer.util.getNodesByClass("vtkMRMLSliceNode")}
-    views = [View(node, slices.get(node.GetLayoutName()))
-             for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")]
+    views = [
+        View(node, slices.get(node.GetLayoutName()))
+        for node in slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    ]
     mapped = [view for view in views if view.sliceNode is not None and view.sliceNode.IsMappedInLayout()]
     return mapped or views
 

@@ -1,4 +1,5 @@
 """Follow what happens to nodes without doing work for each event."""
+
 from __future__ import annotations
 
 import qt

@@ -1,8 +1,8 @@
 """``python -m Benchmark eyes``: answers on phantom eyes, from which scans of eyes are calibrated.
 
-Case "E/oct-fine/eye_70001-eye_70001/0": two scans of an eye; of two eyes in X cases, where nothing is right. The rasters:
-"fine" as acquisitions are drawn in training; "lines" a few lines far apart, in orthogonal rasters, as clinics scan. Eyes
-from FIRST_EYE on are in no table and no training.
+Case "E/oct-fine/eye_70001-eye_70001/0": two scans of an eye; of two eyes in X cases, where nothing is right. The
+rasters: "fine" as acquisitions are drawn in training; "lines" a few lines far apart, in orthogonal rasters, as clinics
+scan. Eyes from FIRST_EYE on are in no table and no training.
 """
 
 from __future__ import annotations

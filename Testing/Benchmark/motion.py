@@ -31,15 +31,15 @@ def series_of(data: Path, base: int, seed: int):
     return MovingSeries(load(data / "series" / f"bold_60.nii.gz@{base}"), FRAMES, seed=seed)
 
 
-def run(data: Path, python: dict, timeout: float) -> list:
+def run(data: Path, python: dict, timeout: float, bases: tuple = BASES) -> list:
     """A row {method, base, median, p95, worst, cpu} for each method and series."""
     rows = []
-    for seed, base in enumerate(BASES):
+    for seed, base in enumerate(bases):
         series = series_of(data, base, seed)
         with tempfile.TemporaryDirectory() as folder:
             frames = np.stack([frame.data for frame in series.frames], axis=-1)
             np.savez(Path(folder) / "series.npz", frames=frames, to_ras=series.frames[0].voxel_to_ras)
-            for method in METHODS:
+            for method in python:
                 program = [python[method], motion_child.__file__, method, folder]
                 try:
                     subprocess.run(program, check=True, timeout=timeout, env=motion_child.environment())
@@ -56,7 +56,7 @@ def run(data: Path, python: dict, timeout: float) -> list:
                         "median": float(np.median(errors)),
                         "p95": float(np.percentile(errors, 95)),
                         "worst": float(errors.max()),
-                        "cpu_first": float(found["first"]),
+                        "cpu_whole": float(found["whole"]),
                         "cpu_frame": float(found["frame"]),
                         "memory_mb": float(found["memory"]),
                     }
@@ -89,10 +89,12 @@ def main(argv=None) -> int:
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with series/bold_60.nii.gz")
     parser.add_argument("--out", required=True, type=Path, metavar="RESULTS")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="Python that has the peers")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), metavar="METHOD")
+    parser.add_argument("--series", type=int, default=len(BASES), metavar="N", help="the first N series")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for one series")
     arguments = parser.parse_args(argv)
-    python = {method: sys.executable if method == "ours" else arguments.peer_python for method in METHODS}
-    rows = run(arguments.data, python, arguments.timeout)
+    python = {method: sys.executable if method == "ours" else arguments.peer_python for method in arguments.methods}
+    rows = run(arguments.data, python, arguments.timeout, BASES[: arguments.series])
     arguments.out.mkdir(exist_ok=True)
     (arguments.out / "motion.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "motion.md").write_text(table(rows))

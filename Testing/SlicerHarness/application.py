@@ -1,8 +1,9 @@
 """Start a pretend Slicer: real MRML (the slicer-core wheel), the module's real code, stand-in Qt.
 
-    slicer = application.start()
-    loaded = application.loadModule(path)      # .widget .instance .pymodule .container
+slicer = application.start()
+loaded = application.loadModule(path)      # .widget .instance .pymodule .container
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -39,6 +40,7 @@ class ModuleManager(_Signals):
 
     def module(self, name):
         import slicer
+
         return getattr(slicer.modules, name.lower(), None)
 
 
@@ -65,6 +67,7 @@ class CoreIOManager:
 
     def loadNodes(self, fileType, properties, loadedNodes, userMessages):
         import slicer
+
         path = Path(properties["fileName"])
         if fileType == "VolumeFile":
             kind, storage = "vtkMRMLScalarVolumeNode", slicer.vtkMRMLVolumeArchetypeStorageNode()
@@ -93,6 +96,7 @@ class CoreIOManager:
 
     def saveNodes(self, fileType, properties, userMessages):
         import slicer
+
         node = slicer.mrmlScene.GetNodeByID(properties["nodeID"])
         storage = node.GetStorageNode()
         if storage is None:
@@ -130,6 +134,7 @@ class LayoutManager:
     def __init__(self, scene, applicationLogic):
         import slicer
         import vtk
+
         self._widgets, self._logics = {}, vtk.vtkCollection()
         for name, orientation in self.VIEWS.items():
             logic = slicer.vtkMRMLSliceLogic()
@@ -167,6 +172,7 @@ class Application(_Signals):
         super().__init__()
         import qt
         import slicer
+
         self._scene, self._moduleManager, self._ioManager = scene, ModuleManager(), CoreIOManager()
         self.temporaryPath = tempfile.mkdtemp(prefix="slicer-stand-in-")
         self._settings = qt.QSettings(os.path.join(self.temporaryPath, "settings.ini"), qt.QSettings.IniFormat)
@@ -217,6 +223,7 @@ class Application(_Signals):
 
     def processEvents(self):
         import qt
+
         qt.QtWidgets.QApplication.processEvents()
 
     def setOverrideCursor(self, cursor):
@@ -236,6 +243,7 @@ class Application(_Signals):
 
     def thread(self):
         import qt
+
         return qt.QThread.currentThread()
 
 
@@ -261,6 +269,7 @@ def start():
         sys.path.insert(0, str(HERE))
     import slicer
     import slicer.util
+
     if getattr(slicer, "app", None) is not None:
         return slicer
     # After slicer-core's own files: ScriptedLoadableModule, parameterNodeWrapper, i18n (and packaging, if Slicer's).
@@ -268,6 +277,7 @@ def start():
     slicer.__path__.append(os.path.join(base, "slicer") if base else str(SUBSTITUTES))
 
     import qmrml
+
     for name, cls in vars(qmrml).items():
         if name.startswith(("qMRML", "qSlicer")):
             setattr(slicer, name, cls)
@@ -276,8 +286,11 @@ def start():
     slicer.moduleNames = types.ModuleType("slicer.moduleNames")
     sys.modules["slicer.modules"], sys.modules["slicer.moduleNames"] = slicer.modules, slicer.moduleNames
     slicer.app = Application(scene)
-    for name, cls in (("segmentations", slicer.vtkSlicerSegmentationsModuleLogic),
-                      ("sequences", slicer.vtkSlicerSequencesLogic), ("markups", slicer.vtkSlicerMarkupsLogic)):
+    for name, cls in (
+        ("segmentations", slicer.vtkSlicerSegmentationsModuleLogic),
+        ("sequences", slicer.vtkSlicerSequencesLogic),
+        ("markups", slicer.vtkSlicerMarkupsLogic),
+    ):
         logic = cls()
         logic.SetMRMLApplicationLogic(slicer.app.applicationLogic())
         logic.SetMRMLScene(scene)
@@ -299,6 +312,7 @@ class Loaded:
     @property
     def widget(self):
         import slicer
+
         return getattr(slicer.modules, self.pymodule.__name__ + "Widget")
 
     def enter(self):
@@ -314,6 +328,7 @@ def loadModule(path) -> Loaded:
     """Find, load and open a scripted module as the application does."""
     import qt
     import slicer
+
     name = Path(path).stem
     sys.path.insert(0, str(Path(path).parent))
     spec = importlib.util.spec_from_file_location(name, path)
@@ -350,6 +365,7 @@ def sliceImage(name, size=(330, 330)):
     import qt
     import slicer
     from vtk.util.numpy_support import vtk_to_numpy
+
     logic = slicer.app.layoutManager().sliceWidget(name).sliceLogic()
     node = logic.GetSliceNode()
     if tuple(node.GetDimensions()[:2]) != tuple(size):
@@ -372,12 +388,19 @@ def sliceImage(name, size=(330, 330)):
 def grabPanel(container, path, width=440):
     """Write a picture of the module's panel, as high as it needs to be."""
     import slicer
+
     container.resize(width, 100)
     container.show()
     for _ in range(3):
         slicer.app.processEvents()
-        container.resize(width, max(container.sizeHint().height(), container.minimumSizeHint().height(),
-                                    container.layout().totalHeightForWidth(width)))
+        container.resize(
+            width,
+            max(
+                container.sizeHint().height(),
+                container.minimumSizeHint().height(),
+                container.layout().totalHeightForWidth(width),
+            ),
+        )
     slicer.app.processEvents()
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     picture = container.grab()
@@ -389,6 +412,7 @@ def grabWindow(container, path, panelWidth=440, view=330, caption=""):
     """Write a picture of the panel beside the three slice views, as they stand in the application."""
     import qt
     import slicer
+
     panel = grabPanel(container, path, panelWidth).toImage()
     for name in LayoutManager.VIEWS:
         slicer.app.layoutManager().sliceWidget(name).sliceLogic().FitSliceToBackground()
@@ -402,8 +426,17 @@ def grabWindow(container, path, panelWidth=440, view=330, caption=""):
         x = panel.width() + 6 + (index % 2) * (view + 6)
         y = (index // 2) * (view + 6)
         painter.drawImage(x, y, sliceImage(name, (view, view)))
-        painter.fillRect(x, y, view, 4, {"Red": qt.QtGui.QColor(243, 74, 51), "Yellow": qt.QtGui.QColor(237, 213, 76),
-                                         "Green": qt.QtGui.QColor(110, 176, 75)}[name])
+        painter.fillRect(
+            x,
+            y,
+            view,
+            4,
+            {
+                "Red": qt.QtGui.QColor(243, 74, 51),
+                "Yellow": qt.QtGui.QColor(237, 213, 76),
+                "Green": qt.QtGui.QColor(110, 176, 75),
+            }[name],
+        )
     if caption:
         painter.setPen(qt.QtGui.QColor("white"))
         box = qt.QtCore.QRectF(panel.width() + view + 24, view + 20, view - 30, view - 40)

@@ -1,4 +1,5 @@
 """Stand-ins for the CTK widgets that the module uses, with the names and properties of the originals."""
+
 from __future__ import annotations
 
 import qt
@@ -59,8 +60,7 @@ class ctkCollapsibleButton(qt.QWidget):
         self.setMaximumHeight(_HEADER if self._collapsed else 16777215)
 
     def eventFilter(self, child, event):
-        if not self._forcing and child in self._asked and event.type() in (
-                QEvent.ShowToParent, QEvent.HideToParent):
+        if not self._forcing and child in self._asked and event.type() in (QEvent.ShowToParent, QEvent.HideToParent):
             self._asked[child] = event.type() == QEvent.ShowToParent
             if self._asked[child]:
                 self._forcing = True
@@ -132,8 +132,7 @@ class ctkSliderWidget(qt.QWidget):
     value = Property(float, lambda self: self._number.value, lambda self, v: self._number.setValue(v))
     minimum = Property(float, lambda self: self._number.minimum, lambda self, v: self._number.setMinimum(v))
     maximum = Property(float, lambda self: self._number.maximum, lambda self, v: self._number.setMaximum(v))
-    singleStep = Property(float, lambda self: self._number.singleStep,
-                          lambda self, v: self._number.setSingleStep(v))
+    singleStep = Property(float, lambda self: self._number.singleStep, lambda self, v: self._number.setSingleStep(v))
     decimals = Property(int, lambda self: self._number.decimals, lambda self, v: self._number.setDecimals(v))
     suffix = Property(str, lambda self: self._number.suffix, lambda self, v: self._number.setSuffix(v))
 
@@ -173,9 +172,15 @@ class ctkPathLineEdit(qt.QWidget):
 
 # Named by Slicer's own connectors between parameters and widgets; the module does not use them.
 for _name, _base in {
-    "ctkCheckBox": qt.QCheckBox, "ctkComboBox": qt.QComboBox, "ctkMessageBox": qt.QMessageBox,
-    "ctkCheckablePushButton": qt.QPushButton, "ctkRangeWidget": qt.QWidget, "ctkDoubleRangeSlider": qt.QWidget,
-    "ctkDirectoryButton": qt.QPushButton, "ctkColorPickerButton": qt.QPushButton,
-    "ctkDoubleSlider": ctkSliderWidget, "ctkDoubleSpinBox": qt.QDoubleSpinBox,
+    "ctkCheckBox": qt.QCheckBox,
+    "ctkComboBox": qt.QComboBox,
+    "ctkMessageBox": qt.QMessageBox,
+    "ctkCheckablePushButton": qt.QPushButton,
+    "ctkRangeWidget": qt.QWidget,
+    "ctkDoubleRangeSlider": qt.QWidget,
+    "ctkDirectoryButton": qt.QPushButton,
+    "ctkColorPickerButton": qt.QPushButton,
+    "ctkDoubleSlider": ctkSliderWidget,
+    "ctkDoubleSpinBox": qt.QDoubleSpinBox,
 }.items():
     globals()[_name] = _register(type(_name, (_base,), {"__module__": "ctk"}))

@@ -17,6 +17,7 @@ Where the behaviour comes from (read, not copied), in Slicer's Libs/MRML/Widgets
 Slicer 5.8 and 5.10 are built with Qt 5.15, whose combo box goes to the row above when the current one is removed (Qt 6
 goes to the row below): that is done as in Qt 5.15 here.
 """
+
 from __future__ import annotations
 
 import qt
@@ -71,9 +72,12 @@ class SceneModel(QStandardItemModel):
         def again(*_ignored):
             self.updateScene()
 
-        self._tags = [scene.AddObserver(scene.NodeAddedEvent, added, 10.0),
-                      scene.AddObserver(scene.NodeAboutToBeRemovedEvent, leaving, -10.0),
-                      scene.AddObserver(scene.EndCloseEvent, again), scene.AddObserver(scene.EndImportEvent, again)]
+        self._tags = [
+            scene.AddObserver(scene.NodeAddedEvent, added, 10.0),
+            scene.AddObserver(scene.NodeAboutToBeRemovedEvent, leaving, -10.0),
+            scene.AddObserver(scene.EndCloseEvent, again),
+            scene.AddObserver(scene.EndImportEvent, again),
+        ]
 
     def updateScene(self):
         for node in list(self._observed):
@@ -227,6 +231,7 @@ class qMRMLNodeComboBox(qt.QWidget):
             if self._enabled[name] != enabled:
                 self._enabled[name] = enabled
                 self._updateActions()
+
         return Property(bool, lambda self: self._enabled[name], write)
 
     addEnabled, removeEnabled = _action("add"), _action("remove")
@@ -236,10 +241,14 @@ class qMRMLNodeComboBox(qt.QWidget):
     nodeTypes = Property("QStringList", lambda self: self._filter.types, _setTypes)
     showChildNodeTypes = Property(bool, lambda self: self._filter.showChildren, _setShowChildren)
     showHidden = Property(bool, lambda self: self._filter.showHidden, _setShowHidden)
-    selectNodeUponCreation = Property(bool, lambda self: self._selectNew,
-                                      lambda self, on: setattr(self, "_selectNew", on))
-    baseName = Property(str, lambda self: self._baseNames.get((self._filter.types or ("",))[0], ""),
-                        lambda self, name: self._baseNames.update(dict.fromkeys(self._filter.types, name)))
+    selectNodeUponCreation = Property(
+        bool, lambda self: self._selectNew, lambda self, on: setattr(self, "_selectNew", on)
+    )
+    baseName = Property(
+        str,
+        lambda self: self._baseNames.get((self._filter.types or ("",))[0], ""),
+        lambda self, name: self._baseNames.update(dict.fromkeys(self._filter.types, name)),
+    )
     currentNodeID = property(lambda self: self._uid(self._combo.currentIndex))
 
     # The extra rows
@@ -268,7 +277,7 @@ class qMRMLNodeComboBox(qt.QWidget):
     def _clicked(self, index):
         text = self._filter.data(index, EXTRA_ROLE) or ""
         if text.startswith("Create new "):
-            label = text[len("Create new "):]
+            label = text[len("Create new ") :]
             self.addNode(next(t for t in self._filter.types if self.nodeTypeLabel(t) == label))
 
     # Scene and current node
@@ -338,8 +347,13 @@ class qMRMLNodeComboBox(qt.QWidget):
         self.setCurrentNodeID(node.GetID() if node is not None else "")
 
     def setCurrentNodeID(self, nodeID):
-        found = self._filter.match(self._filter.index(0, 0), UID_ROLE, nodeID, 1,
-                                   Qt.MatchRecursive | Qt.MatchExactly | Qt.MatchWrap) if nodeID else []
+        found = (
+            self._filter.match(
+                self._filter.index(0, 0), UID_ROLE, nodeID, 1, Qt.MatchRecursive | Qt.MatchExactly | Qt.MatchWrap
+            )
+            if nodeID
+            else []
+        )
         view = self._combo.view()
         if not found:
             sceneIndex = self._filter.index(0, 0)
@@ -362,5 +376,3 @@ class qMRMLNodeComboBox(qt.QWidget):
             self.setCurrentNode(node)
         self.nodeAddedByUser.emit(node)
         return node
-
-

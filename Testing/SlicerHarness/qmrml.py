@@ -1,4 +1,5 @@
 """Stand-ins for the qMRML widgets that the module uses, on real MRML nodes and scene events."""
+
 from __future__ import annotations
 
 import ctk
@@ -40,6 +41,9 @@ qMRMLNodeComboBox = node_combo_box.qMRMLNodeComboBox
 
 
 # Named by Slicer's own connectors between parameters and widgets; the module does not use them.
-for _name, _base in {"qMRMLSliderWidget": ctk.ctkSliderWidget, "qMRMLSpinBox": ctk.ctkDoubleSpinBox,
-                     "qMRMLRangeWidget": qt.QWidget}.items():
+for _name, _base in {
+    "qMRMLSliderWidget": ctk.ctkSliderWidget,
+    "qMRMLSpinBox": ctk.ctkDoubleSpinBox,
+    "qMRMLRangeWidget": qt.QWidget,
+}.items():
     globals()[_name] = _register(type(_name, (_base,), {"__module__": "qmrml"}))

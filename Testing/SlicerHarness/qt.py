@@ -8,6 +8,7 @@ As PythonQt's src/PythonQtInstanceWrapper.cpp (attributes), src/PythonQtSlot.cpp
 (signals by their signatures), and the use of QUiLoader in Slicer's
 Base/Python/slicer/util.py (loadUI).
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -60,8 +61,10 @@ class _Idioms:
         name, arguments = re.fullmatch(r"(\w+)(?:\((.*)\))?", signal).groups()
         slot = target[0] if callable(target[0]) else getattr(target[0], target[1].split("(")[0])
         if arguments == "":  # "clicked()": PythonQt passes nothing where PySide6 would pass `checked`
+
             def withoutArguments(*_ignored, call=slot):
                 return call()
+
             self.__dict__.setdefault("_wrappedSlots", {})[(name, slot)] = withoutArguments
             slot = withoutArguments
         getattr(self, name).connect(slot)
@@ -172,7 +175,8 @@ def _connectScene(path, root):
         if "vtkMRML" in signal:
             receiver = named(connection.findtext("receiver"))
             getattr(named(connection.findtext("sender")), signal.split("(")[0]).connect(
-                getattr(receiver, slot.split("(")[0]))
+                getattr(receiver, slot.split("(")[0])
+            )
 
 
 def __getattr__(name):

@@ -1,7 +1,8 @@
 """Draw the extension's icon and the Sample Data thumbnails.  Needs Pillow; thumbnails need nibabel and the volumes.
 
-    python Testing/Utilities/draw_icons.py
+python Testing/Utilities/draw_icons.py
 """
+
 from __future__ import annotations
 
 import math
@@ -20,7 +21,7 @@ def head(size, center, radius, degrees):
     for step in range(360):
         angle = math.radians(step)
         length = radius * (1 + 0.10 * math.cos(2 * angle) + 0.04 * math.cos(3 * angle))
-        length += radius * 0.16 * math.exp(-((step + 180) % 360 - 180) ** 2 / 60)  # the nose
+        length += radius * 0.16 * math.exp(-(((step + 180) % 360 - 180) ** 2) / 60)  # the nose
         turned = angle + math.radians(degrees) - math.pi / 2
         points.append((center[0] + length * math.cos(turned), center[1] + length * math.sin(turned)))
     return points
@@ -46,8 +47,12 @@ def icon(size=256):
         center = (end[0] - 0.20 * pixels * left, end[1] - 0.20 * pixels * left)
         layer = Image.new("RGBA", canvas.size, (0, 0, 0, 0))
         outline = head(pixels, center, 0.285 * pixels, -75 * left)
-        stroke(ImageDraw.Draw(layer), outline, (*ORANGE, int(80 + 175 * (1 - left) ** 1.5)),
-               pixels * (0.022 + 0.014 * (1 - left)))
+        stroke(
+            ImageDraw.Draw(layer),
+            outline,
+            (*ORANGE, int(80 + 175 * (1 - left) ** 1.5)),
+            pixels * (0.022 + 0.014 * (1 - left)),
+        )
         canvas = Image.alpha_composite(canvas, layer.filter(ImageFilter.GaussianBlur(pixels * 0.012 * left)))
     layer = Image.new("RGBA", canvas.size, (0, 0, 0, 0))
     outline = head(pixels, end, 0.335 * pixels, 0)
@@ -59,6 +64,7 @@ def coronal(path, width):
     """Middle coronal slice of a volume, as a gray picture of the given width."""
     import nibabel
     import numpy as np
+
     image = nibabel.as_closest_canonical(nibabel.load(path))
     data = np.asarray(image.dataobj, dtype=np.float32)
     middle = data[:, data.shape[1] // 2, :]
@@ -82,8 +88,13 @@ def thumbnail(volumes, path, size=(260, 280)):
             center = (size[0] * (0.26 + 0.48 * index), size[1] * 0.45)
             outline = head(size[0], center, size[0] * 0.17, -40 if index == 0 else 0)
             draw.line([*outline, outline[0]], fill=color, width=5, joint="curve")
-        draw.text((size[0] * (1 + 2 * index) / 4, size[1] - 14), label, fill=color, anchor="mm",
-                  font=ImageFont.load_default(16))
+        draw.text(
+            (size[0] * (1 + 2 * index) / 4, size[1] - 14),
+            label,
+            fill=color,
+            anchor="mm",
+            font=ImageFont.load_default(16),
+        )
     picture.save(path, optimize=True)
 
 

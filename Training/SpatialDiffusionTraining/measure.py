@@ -44,8 +44,8 @@ RIGHT, WRONG = 0.01, 0.03
 #: A network is worth installing where held-out pairs end nearer by this factor.
 GAIN = 0.9
 
-#: A pair of which the transform took more than this share of the tissue out of view has no answer and is drawn again, so
-#: often at most; voxels brighter than TISSUE count.
+#: A pair of which the transform took more than this share of the tissue out of view has no answer and is drawn again,
+#: so often at most; voxels brighter than TISSUE count.
 KEPT, ATTEMPTS, TISSUE = 0.5, 20, 0.05
 
 #: Diffusion steps of a network alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import locale
 import os
 import re
@@ -14,7 +15,7 @@ import numpy as np
 from ...errors import InputError
 from ...files import extension
 from .. import geometry
-from .stored import Stored, unreadable
+from .stored import Stored, first_line, unreadable
 
 #: ITK's reader and writer for each extension. Named, because ITK itself goes by extensions, some in lower case only.
 IMAGE_IO = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
@@ -128,5 +129,9 @@ def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
 
 def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str, ending: str) -> None:
     """Write an (I, J, K) array; sheared headers are kept (Slicer and ITK read them). ``ending`` chooses the format."""
-    with quiet_itk() as sitk:
-        sitk.WriteImage(image_of(data, voxel_to_ras), path, useCompression=True, imageIO=IMAGE_IO[ending])
+    image = image_of(data, voxel_to_ras)
+    try:
+        with quiet_itk() as sitk:
+            sitk.WriteImage(image, path, useCompression=True, imageIO=IMAGE_IO[ending])
+    except RuntimeError as error:  # ITK gives no numbers of errors, but says the system's reason
+        raise OSError(errno.EIO, f"it could not be written whole: {first_line(error)}") from error

@@ -25,6 +25,9 @@ EXTENSIONS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 #: Parts of a header that place a volume further apart than this share of its smallest voxel contradict each other.
 _TOLERANCE = 0.1
 
+#: Voxels along an axis that the header of NIfTI-1 can count.
+LONGEST_AXIS = 32767
+
 #: Degrees off the perpendicular below which ITK surely takes the sform that it is offered (its own limit is 1e-4 rad).
 _PERPENDICULAR = float(np.degrees(5e-5))
 
@@ -163,6 +166,11 @@ def _skew(matrix: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(1.0, np.abs(axes.T @ axes - np.eye(3)).max()))))
 
 
+def is_perpendicular(matrix: np.ndarray) -> bool:
+    """Whether the axes of a 4×4 voxel → RAS matrix are as perpendicular as ITK wants those of a NIfTI file."""
+    return _skew(matrix) <= _PERPENDICULAR
+
+
 def _as_itk_reads(header, path: str | None) -> np.ndarray | None:
     """Voxel → RAS as ITK's reader has it, None where it refuses the header (a sheared sform without a qform)."""
     if path is not None and not _is_nifti2(header):
@@ -234,14 +242,14 @@ def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
     """
     import nibabel
 
-    if max(data.shape) > 32767:
-        raise InputError("NIfTI holds at most 32767 voxels along an axis; write .nrrd instead.")
+    if max(data.shape) > LONGEST_AXIS:
+        raise InputError(f"NIfTI holds at most {LONGEST_AXIS} voxels along an axis; write .nrrd instead.")
     image = nibabel.Nifti1Image(data, voxel_to_ras, dtype=data.dtype)
     image.set_sform(voxel_to_ras, code="scanner")
-    if _skew(voxel_to_ras) > _PERPENDICULAR:
-        image.set_qform(None, code="unknown")
-    else:
+    if is_perpendicular(voxel_to_ras):
         image.set_qform(voxel_to_ras, code="scanner", strip_shears=True)
+    else:
+        image.set_qform(None, code="unknown")
     image.header.set_xyzt_units("mm")
     return image
 

@@ -1,4 +1,5 @@
 """The window in the application itself, with scripted steps in place of the core: no PyTorch, no model, no network."""
+
 import sys
 import time
 import types
@@ -31,12 +32,31 @@ class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
             matrix[:3, 3] = self.matrix[:3, 3] * index / 6
             yield types.SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
         return types.SimpleNamespace(
-            matrix=self.matrix, transform="affine", model="scripted", modality=("any", "any"), seconds=0.1, report=dict,
+            matrix=self.matrix,
+            transform="affine",
+            model="scripted",
+            modality=("any", "any"),
+            seconds=0.1,
+            report=dict,
             kinds=lambda: "any kind",
-            quality=types.SimpleNamespace(similarity_before=0.2, similarity_after=0.9, overlap=1.0, spread_mm=0.5,
-                                          confidence="good", warnings=[], same_sides=True, summary=lambda: ""),
-            decomposition=types.SimpleNamespace(rotation_deg=0.0, translation_mm=(1, 2, 3),
-                                                scales_percent=(100, 100, 100), shears=(0, 0, 0), mirrored=False))
+            quality=types.SimpleNamespace(
+                similarity_before=0.2,
+                similarity_after=0.9,
+                overlap=1.0,
+                spread_mm=0.5,
+                confidence="good",
+                warnings=[],
+                same_sides=True,
+                summary=lambda: "",
+            ),
+            decomposition=types.SimpleNamespace(
+                rotation_deg=0.0,
+                translation_mm=(1, 2, 3),
+                scales_percent=(100, 100, 100),
+                shears=(0, 0, 0),
+                mirrored=False,
+            ),
+        )
 
     def run_(self, until):
         engine = sys.modules["SpatialDiffusionRegistrationLib.engine"]  # after Reload, this is the one of the window
@@ -75,6 +95,7 @@ class SpatialDiffusionRegistrationWindowTest(unittest.TestCase):
     def test_anotherVolumeDoesNotOverwriteTheResult(self):
         self.run_(lambda: not self.widget.registerTab.running)
         self.widget._parameterNode.movingVolume = slicer.util.addVolumeFromArray(
-            np.random.default_rng(1).random((20, 20, 20)).astype(np.float32), name="another")
+            np.random.default_rng(1).random((20, 20, 20)).astype(np.float32), name="another"
+        )
         self.assertIsNone(self.widget._parameterNode.outputTransform)
         self.assertIsNone(self.widget.ui.outputTransformSelector.currentNode())

@@ -1,4 +1,5 @@
 """Own substitute for ``slicer.ScriptedLoadableModule``: the part of its behavior that the module relies on."""
+
 from __future__ import annotations
 
 import importlib
@@ -8,8 +9,12 @@ import unittest
 import qt
 import slicer
 
-__all__ = ["ScriptedLoadableModule", "ScriptedLoadableModuleLogic", "ScriptedLoadableModuleTest",
-           "ScriptedLoadableModuleWidget"]
+__all__ = [
+    "ScriptedLoadableModule",
+    "ScriptedLoadableModuleLogic",
+    "ScriptedLoadableModuleTest",
+    "ScriptedLoadableModuleWidget",
+]
 
 
 class ScriptedLoadableModule:

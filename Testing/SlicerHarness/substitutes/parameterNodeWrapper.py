@@ -3,6 +3,7 @@
 Types: bool, int, float, str, Enum, a MRML node class, a Union of node classes and None.  Annotations: WithinRange,
 Choice.  Values are checked on writing.  Widgets are found by their ``SlicerParameterName`` property.
 """
+
 from __future__ import annotations
 
 import enum
@@ -83,8 +84,14 @@ def parameterNodeWrapper(cls):
     for name, annotated in typing.get_type_hints(cls, include_extras=True).items():
         parameter = parameters[name] = _Parameter(name, annotated, None)
         parameter.default = getattr(cls, name) if hasattr(cls, name) else parameter.firstValue()
-        setattr(cls, name, property(lambda self, p=parameter: p.read(self.parameterNode),
-                                    lambda self, value, p=parameter: p.write(self.parameterNode, value)))
+        setattr(
+            cls,
+            name,
+            property(
+                lambda self, p=parameter: p.read(self.parameterNode),
+                lambda self, value, p=parameter: p.write(self.parameterNode, value),
+            ),
+        )
 
     def initialize(self, parameterNode):
         self.parameterNode = parameterNode
@@ -94,9 +101,14 @@ def parameterNodeWrapper(cls):
                 parameter.write(parameterNode, parameter.default)
 
     def connectGui(self, gui):
-        binding = _Binding(self.parameterNode, [
-            (parameters[name], widget) for widget in vars(gui).values()
-            if (name := widget.property("SlicerParameterName"))])
+        binding = _Binding(
+            self.parameterNode,
+            [
+                (parameters[name], widget)
+                for widget in vars(gui).values()
+                if (name := widget.property("SlicerParameterName"))
+            ],
+        )
         self._nextTag += 1
         self._bindings[self._nextTag] = binding
         return self._nextTag
@@ -155,17 +167,22 @@ def _access(parameter, widget):
     if parameter.type is bool:
         return (lambda: widget.checked), (lambda value: setattr(widget, "checked", value)), widget.toggled
     if parameter.type is str:
+
         def writeText(value):
             if value != widget.text:
                 widget.text = value
+
         return (lambda: widget.text), writeText, widget.textChanged
     if isinstance(parameter.type, type) and issubclass(parameter.type, enum.Enum):
         choices = list(parameter.type)
         widget.clear()
         for choice in choices:
             widget.addItem(choice.label() if hasattr(choice, "label") else choice.name)
-        return ((lambda: choices[widget.currentIndex]),
-                (lambda value: setattr(widget, "currentIndex", choices.index(value))), widget.currentIndexChanged)
+        return (
+            (lambda: choices[widget.currentIndex]),
+            (lambda value: setattr(widget, "currentIndex", choices.index(value))),
+            widget.currentIndexChanged,
+        )
     if isinstance(widget, qt.QSpinBox) and parameter.type is int:
         widget.setRange(ranges[0].minimum, ranges[0].maximum)
         return (lambda: widget.value), (lambda value: setattr(widget, "value", value)), widget.valueChanged
