@@ -188,7 +188,9 @@ def volume_is_used(path: Path) -> None:
         assert np.isfinite(prepared.tissue_center).all() and np.isfinite(prepared.window).all()
         values = sampling.sample(prepared, sampling.canonical_grid(prepared, 8, volume.spacing.max()))
         low, high = float(values.min()), float(values.max())
-        assert np.isfinite(values.numpy()).all() and -1e-5 <= low <= high <= 1 + 1e-5, f"{low} to {high}, {prepared.window}"
+        assert np.isfinite(values.numpy()).all() and -1e-5 <= low <= high <= 1 + 1e-5, (
+            f"{low} to {high}, {prepared.window}"
+        )
         for how in ("linear", "cubic", "nearest"):
             moved = resample(volume, volume, interpolation=how)
         save(moved, target)
