@@ -110,8 +110,8 @@ def records_of(count=400, seed=3):
     names = sorted({s.name for s in subjects.read() if s.calibrates and s.collection == "mouse-brain"})
     records = []
     for number in range(count):
-        alike, strain = generator.uniform(0.2, 0.95), generator.uniform(0, 0.2)
-        right = generator.random() < 1 / (1 + np.exp(-8 * (alike - 0.5) + 20 * (strain - 0.1)))
+        alike, strain = generator.uniform(0.2, 0.95), generator.uniform(0.2, 0.4)
+        right = generator.random() < 1 / (1 + np.exp(-8 * (alike - 0.5) + 20 * (strain - 0.3)))
         figures = dict.fromkeys(("least_similarity", "correlation", "information", "overlap"), 0.5)
         evidence = {"similarity": alike, "strain": strain, **figures, "refined": 1.0}
         evidence["spread"] = None if number % 3 else 0.01
