@@ -35,9 +35,13 @@ _PERPENDICULAR = float(np.degrees(5e-5))
 _SILENT = logging.Logger("headers", logging.CRITICAL + 1)
 
 #: The entries of a header that say where a volume lies.
-_GEOMETRY = (
-    ("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z")
-    + ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
+_GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z") + (
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
 )
 
 #: Bytes that gzip packs into one at most.

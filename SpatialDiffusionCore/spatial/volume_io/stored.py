@@ -13,7 +13,7 @@ from ...errors import InputError
 _CUT_OFF = re.compile(
     r"end-of-stream|unexpected end|EOF|could the file be damaged|greater than file size|not read completely"
     r"|premature|truncat|expected \d+ bytes|incomplete"
-    r"|Reason: (Success|No error|Undefined error)"  # ITK's MetaImage, where the system saw nothing but the end,
+    r"|Reason: (Success|No error|Undefined error)",  # ITK's MetaImage, where the system saw nothing but the end
     re.IGNORECASE,
 )
 
