@@ -1,8 +1,9 @@
-"""Damages files at random and reads, resamples, prepares and moves what they hold: python Testing/mutate_files.py [MINUTES]
+"""Damages files at random and reads, resamples, prepares and moves what they hold: python Testing/mutate_files.py
+[MINUTES]
 
-Whatever a file says, reading it must give a volume, a matrix or points, or an InputError of one sentence; within a time, without
-a warning of numpy, and without a half-written file. Prints what does not, smallest first found, and exits with 1 then.
-Findings become tests. A quick run of every kind is part of the suite (test_mutations.py).
+Whatever a file says, reading it must give a volume, a matrix or points, or an InputError of one sentence; within a
+time, without a warning of numpy, and without a half-written file. Prints what does not, smallest first found, and exits
+with 1 then. Findings become tests. A quick run of every kind is part of the suite (test_mutations.py).
 """
 
 from __future__ import annotations
@@ -38,7 +39,22 @@ LONGEST = 20
 VOLUMES = (".nii", ".nii.gz", "-2.nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".dcm")
 
 #: Numbers that headers and voxels are known to hold.
-WILD = (0, 1, -1, 255, 2**15 - 1, -(2**15), 2**31 - 1, -(2**31), float("nan"), float("inf"), -float("inf"), 1e30, -1e30, 1e-30)
+WILD = (
+    0,
+    1,
+    -1,
+    255,
+    2**15 - 1,
+    -(2**15),
+    2**31 - 1,
+    -(2**31),
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    1e30,
+    -1e30,
+    1e-30,
+)
 
 _MATRIX = geometry.from_parts(geometry.rotation_about([1, 2, 3], 0.4) * [1.0, 2.0, 3.0], (10, 20, 30))
 
@@ -46,7 +62,12 @@ _MATRIX = geometry.from_parts(geometry.rotation_about([1, 2, 3], 0.4) * [1.0, 2.
 def volume_file(folder: Path, ending: str, data: np.ndarray) -> Path:
     """A sound file of a kind; of those in two parts its header."""
     path = folder / f"a{ending}"
-    kinds = {"-2.nii": nibabel.Nifti2Image, ".hdr": nibabel.Nifti1Pair, ".mgh": nibabel.MGHImage, ".mgz": nibabel.MGHImage}
+    kinds = {
+        "-2.nii": nibabel.Nifti2Image,
+        ".hdr": nibabel.Nifti1Pair,
+        ".mgh": nibabel.MGHImage,
+        ".mgz": nibabel.MGHImage,
+    }
     if ending == ".dcm":
         from dicom_fixtures import write_series
 
@@ -116,7 +137,9 @@ def damages(draw):
             digits = [index for index in range(min(len(content), 4000)) if chr(content[index]).isdigit()]
             if digits:
                 start = digits[int(place * (len(digits) - 1))]
-                content[start : start + 1] = random.choice([b"nan", b"inf", b"-1", b"0", b"1e30", b"", b"1,5", b"99999999"])
+                content[start : start + 1] = random.choice(
+                    [b"nan", b"inf", b"-1", b"0", b"1e30", b"", b"1,5", b"99999999"]
+                )
         return bytes(content)
 
     return damaged

@@ -1,4 +1,5 @@
 """The shell command: outputs, bad input (one sentence, nothing written), apply, convert, models."""
+
 import json
 import os
 
@@ -59,8 +60,16 @@ def files(folder):
 
 
 BAD = {
-    "missing file": (["register", "nothing.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["nothing.nii.gz", "does not exist"]),
-    "damaged file": (["register", "noise.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["noise.nii.gz", "cannot be read"]),
+    "missing file": (
+        ["register", "nothing.nii.gz", "fixed.nii.gz", "-o", "x.tfm"],
+        1,
+        ["nothing.nii.gz", "does not exist"],
+    ),
+    "damaged file": (
+        ["register", "noise.nii.gz", "fixed.nii.gz", "-o", "x.tfm"],
+        1,
+        ["noise.nii.gz", "cannot be read"],
+    ),
     "not NIfTI": (["register", "text.nii", "fixed.nii.gz", "-o", "x.tfm"], 1, ["text.nii", "cannot be read"]),
     "unknown kind": (["register", "volume.xyz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["volume.xyz", ".nii.gz"]),
     "4D": (["register", "four.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["4D", "0 to 2", "four.nii.gz@0"]),
@@ -71,23 +80,55 @@ BAD = {
     "infinite": (["register", "inf.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["nothing but NaN or infinite"]),
     "degenerate": (["register", "flat.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["flat.nii.gz", "degenerate"]),
     "too small": (["register", "small.nii.gz", "fixed.nii.gz", "-o", "x.tfm"], 1, ["24×24×3", "at least 4"]),
-    "modality": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--modality", "xray"], 1, ["xray", "t1-brain", "octa"]),
-    "model": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--model", "no-such"], 1, ["no-such", "installed"]),
+    "modality": (
+        ["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--modality", "xray"],
+        1,
+        ["xray", "t1-brain", "octa"],
+    ),
+    "model": (
+        ["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--model", "no-such"],
+        1,
+        ["no-such", "installed"],
+    ),
     "no CUDA": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--device", "cuda"], 1, ["CUDA", "cpu"]),
     "device": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--device", "tpu"], 1, ["tpu", "cuda"]),
     "folder": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "no/x.tfm"], 1, ["no", "does not exist"]),
     "extension": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.xfm"], 1, ["x.xfm", ".tfm"]),
     "overwrite": (["register", "moving.nii.gz", "fixed.nii.gz", "--moved", "fixed.nii.gz"], 1, ["overwrite", "input"]),
-    "same output": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--inverse", "./x.tfm"], 1, ["overwrite", "another output"]),
+    "same output": (
+        ["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--inverse", "./x.tfm"],
+        1,
+        ["overwrite", "another output"],
+    ),
     "no output": (["register", "moving.nii.gz", "fixed.nii.gz"], 2, ["-o FILE"]),
     "steps": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--steps", "66"], 1, ["to 65", "66"]),
-    "steps of reference": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--sampler", "reference", "--steps", "5"], 1, ["every timestep"]),
+    "steps of reference": (
+        ["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--sampler", "reference", "--steps", "5"],
+        1,
+        ["every timestep"],
+    ),
     "bad init": (["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--init", "text.nii"], 1, ["text.nii"]),
-    "apply overwrites": (["apply", "identity.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moving.nii.gz"], 1, ["overwrite"]),
-    "apply missing": (["apply", "none.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "y.nii.gz"], 1, ["none.tfm"]),
+    "apply overwrites": (
+        ["apply", "identity.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moving.nii.gz"],
+        1,
+        ["overwrite"],
+    ),
+    "apply missing": (
+        ["apply", "none.tfm", "moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "y.nii.gz"],
+        1,
+        ["none.tfm"],
+    ),
     "flirt without volumes": (["convert", "identity.tfm", "y.mat", "--to", "flirt"], 1, ["moving and the fixed image"]),
-    "import missing": (["models", "import", "none.pth", "--volume-size", "64", "64", "64", "-o", "m.safetensors"], 1, ["none.pth"]),
-    "import text": (["models", "import", "text.nii", "--volume-size", "64", "64", "64", "-o", "m.safetensors"], 1, ["plain dictionary"]),
+    "import missing": (
+        ["models", "import", "none.pth", "--volume-size", "64", "64", "64", "-o", "m.safetensors"],
+        1,
+        ["none.pth"],
+    ),
+    "import text": (
+        ["models", "import", "text.nii", "--volume-size", "64", "64", "64", "-o", "m.safetensors"],
+        1,
+        ["plain dictionary"],
+    ),
 }
 
 
@@ -109,8 +150,16 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(folder, capsys, case):
     assert files(folder) == before
 
 
-@pytest.mark.parametrize("arguments", [["register"], ["register", "a"], ["nonsense"], ["register", "a", "b", "--steps", "x"],
-                                       ["register", "a", "b", "--transform", "bspline"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["register"],
+        ["register", "a"],
+        ["nonsense"],
+        ["register", "a", "b", "--steps", "x"],
+        ["register", "a", "b", "--transform", "bspline"],
+    ],
+)
 def test_a_wrong_command_line_exits_with_2_in_one_line(capsys, arguments):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
@@ -123,17 +172,55 @@ def test_a_model_without_the_modality_is_refused(folder, capsys):
     name = next(iter(json.loads(capsys.readouterr().out)))
     _, card = catalog()[name]
     about_others = "grids", "schedules", "focus", "agreement"
-    narrow = {**{k: v for k, v in card.items() if k not in about_others}, "name": "narrow", "modalities": {"t1-brain": 0}}
+    narrow = {
+        **{k: v for k, v in card.items() if k not in about_others},
+        "name": "narrow",
+        "modalities": {"t1-brain": 0},
+    }
     save_model("narrow.safetensors", load_model(name, *[next(iter(card["modalities"]))] * 2).network, narrow)
-    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--modality", "oct", "--model",
-                 "narrow.safetensors"]) == 1
+    assert (
+        main(
+            [
+                "register",
+                "moving.nii.gz",
+                "fixed.nii.gz",
+                "-o",
+                "x.tfm",
+                "--modality",
+                "oct",
+                "--model",
+                "narrow.safetensors",
+            ]
+        )
+        == 1
+    )
     error = capsys.readouterr().err
     assert "not trained for oct" in error and "t1-brain" in error and not os.path.exists("x.tfm")
 
 
 def test_every_output_is_written_and_agrees(folder, capsys):
-    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "a.tfm", "--inverse", "b.lta", "--moved", "m.nii",
-                 "--report", "r.json", "--picture", "p.png", "--threads", "1"]) == 0
+    assert (
+        main(
+            [
+                "register",
+                "moving.nii.gz",
+                "fixed.nii.gz",
+                "-o",
+                "a.tfm",
+                "--inverse",
+                "b.lta",
+                "--moved",
+                "m.nii",
+                "--report",
+                "r.json",
+                "--picture",
+                "p.png",
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     moving, fixed = volume_file.load("moving.nii.gz"), volume_file.load("fixed.nii.gz")
     matrix, report = read_transform("a.tfm"), json.loads((folder / "r.json").read_text())
     np.testing.assert_allclose(report["matrix_moving_to_fixed_ras"], matrix, atol=1e-9)
@@ -146,10 +233,32 @@ def test_every_output_is_written_and_agrees(folder, capsys):
 
 
 def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(folder, capsys):
-    assert main(["register", "moving.nii.gz", "nan.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out",
-                 "--report", "out", "--quiet", "--threads", "1"]) == 1
-    assert shown("out") == ["four_1_report.json", "four_1_to_fixed.tfm", "moving_report.json",
-                                         "moving_to_fixed.tfm", "registrations.csv"]
+    assert (
+        main(
+            [
+                "register",
+                "moving.nii.gz",
+                "nan.nii.gz",
+                "four.nii.gz@1",
+                "fixed.nii.gz",
+                "-o",
+                "out",
+                "--report",
+                "out",
+                "--quiet",
+                "--threads",
+                "1",
+            ]
+        )
+        == 1
+    )
+    assert shown("out") == [
+        "four_1_report.json",
+        "four_1_to_fixed.tfm",
+        "moving_report.json",
+        "moving_to_fixed.tfm",
+        "registrations.csv",
+    ]
     error = capsys.readouterr().err
     assert "nan.nii.gz holds nothing but NaN" in error and "Traceback" not in error
     # volume 1 of the 4D file is the same as the 3D one, so is its transform
@@ -158,15 +267,59 @@ def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(fo
 
 @pytest.mark.parametrize("bad", ["nan.nii.gz", "gone.nii.gz", "text.nii", "flat.nii.gz", "constant.nii.gz"])
 def test_a_first_volume_that_is_no_good_does_not_stop_the_others(folder, capsys, bad):
-    assert main(["register", bad, "moving.nii.gz", "fixed.nii.gz", "-o", "out/", "--quiet", "--threads", "1", "--init",
-                 "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish"]) == 1
+    assert (
+        main(
+            [
+                "register",
+                bad,
+                "moving.nii.gz",
+                "fixed.nii.gz",
+                "-o",
+                "out/",
+                "--quiet",
+                "--threads",
+                "1",
+                "--init",
+                "identity.tfm",
+                "--steps",
+                "0",
+                "--modality",
+                "any",
+                "--no-polish",
+            ]
+        )
+        == 1
+    )
     assert shown("out") == ["moving_to_fixed.tfm", "registrations.csv"]
     assert bad in capsys.readouterr().err
 
 
 def test_holes_of_nan_are_registered_and_spoken_of(folder, capsys):
-    assert main(["register", "holes.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--report", "r.json", "--moved", "m.nii",
-                 "--threads", "1", "--init", "identity.tfm", "--steps", "0", "--modality", "any", "--no-polish"]) == 0
+    assert (
+        main(
+            [
+                "register",
+                "holes.nii.gz",
+                "fixed.nii.gz",
+                "-o",
+                "x.tfm",
+                "--report",
+                "r.json",
+                "--moved",
+                "m.nii",
+                "--threads",
+                "1",
+                "--init",
+                "identity.tfm",
+                "--steps",
+                "0",
+                "--modality",
+                "any",
+                "--no-polish",
+            ]
+        )
+        == 0
+    )
     told = "less than 0.1 % of holes.nii.gz hold NaN or infinite values; they are taken for background."
     assert told in capsys.readouterr().err
     assert told in json.loads((folder / "r.json").read_text())["quality"]["warnings"]
@@ -196,9 +349,33 @@ def test_one_output_that_fails_at_the_end_leaves_the_others(folder, capsys, monk
 
     monkeypatch.setattr(module, "save", broken)
     monkeypatch.setattr("tempfile.tempdir", str(folder))
-    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--moved", "m.nii", "--report", "r.json",
-                 "--picture", "p.png", "--threads", "1", "--init", "identity.tfm", "--steps", "0", "--modality", "any",
-                 "--no-polish"]) == 1
+    assert (
+        main(
+            [
+                "register",
+                "moving.nii.gz",
+                "fixed.nii.gz",
+                "-o",
+                "x.tfm",
+                "--moved",
+                "m.nii",
+                "--report",
+                "r.json",
+                "--picture",
+                "p.png",
+                "--threads",
+                "1",
+                "--init",
+                "identity.tfm",
+                "--steps",
+                "0",
+                "--modality",
+                "any",
+                "--no-polish",
+            ]
+        )
+        == 1
+    )
     assert all(os.path.getsize(name) for name in ("x.tfm", "r.json", "p.png")) and not os.path.exists("m.nii")
     error = capsys.readouterr().err
     assert "median" not in error and "IndexError" not in error and "failed at writing m.nii" in error
@@ -214,10 +391,14 @@ def test_what_does_not_fit_a_file_is_said_before_the_work(folder, capsys):
     error = capsys.readouterr().err
     assert "refers to DICOM series, and the moving volume is none" in error and error.count("\n") == 1
     for name, warned in (("m.nii.gz", True), ("m.nrrd", False), ("m.MHA", False)):
-        assert main(["apply", "identity.tfm", "moving.nii.gz", "--reference", "sheared.nii.gz", "-o", name, "--quiet"]) == 0
+        assert (
+            main(["apply", "identity.tfm", "moving.nii.gz", "--reference", "sheared.nii.gz", "-o", name, "--quiet"])
+            == 0
+        )
         assert ("will not open m.nii.gz" in capsys.readouterr().err) == warned
-        np.testing.assert_allclose(volume_file.load(name).voxel_to_ras, volume_file.load("sheared.nii.gz").voxel_to_ras,
-                                   atol=1e-5)
+        np.testing.assert_allclose(
+            volume_file.load(name).voxel_to_ras, volume_file.load("sheared.nii.gz").voxel_to_ras, atol=1e-5
+        )
 
 
 def test_the_background_of_a_moved_volume_can_be_said(folder):
@@ -240,15 +421,44 @@ def test_apply_moves_label_maps_without_touching_their_values(folder):
     labels[5:12, 6:14, 8:18], labels[12:15, 6:14, 8:18] = 40000, 3
     nibabel.save(nibabel.Nifti1Image(labels, HEADER), "labels.nii.gz")
     write_transform(geometry.from_parts(np.eye(3), [4, -2, 6]), "shift.tfm")  # 2, -1 and 3 voxels
-    assert main(["apply", "shift.tfm", "labels.nii.gz", "--reference", "fixed.nii.gz", "-o", "moved.nii.gz",
-                 "--interpolation", "nearest"]) == 0
+    assert (
+        main(
+            [
+                "apply",
+                "shift.tfm",
+                "labels.nii.gz",
+                "--reference",
+                "fixed.nii.gz",
+                "-o",
+                "moved.nii.gz",
+                "--interpolation",
+                "nearest",
+            ]
+        )
+        == 0
+    )
     moved = nibabel.load("moved.nii.gz")
     assert moved.get_data_dtype() == np.uint16
     expected = np.zeros_like(labels)
     expected[2:, :-1, 3:] = labels[:-2, 1:, :-3]
     np.testing.assert_array_equal(np.asarray(moved.dataobj), expected)
-    assert main(["apply", "shift.tfm", "moved.nii.gz", "--reference", "fixed.nii.gz", "-o", "back.nii.gz",
-                 "--interpolation", "nearest", "--invert"]) == 0
+    assert (
+        main(
+            [
+                "apply",
+                "shift.tfm",
+                "moved.nii.gz",
+                "--reference",
+                "fixed.nii.gz",
+                "-o",
+                "back.nii.gz",
+                "--interpolation",
+                "nearest",
+                "--invert",
+            ]
+        )
+        == 0
+    )
     np.testing.assert_array_equal(np.asarray(nibabel.load("back.nii.gz").dataobj), labels)
 
 
@@ -272,7 +482,9 @@ def test_models_are_listed_and_described(capsys):
     assert main(["models", "info", "t1-brain", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
     assert info["parameters"] > 1e5 and info["flops"] > 1e8 and info["layers"] > 10
-    assert {"architecture", "grid", "schedule", "modalities", "training", "license", "accuracy", "created"} <= set(info["card"])
+    assert {"architecture", "grid", "schedule", "modalities", "training", "license", "accuracy", "created"} <= set(
+        info["card"]
+    )
 
 
 def test_an_imported_checkpoint_registers_like_any_other_model(folder, conditional, capsys):
@@ -282,11 +494,46 @@ def test_an_imported_checkpoint_registers_like_any_other_model(folder, condition
     wrong = ["models", "import", checkpoint, "--volume-size", "72", "160", "66", "-o", "m.safetensors"]
     assert main([*wrong, "--modality", "oct", "octa", "t1-brain", "t2-head-neck"]) == 1
     assert "output_head.2.weight" in capsys.readouterr().err and not os.path.exists("m.safetensors")
-    assert main(["models", "import", checkpoint, "--volume-size", *size, "-o", "m.safetensors", "--modality", "oct"]) == 1
+    assert (
+        main(["models", "import", checkpoint, "--volume-size", *size, "-o", "m.safetensors", "--modality", "oct"]) == 1
+    )
     assert "4 modalities" in capsys.readouterr().err
-    assert main(["models", "import", checkpoint, "--volume-size", *size, "-o", "m.safetensors", "--modality", "oct",
-                 "octa", "t1-brain", "t2-head-neck"]) == 0
-    assert main(["register", "moving.nii.gz", "fixed.nii.gz", "-o", "x.tfm", "--model", "m.safetensors", "--modality",
-                 "t1-brain", "--report", "r.json"]) == 0
+    assert (
+        main(
+            [
+                "models",
+                "import",
+                checkpoint,
+                "--volume-size",
+                *size,
+                "-o",
+                "m.safetensors",
+                "--modality",
+                "oct",
+                "octa",
+                "t1-brain",
+                "t2-head-neck",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "register",
+                "moving.nii.gz",
+                "fixed.nii.gz",
+                "-o",
+                "x.tfm",
+                "--model",
+                "m.safetensors",
+                "--modality",
+                "t1-brain",
+                "--report",
+                "r.json",
+            ]
+        )
+        == 0
+    )
     report = json.loads((folder / "r.json").read_text())
     assert [step["stage"] for step in report["steps"]].count("Diffusion") == 65 and report["polished"] is False

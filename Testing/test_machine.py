@@ -29,8 +29,9 @@ def program(code: str, timeout=300, **environment):
     return done.stdout
 
 
-@pytest.mark.parametrize("encoding, expected", [("cp1252", b"a -> b 60 deg"), ("ascii", b"a -> b 60 deg"),
-                                                ("utf-8", "a → b 60°".encode())])
+@pytest.mark.parametrize(
+    "encoding, expected", [("cp1252", b"a -> b 60 deg"), ("ascii", b"a -> b 60 deg"), ("utf-8", "a → b 60°".encode())]
+)
 def test_every_letter_can_be_printed(encoding, expected):
     code = "from SpatialDiffusionCore.machine import print_anything; print_anything(); print('a → b 60°', end='')"
     assert program(code, PYTHONIOENCODING=encoding) == expected
@@ -62,7 +63,9 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
     assert program(code) == b"[1, 1, 1, 1] 2\n"
 
 
-@pytest.mark.parametrize("busy, processors, expected", [(0.0, 8, 8), (5.2, 8, 3), (30.0, 8, 1), (1.4, 2, 1), (0.3, 2, 2)])
+@pytest.mark.parametrize(
+    "busy, processors, expected", [(0.0, 8, 8), (5.2, 8, 3), (30.0, 8, 1), (1.4, 2, 1), (0.3, 2, 2)]
+)
 def test_processors_that_others_use_are_left_to_them(monkeypatch, busy, processors, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)

@@ -1,4 +1,5 @@
 """How the window behaves: it lives while it computes, lets go of what is gone, keeps up with large scenes."""
+
 from __future__ import annotations
 
 import gc
@@ -60,6 +61,7 @@ def slowly(monkeypatch, window, during):
 
 # The window lives inside a step
 
+
 def test_cancel_is_heard_inside_a_step(window, monkeypatch):
     before = savedScene()
     heard = []
@@ -87,8 +89,12 @@ def test_the_scene_may_change_inside_a_step(window, loaded, monkeypatch, what, t
     done = []
 
     def change():
-        {"close": slicer.mrmlScene.Clear, "import": slicer.mrmlScene.Import,
-         "delete": lambda: slicer.mrmlScene.RemoveNode(window.F), "reload": window.cleanup}[what]()
+        {
+            "close": slicer.mrmlScene.Clear,
+            "import": slicer.mrmlScene.Import,
+            "delete": lambda: slicer.mrmlScene.RemoveNode(window.F),
+            "reload": window.cleanup,
+        }[what]()
         done.append(True)
 
     slowly(monkeypatch, window, change)
@@ -120,8 +126,9 @@ def test_a_second_run_waits_until_the_first_has_left_its_step(window, monkeypatc
     waitFor(window, lambda: pressed)
     waitFor(window)
     assert pressed == [True]
-    np.testing.assert_allclose(slicer.util.arrayFromTransformMatrix(window.A.GetParentTransformNode())[:3, 3],
-                               (10, 20, 30))
+    np.testing.assert_allclose(
+        slicer.util.arrayFromTransformMatrix(window.A.GetParentTransformNode())[:3, 3], (10, 20, 30)
+    )
 
 
 def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypatch):  # noqa: F811
@@ -129,12 +136,12 @@ def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypat
     moving, fixed = smallVolume("A", 1, (40, 44, 48)), smallVolume("F", 2, (40, 44, 48))
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = moving, fixed
     from SpatialDiffusionRegistrationLib import runner
+
     monkeypatch.setattr(runner, "BEAT_SECONDS", 0.0)
     ticks = []
     timer = qt.QTimer()
     timer.setInterval(1)
-    timer.connect("timeout()", lambda: runner.Runner._stepping is not None and ticks.append(
-        panel.ui.progressBar.value))
+    timer.connect("timeout()", lambda: runner.Runner._stepping is not None and ticks.append(panel.ui.progressBar.value))
     timer.start()
     panel.ui.registerButton.click()
     waitFor(panel, lambda: panel.ui.progressBar.maximum > 0)
@@ -146,12 +153,14 @@ def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypat
 def test_reading_and_resampling_are_done_under_a_wait_cursor(window, monkeypatch):
     from SpatialDiffusionRegistrationLib import resampling
     from SpatialDiffusionRegistrationLib import scene as sceneLib
+
     depth = []
 
     def noting(call):
         def note(*arguments, **options):
             depth.append(qt.QApplication.overrideCursor() is not None)
             return call(*arguments, **options)
+
         return note
 
     for module, name in ((resampling, "onGridOf"), (sceneLib, "coreVolume")):
@@ -164,6 +173,7 @@ def test_reading_and_resampling_are_done_under_a_wait_cursor(window, monkeypatch
 
 
 # Failures
+
 
 def test_an_exception_in_a_callback_ends_the_run_and_says_so(window, monkeypatch):
     before = savedScene()
@@ -220,11 +230,12 @@ def test_masks_leave_no_node_and_no_representation_behind(window):
     window.ui.registerButton.click()
     assert savedScene() == before
     assert not node.GetSegmentation().ContainsRepresentation("Binary labelmap")
-    volume = 4 / 3 * np.pi * 6 ** 3
+    volume = 4 / 3 * np.pi * 6**3
     assert window.calls[0].movingMask.data.sum() == pytest.approx(volume, rel=0.05)
 
 
 # Letting go
+
 
 def test_finished_runs_are_freed(window):
     window.ui.registerButton.click()
@@ -266,10 +277,13 @@ def test_deleted_volumes_are_freed(window, how):
 def test_memory_of_the_graphics_card_is_given_back(panel, monkeypatch):  # noqa: F811
     """After a run and after a failure; a stand-in for torch, as no test machine must have a card."""
     from SpatialDiffusionRegistrationLib import engine
+
     given = []
     torch = types.SimpleNamespace(
-        get_num_threads=lambda: 1, set_num_threads=lambda n: None,
-        cuda=types.SimpleNamespace(is_available=lambda: True, empty_cache=lambda: given.append(True)))
+        get_num_threads=lambda: 1,
+        set_num_threads=lambda n: None,
+        cuda=types.SimpleNamespace(is_available=lambda: True, empty_cache=lambda: given.append(True)),
+    )
     monkeypatch.setattr(engine, "importTorch", lambda: torch)
 
     def registration_steps(*_arguments, **options):
@@ -289,6 +303,7 @@ def test_memory_of_the_graphics_card_is_given_back(panel, monkeypatch):  # noqa:
 
 
 # Large scenes, names
+
 
 def test_a_thousand_nodes_are_one_update(window, monkeypatch):
     updates = []
@@ -336,6 +351,7 @@ def test_a_deleted_volume_is_named_until_another_pair_is_chosen(window):
 
 # Words
 
+
 def test_the_disabled_button_says_why_on_itself(panel):  # noqa: F811
     assert panel.ui.registerButton.text == "Select a moving and a fixed volume"
     assert panel.ui.reasonLabel.isHidden()  # the button says all of it
@@ -349,8 +365,11 @@ def test_the_disabled_button_says_why_on_itself(panel):  # noqa: F811
 
 
 def test_each_thing_has_a_name_of_its_own(panel):  # noqa: F811
-    texts = [widget.text for name, widget in vars(panel.ui).items()
-             if type(widget).__name__ == "QLabel" and str(widget.text).endswith(":")]
+    texts = [
+        widget.text
+        for name, widget in vars(panel.ui).items()
+        if type(widget).__name__ == "QLabel" and str(widget.text).endswith(":")
+    ]
     assert len(texts) > 15 and len(set(texts)) == len(texts)
 
 
@@ -362,6 +381,7 @@ def test_an_old_slicer_is_told(loaded):  # noqa: F811
 
 def test_installing_pytorch_shows_that_it_works_and_asks_for_a_restart(panel, loaded, monkeypatch):  # noqa: F811
     import importlib.metadata
+
     real, version, seen = importlib.metadata.version, [], []
 
     def versionOf(name):

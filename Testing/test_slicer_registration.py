@@ -357,8 +357,14 @@ def test_an_initial_transform_is_used(turnedInFull):
     p.livePreview = True
     press(turned)
     waitFor(turned, lambda: turned.ui.progressBar.maximum > 0 and turned.ui.progressBar.value >= 1)
-    waitFor(turned, lambda: not turned.registerTab.running or turned.registerTab.task._placement is not None
-            and np.allclose(turned.registerTab.task._placement.matrix, np.linalg.inv(turn()), atol=1e-6))
+    waitFor(
+        turned,
+        lambda: (
+            not turned.registerTab.running
+            or turned.registerTab.task._placement is not None
+            and np.allclose(turned.registerTab.task._placement.matrix, np.linalg.inv(turn()), atol=1e-6)
+        ),
+    )
     assert turned.registerTab.running
     assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1e-3  # the first step shows where it starts
     waitFor(turned)

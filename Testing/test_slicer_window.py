@@ -1,4 +1,5 @@
 """The window without registering: what it says and when, what it remembers, what happens when things go wrong."""
+
 from __future__ import annotations
 
 import sys
@@ -40,6 +41,7 @@ def tip(panel):  # noqa: F811
 
 
 # What is missing
+
 
 def test_the_button_says_what_is_missing(panel):  # noqa: F811
     p = panel._parameterNode
@@ -136,8 +138,9 @@ def test_a_model_without_the_modality(panel, volumes):  # noqa: F811
 
 
 def test_an_empty_mask(panel, volumes):  # noqa: F811
-    labels = slicer.util.addVolumeFromArray(np.zeros((20, 22, 24), np.uint8), name="nothing",
-                                            nodeClassName="vtkMRMLLabelMapVolumeNode")
+    labels = slicer.util.addVolumeFromArray(
+        np.zeros((20, 22, 24), np.uint8), name="nothing", nodeClassName="vtkMRMLLabelMapVolumeNode"
+    )
     panel._parameterNode.movingMask = labels
     panel.ui.registerButton.click()
     waitFor(panel)
@@ -145,6 +148,7 @@ def test_an_empty_mask(panel, volumes):  # noqa: F811
 
 
 # Failures
+
 
 def failing(monkeypatch, error):
     """Let the run fail after two steps: what no test machine can be made to do for real."""
@@ -181,6 +185,7 @@ def test_out_of_gpu_memory_offers_the_cpu(panel, volumes, monkeypatch):  # noqa:
 def test_cuda_where_there_is_none_offers_the_cpu(panel, volumes):  # noqa: F811
     import torch
     from SpatialDiffusionRegistrationLib.parameters import Device
+
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     panel._parameterNode.device = Device.CUDA
@@ -204,9 +209,11 @@ def test_any_other_failure_is_one_sentence_with_details(panel, volumes, monkeypa
 
 # PyTorch
 
+
 def withTorch(monkeypatch, version):
     """Let the installed metadata say that torch has that version, or none."""
     import importlib.metadata
+
     real = importlib.metadata.version
 
     def fake(name):
@@ -286,12 +293,16 @@ def test_the_button_asks_and_installs_through_the_extension(panel, loaded, monke
 def test_other_requirements_are_asked_for_through_slicer_packaging(monkeypatch, tmp_path):
     from SpatialDiffusionRegistrationLib import torchsetup
     from SpatialDiffusionRegistrationLib.problem import Problem
+
     requirements = tmp_path / "requirements.txt"
     requirements.write_text("numpy>=1.20\n# nothing\nno-such-package>=1.0\n")
     assert torchsetup.missingRequirements(requirements) == ["no-such-package>=1.0"]
     asked = []
-    monkeypatch.setitem(sys.modules, "slicer.packaging", types.SimpleNamespace(
-        pip_ensure=lambda names, requester: asked.append((names, requester))))
+    monkeypatch.setitem(
+        sys.modules,
+        "slicer.packaging",
+        types.SimpleNamespace(pip_ensure=lambda names, requester: asked.append((names, requester))),
+    )
     torchsetup.ensureRequirements(requirements)
     assert asked == [(["no-such-package>=1.0"], "Spatial Diffusion Registration")]
 
@@ -309,17 +320,23 @@ def test_other_requirements_are_asked_for_through_slicer_packaging(monkeypatch, 
 
 def test_the_modules_own_requirements_come_with_slicer(loaded):  # noqa: F811
     from SpatialDiffusionRegistrationLib import torchsetup
+
     assert torchsetup.missingRequirements(loaded.instance.resourcePath("requirements.txt")) == []
 
 
 # What the window remembers
 
+
 def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
     from SpatialDiffusionRegistrationLib.parameters import Device, Polish, Sampler, TransformType
+
     p, ui = panel._parameterNode, panel.ui
-    for combo, name, values in ((ui.transformCombo, "transformType", TransformType),
-                                (ui.samplerCombo, "sampler", Sampler), (ui.polishCombo, "polish", Polish),
-                                (ui.deviceCombo, "device", Device)):
+    for combo, name, values in (
+        (ui.transformCombo, "transformType", TransformType),
+        (ui.samplerCombo, "sampler", Sampler),
+        (ui.polishCombo, "polish", Polish),
+        (ui.deviceCombo, "device", Device),
+    ):
         for index, value in enumerate(values):
             combo.setCurrentIndex(index)
             assert getattr(p, name) == value
@@ -348,8 +365,13 @@ def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
 
 def test_values_are_checked(panel):  # noqa: F811
     p = panel._parameterNode
-    for name, value, error in (("steps", -1, ValueError), ("steps", "many", Exception), ("livePreview", 3, TypeError),
-                               ("transformType", "affine", TypeError), ("movingVolume", 3, Exception)):
+    for name, value, error in (
+        ("steps", -1, ValueError),
+        ("steps", "many", Exception),
+        ("livePreview", 3, TypeError),
+        ("transformType", "affine", TypeError),
+        ("movingVolume", 3, Exception),
+    ):
         with pytest.raises(error):
             setattr(p, name, value)
     assert p.steps == 0 and p.livePreview is True
@@ -357,26 +379,42 @@ def test_values_are_checked(panel):  # noqa: F811
 
 def test_settings_reach_the_core(panel, volumes):  # noqa: F811
     from SpatialDiffusionRegistrationLib import parameters
+
     p = panel._parameterNode
     assert parameters.settings(p) == parameters.engine.Settings()
     p.movingModality, p.fixedModality, p.polish = "t1-brain", "any", parameters.Polish.OFF
     p.steps, p.threads, p.seed, p.modelName, p.search = 5, 2, 3, "mine", False
-    p.sampler, p.device, p.transformType = (parameters.Sampler.REFERENCE, parameters.Device.CPU,
-                                            parameters.TransformType.RIGID)
+    p.sampler, p.device, p.transformType = (
+        parameters.Sampler.REFERENCE,
+        parameters.Device.CPU,
+        parameters.TransformType.RIGID,
+    )
     assert parameters.settings(p) == parameters.engine.Settings(
-        movingModality="t1-brain", fixedModality="any", transform="rigid", model="mine", sampler="reference", steps=5,
-        polish=False, device="cpu", threads=2, seed=3, search=False)
+        movingModality="t1-brain",
+        fixedModality="any",
+        transform="rigid",
+        model="mine",
+        sampler="reference",
+        steps=5,
+        polish=False,
+        device="cpu",
+        threads=2,
+        seed=3,
+        search=False,
+    )
 
 
 def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noqa: F811
     from SpatialDiffusionRegistrationLib import parameters
+
     p = panel._parameterNode
     points = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsFiducialNode", "points")
     model = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLModelNode", "model")
     assert model is not points
     idle()
     panel.ui.alsoMoveList.item([panel.ui.alsoMoveList.item(i).text() for i in range(2)].index("points")).setCheckState(
-        qt.Qt.Checked)
+        qt.Qt.Checked
+    )
     assert parameters.nodeList(p, parameters.ALSO_MOVE_ROLE) == [points]
     p.movingModality, p.transformType, p.device = "t1-brain", parameters.TransformType.RIGID, parameters.Device.CPU
     p.steps, p.seed, p.livePreview, p.modelName = 11, 5, False, "some model"
@@ -384,7 +422,8 @@ def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noq
     parameters.setBatchFiles(p, ["/data/a.nii.gz", "/data/b.nrrd"])
     for node in (*volumes, points, p.initialTransform):
         ending = {"vtkMRMLMarkupsFiducialNode": ".mrk.json", "vtkMRMLLinearTransformNode": ".h5"}.get(
-            node.GetClassName(), ".nrrd")
+            node.GetClassName(), ".nrrd"
+        )
         node.AddDefaultStorageNode()
         node.GetStorageNode().SetFileName(str(tmp_path / (node.GetName() + ending)))
         assert node.GetStorageNode().WriteData(node)
@@ -398,14 +437,20 @@ def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noq
     p = panel._parameterNode
     assert (p.movingVolume.GetName(), p.fixedVolume.GetName()) == ("moving", "fixed")
     assert (p.movingModality, p.transformType, p.device) == (
-        "t1-brain", parameters.TransformType.RIGID, parameters.Device.CPU)
+        "t1-brain",
+        parameters.TransformType.RIGID,
+        parameters.Device.CPU,
+    )
     assert (p.steps, p.seed, p.livePreview, p.modelName) == (11, 5, False, "some model")
     assert p.initialTransform.GetName() == "initial"
     assert [n.GetName() for n in parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)] == ["points"]
     assert [item.path for item in panel.batchTab.items] == ["/data/a.nii.gz", "/data/b.nrrd"]
     assert panel.ui.stepsSpin.value == 11 and panel.ui.movingModalityCombo.currentText == "T1 brain MRI"
-    checked = [panel.ui.alsoMoveList.item(i).text() for i in range(panel.ui.alsoMoveList.count)
-               if panel.ui.alsoMoveList.item(i).checkState() == qt.Qt.Checked]
+    checked = [
+        panel.ui.alsoMoveList.item(i).text()
+        for i in range(panel.ui.alsoMoveList.count)
+        if panel.ui.alsoMoveList.item(i).checkState() == qt.Qt.Checked
+    ]
     assert checked == ["points"]
 
 
@@ -428,14 +473,27 @@ def test_the_list_of_what_moves_along_follows_the_scene(panel, volumes):  # noqa
 
 def test_the_ui_file_names_only_parameters_that_exist(panel):  # noqa: F811
     from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode
+
     known = set(SpatialDiffusionRegistrationParameterNode.allParameters)
     named = {widget.property("SlicerParameterName") for widget in vars(panel.ui).values()} - {None, ""}
     assert named and named <= known
 
 
 def test_every_control_has_a_tooltip(panel):  # noqa: F811
-    kinds = ("QComboBox", "QPushButton", "QSpinBox", "QCheckBox", "QSlider", "QToolButton", "qMRMLNodeComboBox",
-             "QListWidget", "ctkPathLineEdit")
-    bare = [name for name, widget in vars(panel.ui).items()
-            if type(widget).__name__ in kinds and not widget.toolTip and not name.startswith("qt_")]
+    kinds = (
+        "QComboBox",
+        "QPushButton",
+        "QSpinBox",
+        "QCheckBox",
+        "QSlider",
+        "QToolButton",
+        "qMRMLNodeComboBox",
+        "QListWidget",
+        "ctkPathLineEdit",
+    )
+    bare = [
+        name
+        for name, widget in vars(panel.ui).items()
+        if type(widget).__name__ in kinds and not widget.toolTip and not name.startswith("qt_")
+    ]
     assert not bare

@@ -483,7 +483,10 @@ def test_the_cube_is_anatomical_or_along_the_scan_and_holds_the_tissue_in_its_mi
     prepared = sampling.prepare(volume)
     middle = g.transform_points(volume.voxel_to_ras, np.array([[14.5, 26.5, 25.5]]))[0]
     assert np.allclose(prepared.tissue_center, middle, atol=1e-6)
-    for oriented, axes in ((True, sampling.anatomical_axes(volume)), (False, OBLIQUE[:, SCAN] * [1, 1, np.linalg.det(OBLIQUE[:, SCAN])])):
+    for oriented, axes in (
+        (True, sampling.anatomical_axes(volume)),
+        (False, OBLIQUE[:, SCAN] * [1, 1, np.linalg.det(OBLIQUE[:, SCAN])]),
+    ):
         grid = sampling.canonical_grid(prepared, (16, 18, 20), 2.5, oriented)
         assert np.allclose(grid.voxel_to_ras[:3, :3], axes * 2.5)
         assert np.allclose(g.transform_points(grid.normalized_to_ras, np.zeros((1, 3)))[0], middle)

@@ -64,7 +64,10 @@ def _panel(top: float, title: str, lines: np.ndarray, labels: Sequence[str], dou
     for tick in np.arange(low, high + step / 2, step):
         y = place(0, tick)[1]
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">{round(tick / step) * step + 0.0:.3g}</text>')
+        parts.append(
+            f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end" fill="#555">'
+            f"{round(tick / step) * step + 0.0:.3g}</text>"
+        )
     for index in range(0, count, max(1, int(_tick(count)))):
         x = place(index, low)[0]
         parts.append(f'<text x="{x:.1f}" y="{top + PANEL + 14}" text-anchor="middle" fill="#555">{index}</text>')

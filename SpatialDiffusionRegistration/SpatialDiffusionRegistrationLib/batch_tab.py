@@ -1,4 +1,5 @@
 """The Batch tab: a table of volumes to one fixed volume."""
+
 from __future__ import annotations
 
 import os
@@ -60,8 +61,9 @@ class BatchTab:
         self.parameters = parameterNode
         self.ui.batchTab.setEnabled(parameterNode is not None)
         if parameterNode is not None and not self.running:
-            listed = batch.newItems(parameters.nodeList(parameterNode, parameters.BATCH_VOLUME_ROLE),
-                                    parameters.batchFiles(parameterNode))
+            listed = batch.newItems(
+                parameters.nodeList(parameterNode, parameters.BATCH_VOLUME_ROLE), parameters.batchFiles(parameterNode)
+            )
             known = {(item.node, item.path): item for item in self.items}  # with what was found for them
             self.items = [known.get((item.node, item.path), item) for item in listed]
         self.update()
@@ -77,7 +79,8 @@ class BatchTab:
         try:
             fixed = self.parameters.fixedVolume
             self.ui.batchFixedLabel.text = _("Fixed volume: {name}").format(
-                name=fixed.GetName() if fixed is not None else _("none (select it on the Register tab)"))
+                name=fixed.GetName() if fixed is not None else _("none (select it on the Register tab)")
+            )
             self.ui.batchOutputPath.currentPath = self.parameters.batchOutputFolder
             self._showSources()
         finally:
@@ -107,10 +110,18 @@ class BatchTab:
     def newBatch(self):
         p = self.parameters
         plan = batch.Plan(
-            p.fixedVolume, parameters.settings(p), fixedMask=p.fixedMask, fixedSegment=p.fixedSegment,
-            initialTransform=p.initialTransform, own=p.movingVolume, movingMask=p.movingMask,
-            movingSegment=p.movingSegment, movingLandmarks=p.movingLandmarks, fixedLandmarks=p.fixedLandmarks,
-            beat=self._beat)
+            p.fixedVolume,
+            parameters.settings(p),
+            fixedMask=p.fixedMask,
+            fixedSegment=p.fixedSegment,
+            initialTransform=p.initialTransform,
+            own=p.movingVolume,
+            movingMask=p.movingMask,
+            movingSegment=p.movingSegment,
+            movingLandmarks=p.movingLandmarks,
+            fixedLandmarks=p.fixedLandmarks,
+            beat=self._beat,
+        )
         return batch.Batch(self.items, plan, p.batchOutputFolder, p.batchKeepVolumes)
 
     def _beat(self):
@@ -119,13 +130,22 @@ class BatchTab:
 
     def updateButtons(self, *_ignored):
         ui, idle = self.ui, not self.running
-        for widget in (ui.batchAddSceneButton, ui.batchAddFolderButton, ui.batchRemoveButton, ui.batchClearButton,
-                       ui.batchSourceCombo, ui.batchFolderPath, ui.batchOutputPath, ui.batchKeepBox):
+        for widget in (
+            ui.batchAddSceneButton,
+            ui.batchAddFolderButton,
+            ui.batchRemoveButton,
+            ui.batchClearButton,
+            ui.batchSourceCombo,
+            ui.batchFolderPath,
+            ui.batchOutputPath,
+            ui.batchKeepBox,
+        ):
             widget.setEnabled(idle)
         ui.batchReportButton.setEnabled(idle and any(item.status != batch.WAITING for item in self.items))
         selected = self._selected()
-        ui.batchLookButton.setEnabled(idle and self._available and selected is not None
-                                      and selected.status == batch.DONE)
+        ui.batchLookButton.setEnabled(
+            idle and self._available and selected is not None and selected.status == batch.DONE
+        )
         if not idle:
             ui.batchRunButton.text, ui.batchRunButton.enabled = _("Stop"), True
             ui.batchRunButton.toolTip = _("Stop now; the volumes that are done keep their transforms.")
@@ -151,8 +171,11 @@ class BatchTab:
         """Keep the list in the parameter node, and with it in the scene."""
         self._updating = True
         try:
-            parameters.setNodeList(self.parameters, parameters.BATCH_VOLUME_ROLE,
-                                   [item.node for item in self.items if item.node is not None])
+            parameters.setNodeList(
+                self.parameters,
+                parameters.BATCH_VOLUME_ROLE,
+                [item.node for item in self.items if item.node is not None],
+            )
             parameters.setBatchFiles(self.parameters, [item.path for item in self.items if item.node is None])
         finally:
             self._updating = False
@@ -166,9 +189,14 @@ class BatchTab:
         else:
             candidates = folders[source][1]
         known = {item.node.GetID() for item in self.items if item.node is not None}
-        nodes = [node for node in candidates
-                 if node is not self.parameters.fixedVolume and node.GetID() not in known
-                 and not node.GetHideFromEditors() and not scene.volumeProblem(node, scene.MOVING)]
+        nodes = [
+            node
+            for node in candidates
+            if node is not self.parameters.fixedVolume
+            and node.GetID() not in known
+            and not node.GetHideFromEditors()
+            and not scene.volumeProblem(node, scene.MOVING)
+        ]
         self.items += batch.newItems(nodes=nodes)
         self.tell("" if nodes else _("There are no other volumes that can be registered."))
         self._remember()
@@ -210,8 +238,9 @@ class BatchTab:
         if item is None or item.status != batch.DONE or self.running or not self._available:
             return
         if item.transformNode is None or item.fixed is None:
-            self.tell(_("The transform or the fixed volume of “{name}” is not in the scene any more.").format(
-                name=item.name))
+            self.tell(
+                _("The transform or the fixed volume of “{name}” is not in the scene any more.").format(name=item.name)
+            )
             return
         try:
             volume = item.volume or self._read(item)
@@ -279,8 +308,9 @@ class BatchTab:
     def onNodeRemoved(self):
         removed = self.batch.removedNode() if self.running else None
         if removed is not None:
-            self.stop(_("“{name}” was removed from the scene, so the batch was stopped.").format(
-                name=removed.GetName()))
+            self.stop(
+                _("“{name}” was removed from the scene, so the batch was stopped.").format(name=removed.GetName())
+            )
         self.later.ask()
 
     def onStep(self, itemAndStep):
@@ -295,7 +325,8 @@ class BatchTab:
     def onDone(self):
         failed = [item for item in self.items if item.status == batch.FAILED]
         message = _("Done: {done} registered, {failed} failed.").format(
-            done=len(self.items) - len(failed), failed=len(failed))
+            done=len(self.items) - len(failed), failed=len(failed)
+        )
         if self.batch.outputFolder:
             path = os.path.join(self.batch.outputFolder, REPORT_NAME)
             message += " " + self._written(path)

@@ -1,4 +1,5 @@
 """pytest fixtures shared by ``test_slicer_*.py``; import them by name."""
+
 from __future__ import annotations
 
 import sys
@@ -96,6 +97,7 @@ def twins(scene):
 def turn(degrees=25.0, shift=(15.0, -10.0, 8.0)):
     """A rotation about an oblique axis and a shift: 4x4 RAS, mm."""
     import vtk
+
     transform = vtk.vtkTransform()
     transform.Translate(*shift)
     transform.RotateWXYZ(degrees, 0.3, 0.2, 0.93)
@@ -105,6 +107,7 @@ def turn(degrees=25.0, shift=(15.0, -10.0, 8.0)):
 def turnHeader(volumeNode, matrix):
     """Move a volume by changing its header (not by a transform node)."""
     import vtk
+
     ijkToRas = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(ijkToRas)
     volumeNode.SetIJKToRASMatrix(slicer.util.vtkMatrixFromArray(matrix @ slicer.util.arrayFromVTKMatrix(ijkToRas)))
@@ -113,6 +116,7 @@ def turnHeader(volumeNode, matrix):
 def duplicate(volumeNode, name):
     """A second volume node with the same voxels and header, under no transform."""
     import vtk
+
     ijkToRas = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(ijkToRas)
     return slicer.util.addVolumeFromArray(slicer.util.arrayFromVolume(volumeNode).copy(), ijkToRAS=ijkToRas, name=name)
@@ -126,8 +130,10 @@ def brainMask(volumeNode):
 def segmentationOf(volumeNode, name="Brain mask"):
     """A segmentation with one segment: the brain."""
     labels = slicer.util.addVolumeFromArray(
-        (slicer.util.arrayFromVolume(volumeNode) > 0).astype("uint8"), nodeClassName="vtkMRMLLabelMapVolumeNode")
+        (slicer.util.arrayFromVolume(volumeNode) > 0).astype("uint8"), nodeClassName="vtkMRMLLabelMapVolumeNode"
+    )
     import vtk
+
     matrix = vtk.vtkMatrix4x4()
     volumeNode.GetIJKToRASMatrix(matrix)
     labels.SetIJKToRASMatrix(matrix)
@@ -141,6 +147,7 @@ def sameAsSeen(volumeNode, otherNode):
     """Greatest distance in mm, over the corners, between where two volumes of equal voxels are seen."""
     import numpy as np
     from SpatialDiffusionRegistrationLib.scene import voxelToWorld
+
     size = slicer.util.arrayFromVolume(volumeNode).shape[::-1]
     corners = np.array([[i, j, k, 1] for i in (0, size[0]) for j in (0, size[1]) for k in (0, size[2])], float).T
     return np.linalg.norm(((voxelToWorld(volumeNode) - voxelToWorld(otherNode)) @ corners)[:3], axis=0).max()
@@ -149,6 +156,7 @@ def sameAsSeen(volumeNode, otherNode):
 def waitFor(panel, until=None, seconds=900):
     """Let the window work until its run ends, or until `until()`."""
     import time
+
     end = time.monotonic() + seconds
     done = until or (lambda: not (panel.registerTab.running or panel.batchTab.running))
     while not done():
@@ -163,6 +171,7 @@ QUICK = {"steps": 1, "polish": False}
 def quick(panel):
     """Choose the quick settings in the window."""
     from SpatialDiffusionRegistrationLib.parameters import Polish
+
     panel._parameterNode.steps, panel._parameterNode.polish = QUICK["steps"], Polish.OFF
 
 
@@ -176,12 +185,18 @@ def sceneState():
             entry.append(node.GetTransformNodeID())
         if node.IsA("vtkMRMLTransformNode"):
             entry.append(slicer.util.arrayFromTransformMatrix(node).tolist())
-            entry += [node.GetNodeReferenceID(node.GetMovingNodeReferenceRole()),
-                      node.GetNodeReferenceID(node.GetFixedNodeReferenceRole()),
-                      [(name, node.GetAttribute(name)) for name in node.GetAttributeNames()]]
+            entry += [
+                node.GetNodeReferenceID(node.GetMovingNodeReferenceRole()),
+                node.GetNodeReferenceID(node.GetFixedNodeReferenceRole()),
+                [(name, node.GetAttribute(name)) for name in node.GetAttributeNames()],
+            ]
         if node.IsA("vtkMRMLSliceCompositeNode"):
-            entry += [node.GetBackgroundVolumeID(), node.GetForegroundVolumeID(), node.GetForegroundOpacity(),
-                      node.GetCompositing()]
+            entry += [
+                node.GetBackgroundVolumeID(),
+                node.GetForegroundVolumeID(),
+                node.GetForegroundOpacity(),
+                node.GetCompositing(),
+            ]
         if node.IsA("vtkMRMLSliceNode"):
             entry += [node.GetFieldOfView(), slicer.util.arrayFromVTKMatrix(node.GetSliceToRAS()).tolist()]
         state.append(entry)
@@ -203,6 +218,7 @@ def scripted(monkeypatch, panel, target=None, raises=None, **quality):
     :param quality: fields of the result's quality that are to differ.
     """
     import numpy as np
+
     engine = panel.registerTab.__class__.__init__.__globals__["Task"].run.__globals__["engine"]
     goal = np.eye(4)
     goal[:3, 3] = 10, 20, 30
@@ -225,18 +241,41 @@ def scripted(monkeypatch, panel, target=None, raises=None, **quality):
 
 def _registration(matrix, quality):
     """What the core returns, as far as the module uses it."""
-    values = {"similarity_before": 0.2, "similarity_after": 0.9, "overlap": 1.0, "spread_mm": 0.5,
-              "confidence": "good", "warnings": [], "same_sides": True, "summary": lambda: "", **quality}
-    parts = SimpleNamespace(rotation_deg=0.0, translation_mm=tuple(map(float, matrix[:3, 3])),
-                            scales_percent=(100, 100, 100), shears=(0, 0, 0), mirrored=False)
-    return SimpleNamespace(matrix=matrix.copy(), transform="affine", model="scripted", modality=("any", "any"),
-                           seconds=0.1, report=dict, kinds=lambda: "any kind", quality=SimpleNamespace(**values),
-                           decomposition=parts)
+    values = {
+        "similarity_before": 0.2,
+        "similarity_after": 0.9,
+        "overlap": 1.0,
+        "spread_mm": 0.5,
+        "confidence": "good",
+        "warnings": [],
+        "same_sides": True,
+        "summary": lambda: "",
+        **quality,
+    }
+    parts = SimpleNamespace(
+        rotation_deg=0.0,
+        translation_mm=tuple(map(float, matrix[:3, 3])),
+        scales_percent=(100, 100, 100),
+        shears=(0, 0, 0),
+        mirrored=False,
+    )
+    return SimpleNamespace(
+        matrix=matrix.copy(),
+        transform="affine",
+        model="scripted",
+        modality=("any", "any"),
+        seconds=0.1,
+        report=dict,
+        kinds=lambda: "any kind",
+        quality=SimpleNamespace(**values),
+        decomposition=parts,
+    )
 
 
 def smallVolume(name, seed=0, shape=(20, 22, 24), className=None):
     """A small volume of noise, with voxels of 1 mm."""
     import numpy as np
+
     data = np.random.default_rng(seed).random(shape).astype(np.float32)
     return slicer.util.addVolumeFromArray(data, name=name, nodeClassName=className)
 
