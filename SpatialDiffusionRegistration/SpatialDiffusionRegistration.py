@@ -24,18 +24,17 @@ from slicer.util import VTKObservationMixin
 from SpatialDiffusionRegistrationLib import batch as batchRuns
 from SpatialDiffusionRegistrationLib import engine, masks, resampling, scene, torchsetup
 from SpatialDiffusionRegistrationLib.batch_tab import BatchTab
-from SpatialDiffusionRegistrationLib.cursor import waitCursor
 from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode, release
 from SpatialDiffusionRegistrationLib.problem import Problem
 from SpatialDiffusionRegistrationLib.register_tab import RegisterTab
 from SpatialDiffusionRegistrationLib.report import writeReport
 from SpatialDiffusionRegistrationLib.request import Request
 from SpatialDiffusionRegistrationLib.sampledata import registerSampleData
+from SpatialDiffusionRegistrationLib.selftest import lopsidedVolume, turned
 from SpatialDiffusionRegistrationLib.sequence_tab import SequenceTab
 from SpatialDiffusionRegistrationLib.sequences import SequenceRequest, SequenceTask
 from SpatialDiffusionRegistrationLib.task import Task
-
-OLDEST_SLICER = 5, 8
+from SpatialDiffusionRegistrationLib.torchsetup import tooOld
 
 #
 # SpatialDiffusionRegistration
@@ -225,16 +224,6 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         super().onReload()
 
 
-def tooOld(major, minor) -> str:
-    """One sentence in a Slicer that is older than what the module serves, or ""."""
-    if (int(major), int(minor)) >= OLDEST_SLICER:
-        return ""
-    return _(
-        "This module needs Slicer {oldest} or newer. In this one ({this}) choices may change when you leave the "
-        "module: check them before you register."
-    ).format(oldest=".".join(map(str, OLDEST_SLICER)), this=f"{major}.{minor}")
-
-
 #
 # SpatialDiffusionRegistrationLogic
 #
@@ -416,35 +405,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param interpolation: "linear", "nearest" or "cubic"; None takes nearest for label volumes, else linear.
         :raises ValueError: if something given can not be used; one sentence.
         """
-        labels = volume is not None and volume.IsA("vtkMRMLLabelMapVolumeNode")
-        for node in (volume, reference):
-            if node is None or node.GetImageData() is None:
-                raise Problem(_("There is no image to resample, or none to resample it on."))
-            problem = scene.transformProblem(node)
-            if problem:
-                raise Problem(problem)
-        if outputVolume in (volume, reference):
-            raise Problem(
-                _("The resampled volume would overwrite “{name}”: choose another.").format(name=outputVolume.GetName())
-            )
-        if outputVolume is not None and outputVolume.GetClassName() != volume.GetClassName():
-            raise Problem(
-                _("The resampled volume can not be put into “{name}”, which is of another kind.").format(
-                    name=outputVolume.GetName()
-                )
-            )
-        with waitCursor():
-            image = resampling.onGridOf(
-                volume,
-                reference,
-                resampling.known(interpolation or (resampling.NEAREST if labels else resampling.LINEAR)),
-            )
-        if outputVolume is None:
-            outputVolume = resampling.newVolume(
-                volume.GetClassName(), _("{name} resampled").format(name=volume.GetName())
-            )
-        resampling.fill(outputVolume, image, reference)
-        return outputVolume
+        return resampling.resampledNode(volume, reference, outputVolume, interpolation)
 
 
 #
@@ -476,30 +437,6 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
 
     # Helpers
 
-    def _volume(self, name, matrix=None):
-        """A smooth, lopsided object of 48 x 44 x 40 voxels of 4 mm, moved by a 4x4 RAS matrix in its header."""
-        z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (40, 44, 48)), indexing="ij")
-        data = np.zeros(x.shape)
-        for cx, cy, cz, size, height in (
-            (0, 0, 0, 0.55, 60),
-            (0.25, 0.2, 0.1, 0.22, 60),
-            (-0.3, 0.15, 0.2, 0.15, 90),
-            (0.05, -0.35, -0.2, 0.18, 45),
-            (-0.1, 0.3, -0.35, 0.12, 70),
-        ):
-            data += height * np.exp(-((x - cx) ** 2 + (y - cy) ** 2 + 1.3 * (z - cz) ** 2) / (2 * (size / 1.5) ** 2))
-        ijkToRas = np.diag([4.0, 4.0, 4.0, 1.0])
-        ijkToRas[:3, 3] = [-94, -86, -78]
-        if matrix is not None:
-            ijkToRas = matrix @ ijkToRas
-        return slicer.util.addVolumeFromArray(data.astype(np.float32), ijkToRAS=ijkToRas, name=name)
-
-    def _turn(self, degrees=20.0, shift=(12.0, -8.0, 5.0)):
-        transform = vtk.vtkTransform()
-        transform.Translate(*shift)
-        transform.RotateWXYZ(degrees, 0.3, 0.2, 0.93)
-        return slicer.util.arrayFromVTKMatrix(transform.GetMatrix())
-
     def _needTorch(self):
         state = torchsetup.state()
         if not state.ready:
@@ -516,14 +453,14 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
 
     def test_volumesAreTakenWhereTheyAreSeen(self):
         parent = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
-        slicer.util.updateTransformMatrixFromArray(parent, self._turn())
-        volume = self._volume("moving")
+        slicer.util.updateTransformMatrixFromArray(parent, turned())
+        volume = lopsidedVolume("moving")
         before = scene.voxelToWorld(volume)
         volume.SetAndObserveTransformNodeID(parent.GetID())
-        np.testing.assert_allclose(scene.voxelToWorld(volume), self._turn() @ before, atol=1e-9)
+        np.testing.assert_allclose(scene.voxelToWorld(volume), turned() @ before, atol=1e-9)
 
     def test_badInputsGetASentence(self):
-        fixed = self._volume("fixed")
+        fixed = lopsidedVolume("fixed")
         labels = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode", "labels")
         logic = SpatialDiffusionRegistrationLogic()
         for moving, expected in ((None, "moving"), (fixed, "same"), (labels, "label volume")):
@@ -533,8 +470,8 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
     def test_registers(self):
         """The object turned by 20 degrees comes back to within 5 mm, and the moving volume is under the transform."""
         self._needTorch()
-        turn = self._turn()
-        fixed, moving = self._volume("fixed"), self._volume("moving", turn)
+        turn = turned()
+        fixed, moving = lopsidedVolume("fixed"), lopsidedVolume("moving", turn)
         logic = SpatialDiffusionRegistrationLogic()
         seen = []
         transform = logic.register(moving, fixed, device="cpu", progress=seen.append)
@@ -547,7 +484,7 @@ class SpatialDiffusionRegistrationTest(ScriptedLoadableModuleTest):
 
     def test_cancelPutsTheSceneBack(self):
         self._needTorch()
-        fixed, moving = self._volume("fixed"), self._volume("moving", self._turn())
+        fixed, moving = lopsidedVolume("fixed"), lopsidedVolume("moving", turned())
         count = slicer.mrmlScene.GetNumberOfNodes()
         result = SpatialDiffusionRegistrationLogic().register(
             moving, fixed, device="cpu", progress=lambda step: step.index < 2

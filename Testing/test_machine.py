@@ -41,7 +41,10 @@ def test_every_letter_can_be_printed(encoding, expected):
 
 
 def test_help_is_printed_where_there_are_few_letters():
-    code = "import sys; from SpatialDiffusionCore.cli import main\ntry: main(['register', '--help'])\nexcept SystemExit: pass"
+    code = (
+        "import sys; from SpatialDiffusionCore.cli import main\n"
+        "try: main(['register', '--help'])\nexcept SystemExit: pass"
+    )
     assert b"spatial-diffusion register" in program(code, PYTHONIOENCODING="ascii")
 
 
@@ -53,7 +56,8 @@ torch.set_num_threads(2)
 resolve_device("cpu")
 def work(_):
     a = torch.rand(400, 400)
-    return torch.get_num_threads(), float(torch.nn.functional.avg_pool3d(torch.rand(1, 1, 64, 64, 64), 2).sum() + (a @ a).sum())
+    pooled = torch.nn.functional.avg_pool3d(torch.rand(1, 1, 64, 64, 64), 2)
+    return torch.get_num_threads(), float(pooled.sum() + (a @ a).sum())
 work(0)
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print([threads for threads, _ in pool.map_async(work, range(4)).get(240)], torch.get_num_threads())
@@ -117,7 +121,8 @@ for ending in (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"):
         volume_file.save(volume, path)
     except InputError as error:
         message = str(error)
-        assert message.startswith(f"Cannot write '{{path}}'") and message.endswith(".") and "\\n" not in message, message
+        assert message.startswith(f"Cannot write '{{path}}'"), message
+        assert message.endswith(".") and "\\n" not in message, message
     else:
         raise AssertionError(ending)
     assert os.listdir({str(tmp_path)!r}) == [], ending

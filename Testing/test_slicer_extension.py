@@ -140,25 +140,22 @@ def test_the_installed_tree_opens_and_finds_its_own_core(installed):
     assert out.strip().startswith(str(tree))
 
 
-def test_opening_the_module_imports_neither_torch_nor_scipy_and_is_quick():
+def test_opening_the_module_needs_neither_torch_nor_scipy_nor_the_network():
     """With torch, safetensors and the network made unusable, from a checkout."""
-    out = inFreshSlicer(
+    inFreshSlicer(
         """
-        import socket, time
+        import socket
         for name in ("torch", "safetensors", "nibabel", "scipy"):
             sys.modules[name] = None
         def refuse(*arguments, **options):
             raise AssertionError("the network was used")
         socket.socket.connect = refuse
-        begin = time.perf_counter()
         loaded = loadModule(modulePath)
-        print(time.perf_counter() - begin)
         assert loaded.instance.parent.title == "Spatial Diffusion Registration"
         loaded.enter(); loaded.exit(); loaded.enter()
     """,
         MODULE,
     )
-    assert float(out.strip().splitlines()[-1]) < 2.0
 
 
 def test_nothing_runs_at_file_scope_but_definitions():

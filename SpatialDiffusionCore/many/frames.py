@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,15 @@ class Series:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_scratch": None, "_proxy": None}
 
+    def on_disk(self, scratch=None) -> Series:
+        """The same series, not in memory: other processes read it from a scratch file instead of being sent it."""
+        if self.array is None:
+            return self
+        folder = _scratch_folder(scratch)
+        path = os.path.join(folder.name, "series.npy")
+        np.save(path, np.asfortranarray(self.array))  # frame after frame
+        return replace(self, sources=[path], array=None, _scratch=folder)
+
     def frame(self, index: int) -> np.ndarray:
         """Frame ``index`` (from 0) as a float32 array I×J×K."""
         if self.array is not None:
@@ -88,7 +97,7 @@ def open_series(source, scratch=None) -> Series:
         return _checked(source)
     if isinstance(source, (list, tuple)):
         return _checked(_of_volumes(source))
-    path = os.fspath(source)
+    path = os.path.abspath(os.fspath(source))  # other processes may work in another folder
     if os.path.isdir(path):
         return _checked(_of_folder(path))
     if not os.path.isfile(path):

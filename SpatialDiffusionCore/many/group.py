@@ -216,7 +216,10 @@ def group_steps(
     spread = executor(jobs)
     if len(volumes) < 2:
         raise InputError(f"A group has two volumes at least, got {len(volumes)}.")
-    sources = [one if isinstance(one, (str, os.PathLike)) else _volume(one) for one in volumes]
+    # Files are read when they are needed, maybe by processes that work in another folder.
+    sources = [
+        os.path.abspath(os.fspath(one)) if isinstance(one, (str, os.PathLike)) else _volume(one) for one in volumes
+    ]
     members = [_member(one, index, str(checked.moving_modality)) for index, one in enumerate(sources)]
     _check_alike(members)
     order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))

@@ -197,6 +197,8 @@ def series_steps(
     checked = _options(options)
     series = open_series(series, scratch)
     tissue = check(series, reference, mask)
+    if jobs is not None:
+        series = series.on_disk(scratch)
     found = _Motion(series, executor(jobs), checked.transform, checked.seed, tissue)
     if reference is None:
         reference = found.best_reference()

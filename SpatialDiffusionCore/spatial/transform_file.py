@@ -30,6 +30,7 @@ from ..files import extension, written_whole
 from .geometry import as_affine
 from .transform_io import afni, dicom, flirt, itk, lta, ras, x5
 from .transform_io.text import ONLY_LINEAR, damaged, text_of
+from .volume_io import dicom as series
 
 #: What can be written under each extension, the default first.
 FORMATS = {
@@ -138,7 +139,7 @@ def check_transform_output(path, moving, fixed) -> None:
         return
     for role, volume in (("moving", moving), ("fixed", fixed)):
         place = volume if isinstance(volume, str) else getattr(volume, "path", None)
-        if not dicom.series.files_of(place):
+        if not series.files_of(place):
             raise InputError(
                 f"A DICOM Spatial Registration ('{path}') refers to DICOM series, and the {role} volume is none; write "
                 "another format, or give the folder of its series."

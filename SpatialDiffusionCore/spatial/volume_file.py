@@ -143,8 +143,7 @@ def check_output(path, extensions, what: str) -> None:
 
 
 def check_grid(grid, path) -> str | None:
-    """What other programs cannot do with a volume on the voxels of ``grid`` in the file ``path``, None where all is
-    well.
+    """What other programs cannot do with a volume on the voxels of ``grid`` in a file ``path``; None where all is well.
 
     grid: a Volume or Grid. Raises InputError where the format does not hold it at all.
     """

@@ -8,6 +8,7 @@ import vtk
 from slicer.i18n import tr as _
 
 from . import engine, scene
+from .cursor import waitCursor
 from .problem import Problem
 
 LINEAR, NEAREST, CUBIC = "linear", "nearest", "cubic"
@@ -139,3 +140,34 @@ def toArray(image) -> np.ndarray:
 def newVolume(className, name):
     """A new volume node, in the scene."""
     return slicer.mrmlScene.AddNewNodeByClass(className, slicer.mrmlScene.GenerateUniqueName(name))
+
+
+def resampledNode(volume, reference, outputVolume=None, interpolation=None):
+    """Put a volume node as it is seen on the grid of another; see SpatialDiffusionRegistrationLogic.resample."""
+    labels = volume is not None and volume.IsA("vtkMRMLLabelMapVolumeNode")
+    for node in (volume, reference):
+        if node is None or node.GetImageData() is None:
+            raise Problem(_("There is no image to resample, or none to resample it on."))
+        problem = scene.transformProblem(node)
+        if problem:
+            raise Problem(problem)
+    if outputVolume in (volume, reference):
+        raise Problem(
+            _("The resampled volume would overwrite “{name}”: choose another.").format(name=outputVolume.GetName())
+        )
+    if outputVolume is not None and outputVolume.GetClassName() != volume.GetClassName():
+        raise Problem(
+            _("The resampled volume can not be put into “{name}”, which is of another kind.").format(
+                name=outputVolume.GetName()
+            )
+        )
+    with waitCursor():
+        image = onGridOf(
+            volume,
+            reference,
+            known(interpolation or (NEAREST if labels else LINEAR)),
+        )
+    if outputVolume is None:
+        outputVolume = newVolume(volume.GetClassName(), _("{name} resampled").format(name=volume.GetName()))
+    fill(outputVolume, image, reference)
+    return outputVolume

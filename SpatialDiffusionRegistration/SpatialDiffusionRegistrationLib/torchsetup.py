@@ -1,4 +1,4 @@
-"""PyTorch: found without importing it, installed only when asked, through Slicer's PyTorch extension."""
+"""What must be installed: PyTorch, found without importing it, installed only when asked; and a Slicer that serves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .cursor import waitCursor
 from .problem import Problem
 
 MINIMUM = "2.1"
+OLDEST_SLICER = 5, 8
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ def install() -> bool:
     # The extension asks (it says what will be downloaded and how large it is) and returns None when declined.
     torch = PyTorchUtils.PyTorchUtilsLogic().installTorch(askConfirmation=True, torchVersionRequirement=f">={MINIMUM}")
     return torch is not None and state().ready
+
+
+def tooOld(major, minor) -> str:
+    """One sentence in a Slicer that is older than what the module serves, or ""."""
+    if (int(major), int(minor)) >= OLDEST_SLICER:
+        return ""
+    return _(
+        "This module needs Slicer {oldest} or newer. In this one ({this}) choices may change when you leave the "
+        "module: check them before you register."
+    ).format(oldest=".".join(map(str, OLDEST_SLICER)), this=f"{major}.{minor}")
 
 
 class SetupFrame:

@@ -27,7 +27,10 @@ def moved(content: bytes, motion: Motion, path) -> bytes:
         rows = [line.split() for line in lines[:count]]
         if len(rows) < count or any(len(row) < len(properties) for row in rows):
             raise damaged(path, "PLY file")
-        table = {name: np.array([float(row[k]) for row in rows]) for k, (name, _) in enumerate(properties)}
+        try:
+            table = {name: np.array([float(row[k]) for row in rows]) for k, (name, _) in enumerate(properties)}
+        except ValueError:
+            raise damaged(path, "PLY file") from None
         _move(table, motion, frame, path)
         for k, (name, kind) in enumerate(properties):
             if kind.startswith("f"):

@@ -34,6 +34,19 @@ _PERPENDICULAR = float(np.degrees(5e-5))
 #: nibabel tells its loggers what it mends in headers, which is no news for the terminal.
 _SILENT = logging.Logger("headers", logging.CRITICAL + 1)
 
+#: The entries of a header that say where a volume lies.
+_GEOMETRY = ("pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z") + (
+    "quatern_b",
+    "quatern_c",
+    "quatern_d",
+    "qoffset_x",
+    "qoffset_y",
+    "qoffset_z",
+)
+
+#: Bytes that gzip packs into one at most.
+_PACKED = 1040
+
 #: mm in the units of length that a header may name.
 _UNITS = {1: (1000.0, "meters"), 3: (0.001, "micrometers")}
 
@@ -71,6 +84,9 @@ def _opened(nibabel, path: str):
         header = kind.header_class.from_fileobj(file, check=False)
     mended = header.copy()
     mended.check_fix(_SILENT, error_level=40)
+    size = os.path.getsize(files["image"].filename) * (_PACKED if path.lower().endswith(".gz") else 1)
+    if np.prod(mended.get_data_shape(), dtype=float) * mended.get_data_dtype().itemsize > size:
+        raise EOFError("fewer bytes than voxels")
     return header, nibabel.arrayproxy.ArrayProxy(files["image"].filename, mended)
 
 
@@ -181,10 +197,9 @@ def _as_itk_reads(header, path: str | None) -> np.ndarray | None:
     import nibabel
 
     plain = nibabel.Nifti1Header()
-    for key in ("pixdim", "qform_code", "sform_code", "xyzt_units", "qoffset_x", "qoffset_y", "qoffset_z"):
-        plain[key] = header[key]
-    for key in ("quatern_b", "quatern_c", "quatern_d", "srow_x", "srow_y", "srow_z"):
-        plain[key] = header[key]
+    with np.errstate(over="ignore"):  # NIfTI-2 has numbers that NIfTI-1 takes for infinite
+        for key in _GEOMETRY:
+            plain[key] = header[key]
     plain.set_data_dtype(np.uint8)
     plain["dim"] = [3, *np.clip(header["dim"][1:4], 1, 32767), 1, 1, 1, 1]
     plain["vox_offset"], plain["magic"] = 352, b"n+1"

@@ -12,7 +12,8 @@ from ...errors import InputError
 #: What the readers' messages about files that end too early have in common.
 _CUT_OFF = re.compile(
     r"end-of-stream|unexpected end|EOF|could the file be damaged|greater than file size|not read completely"
-    r"|premature|truncat|expected \d+ bytes|incomplete",
+    r"|premature|truncat|expected \d+ bytes|incomplete"
+    r"|Reason: (Success|No error|Undefined error)",  # ITK's MetaImage, where the system saw nothing but the end
     re.IGNORECASE,
 )
 
