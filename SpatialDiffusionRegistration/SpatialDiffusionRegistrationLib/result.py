@@ -160,8 +160,8 @@ class Result:
         wrong = 1.0 - self.probability
         if wrong >= 0.5:
             return _("such answers are more often wrong than right")
-        if wrong < 0.001:
-            return _("fewer than 1 in 1000 such answers is wrong")
+        if wrong < 0.0099:  # as the core: its calibration shows no more
+            return _("fewer than 1 in 100 such answers is wrong")
         return _("about 1 in {count} such answers is wrong").format(count=round(1.0 / wrong))
 
 
