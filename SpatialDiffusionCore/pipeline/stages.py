@@ -55,8 +55,7 @@ LOST = 0.15
 @dataclass(frozen=True)
 class Candidate:
     """A transform (fixed → moving, 4×4, RAS mm) and where it comes from; rank: how alike it makes the volumes
-    (Pair.rank), after a coarse refinement, None before. search: the searches (pose_search.SEARCHES) that ended in its
-    basin first.
+    (Pair.rank), after a coarse refinement, None before. score: relative to the best of its search, at most 1.
     """
 
     world: np.ndarray
