@@ -219,7 +219,8 @@ class Course:
         """The best candidates of other basins than an answer's, one of each."""
         found: list[Candidate] = []
         for candidate in sorted(self.candidates, key=_rank, reverse=True):
-            if candidate.rank is not None and all(self._elsewhere(candidate, one) for one in [answer, *found]):
+            elsewhere = self._elsewhere(candidate, answer) and all(self._elsewhere(candidate, one) for one in found)
+            if candidate.rank is not None and elsewhere:
                 found.append(candidate)
         return found[:RIVALS]
 
