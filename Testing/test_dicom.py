@@ -14,7 +14,7 @@ from SpatialDiffusionCore.spatial import geometry as g
 from SpatialDiffusionCore.spatial import volume_file
 
 sitk = pytest.importorskip("SimpleITK", reason="GDCM reads DICOM files through SimpleITK")
-from dicom_fixtures import CT, ENHANCED_MR, header, pydicom, write_series  # noqa: E402
+from dicom_fixtures import CT, pydicom, write_enhanced, write_series  # noqa: E402
 
 SHAPE = (12, 10, 8)
 DATA = np.random.default_rng(0).integers(-1000, 3000, SHAPE).astype(np.int16)
@@ -172,28 +172,8 @@ def test_what_makes_no_volume_is_refused_in_a_sentence(tmp_path):
 
 
 def test_an_enhanced_file_of_two_frames_in_time_is_two_volumes(tmp_path):
-    data = header(kind=ENHANCED_MR, words="dynamic")
-    lps = g.LPS_RAS @ TURNED
-    steps = np.linalg.norm(lps[:3, :3], axis=0)
-    shared = pydicom.Dataset()
-    measures, plane = pydicom.Dataset(), pydicom.Dataset()
-    measures.PixelSpacing, measures.SliceThickness = [f"{steps[1]:.8g}", f"{steps[0]:.8g}"], "3"
-    plane.ImageOrientationPatient = [f"{x:.10g}" for x in (lps[:3, :2] / steps[:2]).T.ravel()]
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
-    data.SharedFunctionalGroupsSequence = [shared]
-    frames, planes = [], []
-    for time, k in itertools.product((1, 2), range(8)):
-        own, position, content = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-        position.ImagePositionPatient = [f"{x:.8g}" for x in (lps @ [0, 0, k, 1])[:3]]
-        content.TemporalPositionIndex, content.StackID, content.InStackPositionNumber = time, "1", k + 1
-        own.PlanePositionSequence, own.FrameContentSequence = [position], [content]
-        frames.append(own)
-        planes.append((UNIQUE[:, :, k] + 1000 * (time - 1)).T.astype("<i2"))
-    data.PerFrameFunctionalGroupsSequence = frames
-    data.NumberOfFrames, data.Rows, data.Columns, data.InstanceNumber = 16, SHAPE[1], SHAPE[0], 1
-    data.PixelData = np.ascontiguousarray(planes).tobytes()
     path = tmp_path / "enhanced.dcm"
-    data.save_as(path, enforce_file_format=True)
+    write_enhanced(path, np.stack([UNIQUE, UNIQUE + 1000], axis=-1), TURNED, words="dynamic")
     with pytest.raises(InputError, match="holds 2 volumes"):
         volume_file.load(path)
     for time in (0, 1):

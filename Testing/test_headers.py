@@ -6,7 +6,6 @@ import gzip
 import itertools
 import locale
 import os
-import subprocess
 from pathlib import Path
 
 import nibabel
@@ -337,31 +336,6 @@ def test_a_header_that_slicer_takes_otherwise_is_heard_of_in_the_volume_that_mov
 
 
 # ----------------------------------------------------------------------------------------------------- locale
-@pytest.fixture
-def decimal_comma(tmp_path_factory):
-    """A locale with a decimal comma, as a host program may have set it."""
-    before = locale.setlocale(locale.LC_ALL)
-    names = ["de_DE.UTF-8", "de_DE.utf8", "de_DE", "fr_FR.UTF-8"]
-    folder = tmp_path_factory.mktemp("locale")
-    try:
-        subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", folder / "de_DE.UTF-8"], capture_output=True)
-        os.environ["LOCPATH"] = str(folder)
-    except OSError:
-        pass
-    for name in names:
-        try:
-            locale.setlocale(locale.LC_ALL, name)
-            break
-        except locale.Error:
-            continue
-    else:
-        os.environ.pop("LOCPATH", None)
-        pytest.skip("no locale with a decimal comma can be had here")
-    yield
-    locale.setlocale(locale.LC_ALL, before)
-    os.environ.pop("LOCPATH", None)
-
-
 def test_a_decimal_comma_changes_no_file(tmp_path, decimal_comma):
     assert locale.localeconv()["decimal_point"] == ","
     volume = v.Volume(DATA, ROUNDED)

@@ -272,7 +272,7 @@ def test_bad_series_get_a_sentence(tmp_path, frame):
         ([sheared, sheared], "sheared"),
         (tmp_path / "none", "neither volumes"),
         (tmp_path / "missing.nii", "does not exist"),
-        (cut, "cannot be read"),
+        (cut, "is truncated"),
         ([frame, 3], "is no Volume"),
     ):
         with pytest.raises(InputError, match=words):

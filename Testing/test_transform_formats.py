@@ -225,6 +225,9 @@ def test_registrations_of_other_programs(tmp_path, pair):
     assert np.allclose(read((one, np.eye(4)), (two, lps)), RIGID)
     assert np.allclose(read((two, lps), (one, np.eye(4))), RIGID)
     assert np.allclose(read((two, np.eye(4), lps)), RIGID)
+    # Matrices in whatever order they are multiplied: shifts, or turns about one axis.
+    turn, shift = g.from_parts(g.rotation_about([0, 0, 1], 0.2)), g.from_parts(np.eye(3), (0.0, 0.0, 7.0))
+    assert np.allclose(read((two, turn, shift, turn)), g.LPS_RAS @ turn @ turn @ shift @ g.LPS_RAS)
     # Neither is in place: the fixed one is that of the registered frame, and its matrix is undone.
     assert np.allclose(read((one, other), (two, lps)), np.linalg.inv(AFFINE) @ RIGID, atol=1e-7)
     for items, words in (

@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     mask = load(arguments.mask) if arguments.mask else None
     check(series, settings["reference"], mask)
     begin(arguments.output, key, f"motion of {series.name}")
+    for words in series.warnings:
+        print(f"{PROGRAM}: warning: {words}", file=sys.stderr)
     jobs = processes_for(series) if arguments.jobs is None else arguments.jobs
     progress = Progress(arguments.quiet or not sys.stderr.isatty())
     try:

@@ -74,6 +74,11 @@ class SeriesRegistration:
     doubts: dict = field(default_factory=dict)
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what the files' headers leave open or contradict."""
+        return self.series.warnings
+
+    @property
     def parameters(self) -> np.ndarray:
         """N×6: translation of the center (mm, RAS) and rotations about x, y and z (radians, applied in that order)."""
         rows = []

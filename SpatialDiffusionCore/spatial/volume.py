@@ -177,10 +177,11 @@ def _nearest(data, to_voxel, shape, outside):
         inside, indices = True, []
         for axis in range(3):
             row = to_voxel[axis]
-            index = np.floor(row[0] * i + row[1] * j + row[2] * k + (row[3] + 0.5)).astype(np.int64)
+            index = np.floor(row[0] * i + row[1] * j + row[2] * k + (row[3] + 0.5))
             inside = inside & (index >= 0) & (index < data.shape[axis])
             indices.append(index)
-        result[i][inside] = data[tuple(index[inside] for index in indices)]
+        # Only what is inside is sure to be a number that integers hold.
+        result[i][inside] = data[tuple(index[inside].astype(np.int64) for index in indices)]
     return result
 
 

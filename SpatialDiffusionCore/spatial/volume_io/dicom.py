@@ -11,13 +11,15 @@ import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ...errors import InputError
 from .. import geometry
+from . import numbers
 from .itk import quiet_itk
-from .stored import Stored, unreadable
+from .stored import Frames, Stored, unreadable
 
 EXTENSIONS = (".dcm", ".ima", ".dicom")
 
@@ -41,6 +43,11 @@ class _Slice:
     order: tuple
     size: tuple
     stored: int = 0
+
+    @property
+    def pixels(self) -> tuple[str, int, int]:
+        """Where its pixels are: file, frame in it, bytes of all pixels there (0: not told)."""
+        return self.path, self.frame, self.stored
 
     @property
     def normal(self) -> np.ndarray:
@@ -77,6 +84,59 @@ def read(path: str, index: int | None = None) -> Stored:
     """
     chosen, label, warnings = _chosen(path, index)
     return _volume(chosen, label, warnings)
+
+
+def frames(path: str, scratch) -> Frames:
+    """The volumes of the one series in a folder of DICOM files (or of a file of many slices).
+
+    Raises InputError where there are several series, or slices are missing: frames of one shape are wanted.
+    """
+    stacks = [(one, one.places()) for one in _series(path)]
+    if not stacks:
+        raise InputError(f"{path} holds neither volumes nor DICOM images; give a 4D file, or the folder of a series.")
+    if len(stacks) > 1:
+        listed = "; ".join(f"{one.label}, {len(one.slices)} images" for one, _ in stacks)
+        raise InputError(f"{path} holds {len(stacks)} DICOM series ({listed}); put one of them in a folder of its own.")
+    one, places = stacks[0]
+    counts = {len(place) for place in places}
+    if len(counts) > 1:
+        raise InputError(
+            f"The DICOM series in {path} is not complete: its {len(places)} slice positions have {min(counts)} to "
+            f"{max(counts)} images; copy the missing ones."
+        )
+    if len(places) < 2:
+        raise InputError(f"{path} is not a series of volumes: {one.label} has a single slice position.")
+    count = counts.pop()
+    stack = _Stack([[place[n].pixels for place in places] for n in range(count)])
+    first = _volume([place[0] for place in places], one.label, [])
+    if first.data.shape[2] != len(places):
+        raise InputError(f"Slices are missing in the DICOM series in {path}: their distances differ; copy them again.")
+    source: Any = stack
+    if len({slice_.path for slice_ in one.slices}) < len(one.slices):  # files of many slices are read once
+        kept: dict = {}
+        source = numbers.written_down((stack.read(n, kept) for n in range(count)), first.data.shape, scratch)
+    return Frames(first.data.shape, first.voxel_to_ras, count, source, _repetition(one.slices[0]), first.warnings)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Where the pixels of the slices of each frame are, in the order of their places."""
+
+    frames: list[list[tuple[str, int, int]]]
+
+    def read(self, index: int, kept: dict | None = None) -> np.ndarray:
+        """Frame ``index`` as a float32 array I×J×K; ``kept``: the file that was read last, for the frame after it."""
+        return np.asarray(_pixels(self.frames[index], kept), np.float32)
+
+
+def _repetition(one: _Slice) -> float | None:
+    """Seconds from frame to frame: the repetition time in a slice's header."""
+    with quiet_itk() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(one.path)
+        reader.SetImageIO("GDCMImageIO")
+        reader.ReadImageInformation()
+        return _number(_tag(reader, "0018|0080")) / 1000 or None
 
 
 def files_of(path: str | None) -> list[str]:
@@ -257,7 +317,7 @@ def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     depths = positions @ slices[0].normal
     gaps = np.diff(depths)
     usual = float(np.median(gaps))
-    data = _pixels(slices)
+    data = _pixels([one.pixels for one in slices])
     count = len(slices)
     if np.abs(gaps - usual).max() > _UNEVEN * usual:
         count = round((depths[-1] - depths[0]) / usual) + 1
@@ -274,24 +334,32 @@ def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     return Stored(data, geometry.LPS_RAS @ geometry.from_parts(linear, positions[0]), tuple(warnings))
 
 
-def _pixels(slices: list[_Slice]) -> np.ndarray:
-    """(I, J, K) array of the slices' rescaled values."""
-    frames = defaultdict(list)
-    for place, one in enumerate(slices):
-        frames[one.path].append((place, one.frame))
-        if len(frames[one.path]) == 1 and _cut_off(one.path, one.stored):
-            raise InputError(
-                f"{one.path} is truncated: it ends before the last of its voxels; copy or export it again."
-            )
+def _pixels(slices: list[tuple[str, int, int]], kept: dict | None = None) -> np.ndarray:
+    """(I, J, K) array of the slices' rescaled values; slices: as _Slice.pixels says; kept: {file read last: array}."""
+    wanted = defaultdict(list)
+    for place, (path, frame, stored) in enumerate(slices):
+        wanted[path, stored].append((place, frame))
     planes: list[tuple[int, np.ndarray]] = []
-    with quiet_itk() as sitk:
-        for path, wanted in frames.items():
-            try:
-                array = sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO="GDCMImageIO"))
-            except RuntimeError as error:
-                raise unreadable(path, error) from error
-            planes += [(place, array[frame].T) for place, frame in wanted]
+    for (path, stored), its in wanted.items():
+        array = (kept or {}).get(path)
+        if array is None:
+            array = _read_pixels(path, stored)
+            if kept is not None:
+                kept.clear()
+                kept[path] = array
+        planes += [(place, array[frame].T) for place, frame in its]
     return np.stack([plane for _, plane in sorted(planes, key=lambda item: item[0])], axis=2)
+
+
+def _read_pixels(path: str, stored: int) -> np.ndarray:
+    """All planes of a file, (K, J, I). Raises InputError where some are missing."""
+    if _cut_off(path, stored):
+        raise InputError(f"{path} is truncated: it ends before the last of its voxels; copy or export it again.")
+    try:
+        with quiet_itk() as sitk:
+            return sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO="GDCMImageIO"))
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
 
 
 def _evenly(data: np.ndarray, depths: np.ndarray, count: int) -> np.ndarray:

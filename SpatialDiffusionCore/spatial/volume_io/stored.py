@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,22 @@ class Stored:
     voxel_to_ras: np.ndarray
     warnings: tuple[str, ...] = ()
     frames: str = "volumes"
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The volumes of a series, read one at a time by ``source.read(index)`` (float32, I×J×K).
+
+    shape: voxels of each; voxel_to_ras: 4×4 float64, voxel centers → RAS mm; interval: seconds from one to the next,
+    where the file says it; warnings: sentences about the header. Picklable: another process reads the same files.
+    """
+
+    shape: tuple[int, ...]
+    voxel_to_ras: np.ndarray
+    count: int
+    source: Any
+    interval: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def unreadable(path: str, error: BaseException, what: str = "") -> InputError:
