@@ -444,3 +444,53 @@ def test_every_orientation_is_the_same_volume_in_every_format(tmp_path, in_slice
             volume_file.save(v.Volume(DATA, matrix), path)
             assert np.allclose(in_slicer(path), places(matrix, DATA), atol=1e-4)
             assert np.allclose(places(volume_file.load(path)), places(matrix, DATA), atol=1e-4)
+
+
+_METAIMAGE = {
+    "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "CompressedData": "False", "Offset": "0 0 0",
+    "ElementSpacing": "1 1 1", "DimSize": "4 5 6", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"NDims": "1e30"}, "NDims = 1e30"),
+        ({"NDims": "-1"}, "NDims = -1"),
+        ({"NDims": "100"}, "NDims = 100"),
+        ({"NDims": "0"}, "NDims = 0"),
+        ({"DimSize": "4 -5 6"}, "DimSize = 4 -5 6"),
+        ({"DimSize": "4 1e9 6"}, "DimSize"),
+        ({"ElementDataFile": "a%s%n%d 1 5 1"}, "ElementDataFile = a%s"),
+        ({"HeaderSize": "99999999999"}, "HeaderSize"),
+        ({"HeaderSize": "-5"}, "HeaderSize = -5"),
+        ({"ElementDataFile": "LIST"}, "lists . of 6 files"),
+        (
+            {"CompressedData": "True", "CompressedDataSize": "99999999999999"},
+            "cannot be read|damaged",
+        ),
+    ],
+)
+def test_a_metaimage_at_which_itks_reader_would_end_the_process_is_refused(tmp_path, change, words):
+    path = tmp_path / "a.mha"
+    fields = {**_METAIMAGE, **change}
+    fields["ElementDataFile"] = fields.pop("ElementDataFile")  # it comes last
+    path.write_bytes("".join(f"{key} = {value}\n" for key, value in fields.items()).encode() + bytes(240))
+    with pytest.raises(InputError, match=words) as said:
+        volume_file.load(path)
+    assert "a.mha" in str(said.value)
+
+
+def test_a_metaimage_that_lists_its_slices_is_read(tmp_path):
+    for k in range(SHAPE[2]):
+        (tmp_path / f"slice{k}.raw").write_bytes(DATA[:, :, k].astype("<i2").tobytes(order="F"))
+    fields = {**_METAIMAGE, "DimSize": " ".join(map(str, SHAPE))}
+    for listed in ("LIST\n" + "\n".join(f"slice{k}.raw" for k in range(SHAPE[2])), f"slice%d.raw 0 {SHAPE[2] - 1} 1"):
+        fields["ElementDataFile"] = listed
+        (tmp_path / "a.mhd").write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
+        assert np.array_equal(volume_file.load(tmp_path / "a.mhd").data, DATA)
+    (tmp_path / "slice3.raw").unlink()
+    fields["ElementDataFile"] = "LIST\n" + "\n".join(f"slice{k}.raw" for k in range(SHAPE[2]))
+    (tmp_path / "a.mhd").write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
+    with pytest.raises(InputError, match="slice3.raw, which is not there"):
+        volume_file.load(tmp_path / "a.mhd")

@@ -206,6 +206,18 @@ def series(tmp_path):
     return SimpleNamespace(path=write_nifti(tmp_path / "bold@1.nii.gz", data, HEADERS["axial"]), data=data)
 
 
+def test_a_volume_does_not_change_with_its_file(tmp_path):
+    data = np.arange(210, dtype=np.float32).reshape(5, 6, 7)
+    for ending in (".nii", ".mgh", ".img"):
+        path = tmp_path / f"a{ending}"
+        kind = {".nii": nibabel.Nifti1Image, ".mgh": nibabel.MGHImage, ".img": nibabel.Nifti1Pair}[ending]
+        nibabel.save(kind(data, np.eye(4)), path)
+        volumes = [volume_file.load(path), volume_file.load(path, keep_type=True)]
+        path.write_bytes(b"something else")
+        for volume in volumes:
+            assert np.array_equal(volume.data, data) and type(volume.data) is np.ndarray
+
+
 def test_one_volume_of_a_4d_file_is_chosen_by_its_index(series):
     for index in range(3):
         assert np.array_equal(volume_file.load(f"{series.path}@{index}").data, series.data[..., index])

@@ -22,7 +22,7 @@ from typing import Callable
 import numpy as np
 
 from ..files import written_whole
-from ..spatial import geometry
+from ..spatial import geometry, volume_file
 from ..spatial.transform_file import write_transform
 from ..spatial.transform_io import afni
 from ..spatial.volume import Volume
@@ -34,9 +34,8 @@ COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 def names(folder, series_name: str) -> dict[str, Path]:
     """The path of each output in ``folder``."""
-    stem = series_name
-    for ending in (".gz", ".nii", ".seq.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd"):
-        stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
+    stem = volume_file.stem(series_name)
+    stem = stem[: -len(".seq")] if stem.lower().endswith(".seq") else stem
     head, _, suffix = stem.rpartition("_")
     if not head or not suffix.isalpha():
         head, suffix = stem, "series"
@@ -132,8 +131,6 @@ def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None
     """The corrected series as a 4D NIfTI of float32, frame by frame, and its mean; memory is that of a frame."""
     import nibabel
 
-    from ..spatial.volume_file import save
-
     series = result.series
     header = nibabel.Nifti1Header()
     header.set_data_dtype(np.float32)
@@ -153,4 +150,4 @@ def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None
             if on_frame is not None:
                 on_frame(index, series.count)
     if mean_path is not None:
-        save(Volume((total / series.count).astype(np.float32), series.voxel_to_ras, "mean"), mean_path)
+        volume_file.save(Volume((total / series.count).astype(np.float32), series.voxel_to_ras, "mean"), mean_path)

@@ -34,7 +34,7 @@ _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.
 class _Slice:
     """A slice in a file. position: LPS mm of its first voxel's center; axes: 3×2, LPS mm from voxel to voxel along a
     row and down a column; order: what sorts slices of one place in time; stored: bytes of all pixels of
-    its file, where they are not compressed."""
+    its file, where they are not compressed; measured: the file says how large its voxels are."""
 
     path: str
     frame: int
@@ -43,6 +43,7 @@ class _Slice:
     order: tuple
     size: tuple
     stored: int = 0
+    measured: bool = True
 
     @property
     def pixels(self) -> tuple[str, int, int]:
@@ -91,7 +92,7 @@ def frames(path: str, scratch) -> Frames:
 
     Raises InputError where there are several series, or slices are missing: frames of one shape are wanted.
     """
-    stacks = [(one, one.places()) for one in _series(path)]
+    stacks = _stacks(path)
     if not stacks:
         raise InputError(f"{path} holds neither volumes nor DICOM images; give a 4D file, or the folder of a series.")
     if len(stacks) > 1:
@@ -131,12 +132,8 @@ class _Stack:
 
 def _repetition(one: _Slice) -> float | None:
     """Seconds from frame to frame: the repetition time in a slice's header."""
-    with quiet_itk() as sitk:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(one.path)
-        reader.SetImageIO("GDCMImageIO")
-        reader.ReadImageInformation()
-        return _number(_tag(reader, "0018|0080")) / 1000 or None
+    reader = _header_of(one.path)
+    return None if reader is None else _number(_tag(reader, "0018|0080")) / 1000 or None
 
 
 def files_of(path: str | None) -> list[str]:
@@ -157,11 +154,10 @@ def looks_like(path: str) -> bool:
 
 def _chosen(path: str, index: int | None) -> tuple[list[_Slice], str, list[str]]:
     """(the slices of volume ``index`` in their order, what it is called, sentences about what is missing)."""
-    series = _series(path)
-    if not series:
+    stacks = _stacks(path)
+    if not stacks:
         what = "is a folder without" if os.path.isdir(path) else "holds no"
         raise InputError(f"{path} {what} DICOM images; give a file of another format, or the folder of a series.")
-    stacks = [(one, one.places()) for one in series]
     counts = [min(len(place) for place in places) for _, places in stacks]
     first = np.cumsum([0, *counts])
     if index is None and first[-1] > 1:
@@ -182,6 +178,12 @@ def _chosen(path: str, index: int | None) -> tuple[list[_Slice], str, list[str]]
     return chosen, one.label, warnings
 
 
+def _stacks(path: str) -> list[tuple[_Series, list[list[_Slice]]]]:
+    """(series, the slices of each of its places); single slices, such as scouts, count where there is nothing else."""
+    stacks = [(one, one.places()) for one in _series(path)]
+    return [stack for stack in stacks if len(stack[1]) > 1] or stacks
+
+
 def _choice(path: str, stacks, counts, first) -> str:
     lines = []
     for (one, places), count, start in zip(stacks, counts, first):
@@ -192,23 +194,46 @@ def _choice(path: str, stacks, counts, first) -> str:
 
 
 def _series(path: str) -> list[_Series]:
-    """The series of a folder (its subfolders included) or file, in the order of their numbers."""
+    """The series of a folder (its subfolders included) or file, in the order of their numbers.
+
+    What else such folders hold is left out: objects that are no images, pictures of the screen, and copies of a file.
+    """
     found: dict[tuple, _Series] = {}
-    with quiet_itk() as sitk:
-        for name in _files(path):
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(name)
-            reader.SetImageIO("GDCMImageIO")
-            try:
-                reader.ReadImageInformation()
-            except RuntimeError as error:
-                if _has_pixels(name):
-                    raise InputError(f"{name} is truncated or damaged; copy or export it again.") from error
-                continue  # no DICOM image
+    seen: set[str] = set()
+    no_slices: list[InputError] = []
+    for name in _files(path):
+        reader = _header_of(name)
+        instance = "" if reader is None else _tag(reader, "0008|0018")
+        if reader is None or instance in seen:
+            continue
+        seen.add(instance or name)
+        try:
             for key, label, number, one in _slices(reader, name):
-                group = found.setdefault(key, _Series(label, number))
-                group.slices.append(one)
+                found.setdefault(key, _Series(label, number)).slices.append(one)
+        except _NoSlices as error:
+            no_slices.append(error)
+    if no_slices and not found:
+        raise no_slices[0]
     return sorted(found.values(), key=lambda one: (one.number, one.label))
+
+
+class _NoSlices(InputError):
+    """An image that is none of a volume."""
+
+
+def _header_of(name: str):
+    """SimpleITK's reader of a file whose header it has read; None where the file is no DICOM image."""
+    with quiet_itk() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(name)
+        reader.SetImageIO("GDCMImageIO")
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            if _has_pixels(name):
+                raise InputError(f"{name} is truncated or damaged; copy or export it again.") from error
+            return None
+        return reader
 
 
 def _files(path: str) -> list[str]:
@@ -235,27 +260,32 @@ def _number(text: str) -> float:
 
 def _slices(reader, path: str):
     """(key of the series, label, number, _Slice) of each slice in a file whose header has been read."""
-    if reader.GetNumberOfComponents() > 1 or "MOSAIC" in _tag(reader, "0008|0008").upper():
-        kind = "a mosaic" if reader.GetNumberOfComponents() == 1 else "a color image"
-        raise InputError(f"{path} is {kind}, which cannot be read as slices; convert it to NIfTI with dcm2niix first.")
+    if reader.GetNumberOfComponents() > 1:
+        raise _NoSlices(f"{path} is a color image, which is no slice of a volume; give the folder of another series.")
+    if "MOSAIC" in _tag(reader, "0008|0008").upper():
+        raise InputError(
+            f"{path} is a mosaic, which cannot be read as slices; convert it to NIfTI with dcm2niix first."
+        )
     words = _tag(reader, "0008|103e") or _tag(reader, "0018|1030") or "series without a name"
     number = int(_number(_tag(reader, "0020|0011")))
     label = f"'{words}' ({_tag(reader, '0008|0060') or 'unknown modality'}, series {number})"
     uid, size = _tag(reader, "0020|000e"), tuple(reader.GetSize()[:2])
     order = tuple(_number(_tag(reader, key)) for key in ("0020|0100", "0020|0012", "0008|0032", "0020|0013"))
     if reader.GetDimension() < 3:
-        raise InputError(f"{path} does not say where its slices lie, so they make no volume.")
+        raise _NoSlices(f"{path} does not say where its slices lie, so they make no volume.")
     if reader.GetSize()[2] > 1:
         frames = _frames(reader, path, order, size)
     else:
         if not reader.HasMetaDataKey("0020|0032") and _tag(reader, "0008|0016") not in _ENHANCED:
-            raise InputError(f"{path} does not say where its slice lies (no Image Position), so there is no volume.")
+            raise _NoSlices(f"{path} does not say where its slice lies (no Image Position), so there is no volume.")
         axes = np.array(reader.GetDirection()).reshape(3, 3)[:, :2] * np.array(reader.GetSpacing()[:2])
         frames = [_Slice(path, 0, np.array(reader.GetOrigin()), axes, order, size)]
+    # ITK takes the spacing from these, and 1 mm where there is neither.
+    measured = any(map(reader.HasMetaDataKey, ("0028|0030", "0018|1164"))) or _tag(reader, "0008|0016") in _ENHANCED
     stored = int(np.prod(reader.GetSize(), dtype=float) * _number(_tag(reader, "0028|0100")) / 8)
     for one in frames:
         parallel = tuple(np.round(one.normal, 2) + 0.0)
-        yield (uid, size, parallel), label, number, replace(one, stored=stored)
+        yield (uid, size, parallel), label, number, replace(one, stored=stored, measured=measured)
 
 
 def _has_pixels(path: str) -> bool:
@@ -330,6 +360,11 @@ def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     tilt = np.degrees(np.arccos(np.clip(step @ slices[0].normal / np.linalg.norm(step), -1, 1)))
     if tilt > 0.1:
         warnings.append(f"The slices of {label} are sheared by {tilt:.1f}° (a tilted gantry) and are used as they lie.")
+    if not all(one.measured for one in slices):
+        warnings.append(
+            f"The slices of {label} do not say how large their voxels are (no Pixel Spacing): they are taken for 1 mm, "
+            "as in Slicer and ITK."
+        )
     linear = np.column_stack([slices[0].axes, step])
     return Stored(data, geometry.LPS_RAS @ geometry.from_parts(linear, positions[0]), tuple(warnings))
 

@@ -54,20 +54,25 @@ def _silent_libraries() -> Iterator[None]:
         yield
         return
     try:
-        if sys.stderr is not None:
-            sys.stderr.flush()
         kept = os.dup(2)
-    except (OSError, ValueError):  # there is none
+    except OSError:  # there is none
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
+    silence_libraries()
     try:
         yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def silence_libraries() -> None:
+    """Let what is written to the process's standard error go nowhere from now on."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def simpleitk():
@@ -102,6 +107,7 @@ def _matrix(image) -> np.ndarray:
 
 def read(path: str) -> Stored:
     """Read a NRRD or MetaImage file. The numbers of a voxel (a NRRD of kind *list*) become the last axis."""
+    _check(path)
     try:
         with quiet_itk() as sitk:
             reader = sitk.ImageFileReader()
@@ -119,11 +125,17 @@ def read(path: str) -> Stored:
     return Stored(data.T, _matrix(image), _nrrd_warnings(path), frames)  # ITK's arrays run k, j, i
 
 
+def _check(path: str) -> None:
+    if IMAGE_IO[extension(path)] == "MetaImageIO":
+        layout.check_metaimage(path)
+
+
 def frames(path: str, scratch) -> Frames:
     """The volumes of a 4D file, or those that are the numbers of a voxel; each is read alone where the format allows.
 
     Of other files (text, several files of data, other packings) all are read once and laid into ``scratch``.
     """
+    _check(path)
     try:
         with quiet_itk() as sitk:
             reader = sitk.ImageFileReader()

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from ...errors import InputError
 from .numbers import Layout
 
 #: Bytes that a header is looked for in; those of 3D Slicer's sequences say something of each volume.
@@ -71,16 +72,60 @@ def of_nrrd(path: str) -> Layout | None:
     return Layout(path, end, np.dtype(order + kind), tuple(sizes), packed, inside == [0])
 
 
-def of_metaimage(path: str) -> Layout | None:
-    """The layout of a MetaImage file of four dimensions, or of three with several numbers a voxel."""
+def metaimage_fields(path: str) -> tuple[dict[str, str], int]:
+    """({name: value} of a MetaImage's header, the byte behind it); without ElementDataFile, which ends it, ({}, 0)."""
     with open(path, "rb") as file:
         content = file.read(2**16)
-    head = re.search(rb"^ElementDataFile[ \t]*=([^\r\n]*)(?:\r?\n|\Z)", content, re.MULTILINE)
+    head = re.search(rb"^[ \t]*ElementDataFile[ \t]*=([^\r\n]*)(?:\r?\n|\Z)", content, re.MULTILINE)
     if head is None:
-        return None
-    lines = content[: head.start()].decode("utf-8", "replace").splitlines()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
-    data, end = head[1].decode("utf-8", "replace").strip(), head.end()
+        return {}, 0
+    lines = content[: head.end()].decode("utf-8", "replace").splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}, head.end()
+
+
+def check_metaimage(path: str) -> None:
+    """Raise InputError for a header at which ITK's MetaIO ends the process, or makes up voxels."""
+    fields, end = metaimage_fields(path)
+    dimensions, sizes = fields.get("NDims", "3"), fields.get("DimSize", "1")
+    data, skipped = fields.get("ElementDataFile", ""), fields.get("HeaderSize", "0")
+    wrong = [
+        ("NDims", dimensions, not re.fullmatch(r"0*([1-9]|10)", dimensions)),
+        ("DimSize", sizes, not re.fullmatch(r"[ \t]*0*[1-9]\d*([ \t]+0*[1-9]\d*)*", sizes)),
+        ("ElementDataFile", data, "%" in data and not re.fullmatch(r"[^%]*%\d*d[^%]*", data)),
+        ("HeaderSize", skipped, not re.fullmatch(r"-1|\d+", skipped) or int(skipped) > _largest(path, data)),
+    ]
+    for name, value, bad in wrong:
+        if bad:
+            raise InputError(f"{path} is damaged: its header says {name} = {value[:40]}; copy or export it again.")
+    if data.upper().startswith("LIST"):
+        _check_list(path, end, _whole_numbers(sizes), data)
+
+
+def _largest(path: str, data: str) -> int:
+    """Bytes of the file of data, or of the header's own where that is not one file."""
+    beside = os.path.join(os.path.dirname(path), data)
+    return os.path.getsize(beside if os.path.isfile(beside) else path)
+
+
+def _check_list(path: str, end: int, sizes: list[int], data: str) -> None:
+    """Raise InputError where a header lists fewer files than it has slices, or one that is not there."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        names = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+    found = re.search(r"(\d)D", data)
+    together = int(found[1]) if found else len(sizes) - 1
+    needed = int(np.prod(sizes[together:], dtype=float))
+    if len(names) < needed:
+        raise InputError(f"{path} is truncated: it lists {len(names)} of {needed} files; copy or export it again.")
+    missing = [name for name in names[:needed] if not os.path.isfile(os.path.join(os.path.dirname(path), name))]
+    if missing:
+        raise InputError(f"{path} lists {missing[0][:80]}, which is not there; copy all of its files.")
+
+
+def of_metaimage(path: str) -> Layout | None:
+    """The layout of a MetaImage file of four dimensions, or of three with several numbers a voxel."""
+    fields, end = metaimage_fields(path)
+    data = fields.get("ElementDataFile", "")
     sizes, channels = _whole_numbers(fields.get("DimSize", "")), fields.get("ElementNumberOfChannels", "1")
     kind = _META_TYPES.get(fields.get("ElementType", ""))
     told = {"HeaderSize", "ElementToIntensityFunctionSlope", "ElementToIntensityFunctionOffset"} & set(fields)

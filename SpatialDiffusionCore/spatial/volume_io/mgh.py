@@ -40,10 +40,13 @@ def frames(path: str, scratch) -> Frames:
 def _opened(path: str) -> Any:
     """nibabel's image; what it says of damaged headers by its logger is no news for the terminal."""
     import nibabel
-    from nibabel.imageglobals import LoggingOutputSuppressor
+    from nibabel.imageglobals import logger
 
-    with LoggingOutputSuppressor():
+    before, logger.disabled = logger.disabled, True
+    try:
         return nibabel.load(path)
+    finally:
+        logger.disabled = before
 
 
 def _interval(header: Any) -> float | None:
