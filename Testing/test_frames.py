@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -252,6 +253,30 @@ def test_a_series_that_ends_too_early_is_truncated(tmp_path, ending, encoding, i
         with pytest.raises(InputError, match=f"a{ending} is truncated"):
             open_series(path)
     assert not list(tmp_path.glob(".series-*"))
+
+
+_ON_A_FULL_DISK = """
+import os, resource, sys
+from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.many.frames import open_series
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+try:
+    open_series(sys.argv[1], sys.argv[2])
+except InputError as error:
+    print(error, os.listdir(sys.argv[2]))
+"""
+
+
+def test_a_disk_without_room_for_the_series_is_said(tmp_path):
+    """Stood in for by the system's limit on the size of files."""
+    pytest.importorskip("resource", reason="this system sets no limits")
+    nrrd_file(tmp_path / "a.nrrd", encoding="gzip")
+    (tmp_path / "scratch").mkdir()
+    words = [sys.executable, "-c", _ON_A_FULL_DISK, str(tmp_path / "a.nrrd"), str(tmp_path / "scratch")]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert re.match(r"The series cannot be unpacked in .*scratch \(.*\); make room .* folder. \[\]", said)
+    with pytest.raises(InputError, match="cannot be unpacked in .*gone"):
+        open_series(tmp_path / "a.nrrd", tmp_path / "gone")
 
 
 def test_a_damaged_packing_is_said(tmp_path):

@@ -177,7 +177,6 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = _options(arguments)
     _check_model(RegistrationOptions(**options))
-    plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
     from ..device import resolve_device
     from ..inputs import as_volume
     from ..many.executor import executor
@@ -185,6 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     resolve_device(arguments.device)
     spread = None if arguments.jobs is None else executor(arguments.jobs)
+    plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
     if arguments.review:
         from ..review.pages import prepare_folder
 

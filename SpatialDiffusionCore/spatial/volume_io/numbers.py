@@ -11,6 +11,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO, Callable
 
@@ -89,9 +90,26 @@ def truncated(path: str) -> InputError:
     return InputError(f"{path} is truncated: it ends before its last frame; copy it again.")
 
 
-def scratch_folder(where) -> tempfile.TemporaryDirectory:
-    """A folder that goes when nobody needs it any more; ``where``: in which (None: the system's)."""
-    return tempfile.TemporaryDirectory(prefix=".series-", dir=where)
+@contextmanager
+def _scratch_file(where) -> Iterator[tuple[tempfile.TemporaryDirectory, Any]]:
+    """(A folder in ``where`` (None: the system's) that goes when nobody needs it any more, an open file in it).
+
+    Raises InputError where there is no room for it.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".series-", dir=where)
+        try:
+            with open(os.path.join(folder.name, "series"), "wb") as file:
+                yield folder, file
+        except BaseException:
+            folder.cleanup()
+            raise
+    except OSError as error:
+        place = tempfile.gettempdir() if where is None else where
+        raise InputError(
+            f"The series cannot be unpacked in {place} ({(error.strerror or type(error).__name__).lower()}); make room "
+            "there or choose another folder."
+        ) from error
 
 
 def laid_down(layout: Layout, named: str, scratch) -> Numbers:
@@ -101,12 +119,10 @@ def laid_down(layout: Layout, named: str, scratch) -> Numbers:
         raise truncated(named)
     if not layout.packed and not layout.inside:
         return Numbers(layout.path, layout.offset, layout.dtype, layout.shape)
-    folder = scratch_folder(scratch)
-    target = os.path.join(folder.name, "series")
-    with open(layout.path, "rb") as source, open(target, "wb") as file:
+    with _scratch_file(scratch) as (folder, file), open(layout.path, "rb") as source:
         source.seek(layout.offset)
         _spread(_pieces(source, layout), file, layout, named)
-    return Numbers(target, 0, layout.dtype, layout.shape, scratch=folder)
+    return Numbers(file.name, 0, layout.dtype, layout.shape, scratch=folder)
 
 
 def of_proxy(proxy: Any, named: str, scratch) -> tuple[Numbers, int]:
@@ -130,12 +146,10 @@ def of_proxy(proxy: Any, named: str, scratch) -> tuple[Numbers, int]:
 
 def written_down(frames: Iterator[np.ndarray], shape, scratch) -> Numbers:
     """Arrays I×J×K put into a scratch file as float32."""
-    folder = scratch_folder(scratch)
-    target = os.path.join(folder.name, "series")
-    with open(target, "wb") as file:
+    with _scratch_file(scratch) as (folder, file):
         for frame in frames:
             file.write(np.asarray(frame, np.float32).tobytes(order="F"))
-    return Numbers(target, 0, np.dtype(np.float32), tuple(shape), scratch=folder)
+    return Numbers(file.name, 0, np.dtype(np.float32), tuple(shape), scratch=folder)
 
 
 def _pieces(source: BinaryIO, layout: Layout) -> Iterator[bytes]:
