@@ -305,7 +305,7 @@ def test_no_volume_of_a_group_overwrites_anothers_transform(tmp_path):
 
 
 class LosesThe:
-    """An executor of this process, whose n-th item is lost as if its process had been killed."""
+    """An executor of this process, whose item of a number (from 0) is lost as if its process had been killed."""
 
     def __init__(self, lost):
         self.lost = lost
@@ -330,6 +330,9 @@ def test_a_pair_whose_process_is_killed_is_said_and_made_up_for(copies, tmp_path
     monkeypatch.setattr(group, "executor", lambda jobs: Here())
     assert main(command) == 0
     assert "6 pairs" in capsys.readouterr().out
+    monkeypatch.setattr(group, "executor", lambda jobs: LosesThe(0))
+    with pytest.raises(InputError, match="1 of 1 pairs were lost, and the others do not connect .* was killed"):
+        register_group(paths[:2], modality="t1-brain")
 
 
 def test_what_headers_contradict_is_heard_of_in_a_group(tmp_path, capsys):

@@ -208,6 +208,27 @@ def _check_alike(members: list) -> None:
         )
 
 
+def _in_order(members: list) -> list[int]:
+    """The volumes' numbers by their content. Raises InputError where they do not belong together, or two are one."""
+    _check_alike(members)
+    order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))
+    for one, other in zip(order, order[1:]):
+        if members[one].digest == members[other].digest:
+            raise InputError(f"{members[one].name} and {members[other].name} are the same volume; name it once.")
+    return order
+
+
+def _check_connected(answers: dict, problems: dict, count: int) -> None:
+    """Raise where so many pairs were lost that the others do not connect all volumes."""
+    if not problems or len(averaging.connected(answers, count)) == 1:
+        return
+    first = next(iter(problems.values()))
+    if not isinstance(first, WorkerLost):
+        raise first
+    total = len(problems) + len(answers)
+    raise InputError(f"{len(problems)} of {total} pairs were lost, and the others do not connect all volumes. {first}")
+
+
 def _tissue_corners(volume: Volume, threshold: float) -> np.ndarray:
     """8×3, RAS mm: corners of the box (along the volume's axes) around what is above a threshold."""
     inside = np.asarray(volume.data) > threshold
@@ -242,11 +263,7 @@ def group_steps(
     ]
     modality, names = str(checked.moving_modality), _names(sources)
     members = [_member(one, index, modality, names[index]) for index, one in enumerate(sources)]
-    _check_alike(members)
-    order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))
-    for one, other in zip(order, order[1:]):
-        if members[one].digest == members[other].digest:
-            raise InputError(f"{members[one].name} and {members[other].name} are the same volume; name it once.")
+    order = _in_order(members)
     wanted = [(order[i], order[j]) for i, j in averaging.pairs_to_register(len(order))]
     answers = {pair: answer for pair in wanted if known is not None and (answer := known(*pair)) is not None}
     todo = [pair for pair in wanted if pair not in answers]
@@ -273,16 +290,17 @@ def group_steps(
             yield Step(done, len(wanted), "Pairs", outcome.value.matrix if outcome.error is None else np.eye(4))
     finally:
         outcomes.close()
-    if not answers:
-        raise next(iter(problems.values()))
+    _check_connected(answers, problems, len(members))
     result = _together(members, order, answers, checked.transform)
-    result.failed = {
-        (i, j): sentence(error, f"registering {members[i].name} to {members[j].name}")
-        if not isinstance(error, WorkerLost)
-        else f"{members[i].name} to {members[j].name}: {error}"
-        for (i, j), error in problems.items()
-    }
+    result.failed = {pair: _why(error, *(members[index].name for index in pair)) for pair, error in problems.items()}
     return result
+
+
+def _why(error: Exception, moving: str, fixed: str) -> str:
+    """What a person is told of a pair that failed."""
+    if isinstance(error, WorkerLost):
+        return f"{moving} to {fixed}: {error}"
+    return sentence(error, f"registering {moving} to {fixed}")
 
 
 def register_group(
