@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..files import extension
 from ..spatial import geometry
 from ..spatial.volume import Volume
-from ..spatial.volume_file import ITK_IMAGES, load
+from ..spatial.volume_file import ITK_IMAGES, check_not_empty, load
 from ..spatial.volume_io import dicom, itk, mgh, nifti, numbers
 from ..spatial.volume_io.stored import Frames
 
@@ -106,6 +106,7 @@ def open_series(source, scratch=None) -> Series:
         return _checked(_of_folder(path, name, scratch))
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; give a 4D file, a folder of volumes or a folder of DICOM files.")
+    check_not_empty(path)
     reader = _READERS.get(extension(path))
     if reader is None and (extension(path) in dicom.EXTENSIONS or dicom.looks_like(path)):
         reader = dicom.frames

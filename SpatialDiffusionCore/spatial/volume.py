@@ -40,7 +40,8 @@ class Volume:
         if data.ndim != 3:
             raise InputError(f"{self.name} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
         if data.dtype.kind not in "biuf":
-            raise InputError(f"{self.name} holds {data.dtype} values; a volume of plain numbers is needed.")
+            kind = "colors" if data.dtype.names else f"{data.dtype} values"
+            raise InputError(f"{self.name} holds {kind}; a volume of plain numbers is needed.")
         object.__setattr__(self, "data", data)
         matrix = np.asarray(self.voxel_to_ras, float)
         if matrix.shape == (4, 4) and np.isfinite(matrix).all() and not geometry.spacing(matrix).all():

@@ -60,6 +60,7 @@ def _read(file: str, keep_type: bool) -> Stored:
     ending = extension(file)
     if not os.path.isfile(file):
         raise InputError(f"{file} does not exist.")
+    check_not_empty(file)
     if ending in nifti.EXTENSIONS:
         return nifti.read(file, keep_type)
     if ending in ITK_IMAGES:
@@ -67,6 +68,12 @@ def _read(file: str, keep_type: bool) -> Stored:
     if ending in mgh.EXTENSIONS:
         return mgh.read(file)
     raise InputError(f"{file} is not a known volume file; use one of: {', '.join(READ)}, or a folder of DICOM files.")
+
+
+def check_not_empty(file: str) -> None:
+    """Raise InputError for a file of no bytes, as transfers that were broken off leave them."""
+    if os.path.getsize(file) == 0:
+        raise InputError(f"{file} is empty (0 bytes); copy or export it again.")
 
 
 def _is_dicom(file: str) -> bool:

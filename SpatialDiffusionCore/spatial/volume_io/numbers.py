@@ -134,7 +134,8 @@ def of_proxy(proxy: Any, named: str, scratch) -> tuple[Numbers, int]:
     if len(shape) != 4 or 0 in shape:
         raise InputError(f"{named} is not 4D: its array has shape {'×'.join(map(str, shape))}.")
     if proxy.dtype.kind not in "biuf":
-        raise InputError(f"{named} holds {proxy.dtype} values; a series of plain numbers is needed.")
+        kind = "colors" if proxy.dtype.names else f"{proxy.dtype} values"
+        raise InputError(f"{named} holds {kind}; a series of plain numbers is needed.")
     image, start = os.fspath(proxy.file_like), int(proxy.offset)
     if image.lower().endswith((".gz", ".mgz")):
         lies = Layout(image, 0, proxy.dtype, tuple(shape), "gzip", skip=start)
