@@ -18,6 +18,7 @@ import numpy as np
 
 from .alignment.pair import Pair
 from .device import resolve_device
+from .errors import InputError
 from .inputs import as_mask, as_matrix, as_volume
 from .modality import AUTO
 from .options import RegistrationOptions, takes_options
@@ -245,9 +246,17 @@ def register(
 
 
 def share_of_rank(items: Sequence) -> list:
-    """The part of a list that falls to this process under torchrun (RANK of WORLD_SIZE); all of it otherwise."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    return list(items)[rank::world]
+    """The part of a list that falls to this process under torchrun (RANK of WORLD_SIZE); all of it otherwise.
+
+    Raises InputError where the two are no numbers that fit each other: some of the list would fall to nobody.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+        raise InputError(
+            f"RANK is {rank} and WORLD_SIZE is {world}, but ranks count from 0 to WORLD_SIZE − 1; start all processes "
+            "of a run (with Slurm the whole array, from 0)."
+        )
+    return list(items)[int(rank) :: int(world)]
 
 
 OnResult = Optional[Callable[[int, Union[Registration, Exception]], None]]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,3 +96,28 @@ def user_models(tmp_path, monkeypatch) -> Path:
     model._loaded.clear()
     yield folder
     model._loaded.clear()
+
+
+@pytest.fixture
+def decimal_comma(tmp_path_factory):
+    """A locale with a decimal comma, as a host program may have set it."""
+    before = locale.setlocale(locale.LC_ALL)
+    names = ["de_DE.UTF-8", "de_DE.utf8", "de_DE", "fr_FR.UTF-8"]
+    folder = tmp_path_factory.mktemp("locale")
+    try:
+        subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", folder / "de_DE.UTF-8"], capture_output=True)
+        os.environ["LOCPATH"] = str(folder)
+    except OSError:
+        pass
+    for name in names:
+        try:
+            locale.setlocale(locale.LC_ALL, name)
+            break
+        except locale.Error:
+            continue
+    else:
+        os.environ.pop("LOCPATH", None)
+        pytest.skip("no locale with a decimal comma can be had here")
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+    os.environ.pop("LOCPATH", None)

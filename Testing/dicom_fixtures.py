@@ -57,3 +57,29 @@ def write_series(folder, volume, voxel_to_ras, drop=(), positions=None, suffix="
         data.save_as(folder / f"IM{name:04d}{suffix}", enforce_file_format=True)
         written.append(data)
     return written
+
+
+def write_enhanced(path, frames, voxel_to_ras, **about):
+    """Write (I, J, K, N) frames as one "enhanced" file of N·K slices."""
+    data = header(kind=ENHANCED_MR, **about)
+    lps = LPS_RAS @ voxel_to_ras
+    steps = np.linalg.norm(lps[:3, :3], axis=0)
+    shared, measures, plane = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [f"{steps[1]:.8g}", f"{steps[0]:.8g}"], "3"
+    plane.ImageOrientationPatient = [f"{x:.10g}" for x in (lps[:3, :2] / steps[:2]).T.ravel()]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    data.SharedFunctionalGroupsSequence = [shared]
+    groups, planes = [], []
+    for time in range(frames.shape[3]):
+        for k in range(frames.shape[2]):
+            own, position, content = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+            position.ImagePositionPatient = [f"{x:.8g}" for x in (lps @ [0, 0, k, 1])[:3]]
+            content.TemporalPositionIndex, content.StackID, content.InStackPositionNumber = time + 1, "1", k + 1
+            own.PlanePositionSequence, own.FrameContentSequence = [position], [content]
+            groups.append(own)
+            planes.append(frames[:, :, k, time].T.astype("<i2"))
+    data.PerFrameFunctionalGroupsSequence = groups
+    data.NumberOfFrames, data.InstanceNumber = len(planes), 1
+    data.Rows, data.Columns = frames.shape[1], frames.shape[0]
+    data.PixelData = np.ascontiguousarray(planes).tobytes()
+    data.save_as(path, enforce_file_format=True)

@@ -10,6 +10,10 @@ Findings become tests. A quick run of every kind is part of the suite (test_muta
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,9 +32,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.many.frames import open_series
 from SpatialDiffusionCore.spatial import geometry, sampling
 from SpatialDiffusionCore.spatial.point_file import EXTENSIONS as POINTS
 from SpatialDiffusionCore.spatial.point_file import move_points
+from SpatialDiffusionCore.spatial.segmentation_file import Segmentation, load_segmentation, save_segmentation
 from SpatialDiffusionCore.spatial.transform_file import FORMATS, read_transform, write_transform
 from SpatialDiffusionCore.spatial.volume import Volume, resample, validate
 from SpatialDiffusionCore.spatial.volume_file import load, save
@@ -39,6 +45,8 @@ from SpatialDiffusionCore.spatial.volume_file import load, save
 LONGEST = 20
 
 VOLUMES = (".nii", ".nii.gz", "-2.nii", ".hdr", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgh", ".mgz", ".dcm")
+
+SERIES = (".nii", ".nii.gz", ".nrrd", ".seq.nrrd", ".mha")
 
 #: Numbers that headers and voxels are known to hold.
 WILD = (
@@ -79,6 +87,21 @@ def volume_file(folder: Path, ending: str, data: np.ndarray) -> Path:
         nibabel.save(kinds[ending](data, _MATRIX), path)
     else:
         save(Volume(data, _MATRIX), path)
+    return path
+
+
+def series_file(folder: Path, ending: str, data: np.ndarray) -> Path:
+    """A sound file of three frames."""
+    import SimpleITK as sitk
+
+    path, frames = folder / f"a{ending}", np.stack([data, data + 1, data + 2])
+    if ending.startswith(".nii"):
+        nibabel.save(nibabel.Nifti1Image(np.moveaxis(frames, 0, -1), _MATRIX), path)
+    elif ending == ".seq.nrrd":
+        sitk.WriteImage(sitk.GetImageFromArray(np.moveaxis(frames, 0, -1).T.copy().transpose(1, 2, 3, 0).copy(),
+                        isVector=True), str(path))  # fmt: skip
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(frames, isVector=False), str(path), ending == ".mha")
     return path
 
 
@@ -199,29 +222,90 @@ def volume_is_used(path: Path) -> None:
     assert not list(target.parent.glob(".*part*")), "a half-written file"
 
 
+def series_is_used(path: Path) -> None:
+    """Open a series and read its first and last frame."""
+
+    def action() -> None:
+        series = open_series(path, path.parent)
+        for index in (0, series.count - 1):
+            assert series.frame(index).shape == tuple(series.shape)
+
+    used(action)
+
+
+def segmentation_is_used(path: Path) -> None:
+    """Read a segmentation and write it moved."""
+    target = path.parent.parent / "out.seg.nrrd"
+
+    def action() -> None:
+        segments = load_segmentation(path)
+        grid = Volume(np.zeros((4, 4, 4), np.uint8), _MATRIX)
+        save_segmentation(segments.moved(grid, np.eye(4)), target)
+
+    used(action)
+
+
+def jobs() -> list[tuple[str, str]]:
+    """What is damaged: (kind, ending)."""
+    found = [("volume", ending) for ending in VOLUMES]
+    found += [("values", ".nii"), *(("transform", ending) for ending in FORMATS if ending != ".dcm")]
+    found += [("points", ending) for ending in POINTS]
+    return found + [("series", ending) for ending in SERIES] + [("segmentation", ".seg.nrrd")]
+
+
 def main(minutes: float) -> int:
     """Damage files for some time; returns the exit status."""
-    end, found = time.monotonic() + 60 * minutes, {}
-    jobs = [("volume", ending) for ending in VOLUMES]
-    jobs += [("values", ".nii"), *(("transform", ending) for ending in FORMATS if ending != ".dcm")]
-    jobs += [("points", ending) for ending in POINTS]
-    rounds = 0
+    end, found, rounds = time.monotonic() + 60 * minutes, set(), 0
     while time.monotonic() < end:
-        for kind, ending in jobs:
+        for kind, ending in jobs():
             if time.monotonic() > end:
                 break
-            try:
-                attempt(kind, ending, examples=60, seed=rounds)
-            except Exception as group:
-                for error in getattr(group, "exceptions", [group]):
-                    place = traceback.extract_tb(error.__traceback__)[-1]
-                    key = kind, ending, type(error).__name__, Path(place.filename).name, place.lineno
-                    if key not in found:
-                        found[key] = error
-                        print("FOUND", *key, str(error).splitlines()[:1], flush=True)
+            for finding in in_a_child(kind, ending, rounds):
+                if finding["key"] not in found:
+                    found.add(finding["key"])
+                    print("FOUND", finding["key"], finding["words"], flush=True)
         rounds += 1
-    print(f"{rounds} rounds of {len(jobs)} kinds of files; {len(found)} findings")
+    print(f"{rounds} rounds of {len(jobs())} kinds of files; {len(found)} findings")
     return 1 if found else 0
+
+
+def in_a_child(kind: str, ending: str, seed: int) -> list[dict]:
+    """The findings of an attempt in a process of its own, since a library of C may end the process it is in.
+
+    The file that did is kept, and named.
+    """
+    folder = tempfile.mkdtemp(prefix="mutated-")
+    told, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        tempfile.tempdir = folder
+        with os.fdopen(write, "w") as file:
+            for finding in findings(kind, ending, seed):
+                file.write(json.dumps(finding) + "\n")
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(told) as file:
+        found = [json.loads(line) for line in file]
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return [*found, {"key": f"{kind} {ending} {name}", "words": f"seed {seed}, the file is in {folder}"}]
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def findings(kind: str, ending: str, seed: int) -> list[dict]:
+    """What must not be, of one attempt."""
+    try:
+        attempt(kind, ending, examples=60, seed=seed)
+    except BaseException as group:
+        found = []
+        for error in getattr(group, "exceptions", [group]):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            key = f"{kind} {ending} {type(error).__name__} {Path(place.filename).name}:{place.lineno}"
+            found.append({"key": key, "words": f"seed {seed}: {str(error)[:300]!r}"})
+        return found
+    return []
 
 
 def attempt(kind: str, ending: str, examples: int, seed: int = 0) -> None:
@@ -249,6 +333,16 @@ def attempt(kind: str, ending: str, examples: int, seed: int = 0) -> None:
                 path = volume_file(folder, ending, data)
                 path.write_bytes(damage(path.read_bytes()))
                 volume_is_used(path)
+            elif kind == "series":
+                path = series_file(folder, ending, data)
+                path.write_bytes(damage(path.read_bytes()))
+                series_is_used(path)
+            elif kind == "segmentation":
+                path = folder / f"a{ending}"
+                labels = Volume((data % 3).astype(np.uint8), _MATRIX)
+                save_segmentation(Segmentation((labels, labels), (("Segment0_Name", "a"),)), path)
+                path.write_bytes(damage(path.read_bytes()))
+                segmentation_is_used(path)
             elif kind == "transform":
                 path = folder / f"a{ending}"
                 write_transform(_MATRIX, path)
@@ -263,4 +357,6 @@ def attempt(kind: str, ending: str, examples: int, seed: int = 0) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(float(sys.argv[1]) if len(sys.argv) > 1 else 10.0))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("minutes", nargs="?", type=float, default=10.0, metavar="MINUTES", help="default: 10")
+    sys.exit(main(parser.parse_args().minutes))

@@ -10,12 +10,14 @@ import pytest
 from Benchmark import (
     cases,
     child,
+    cohort,
     confidence,
     contrast,
     hard,
     hopeless,
     measures,
     models,
+    motion,
     ours,
     peers,
     report,
@@ -26,11 +28,14 @@ from Benchmark import (
     steps,
     tables,
 )
+from Benchmark import group as group_task
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
 
 from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.many import averaging
+from SpatialDiffusionCore.many.group import PairAnswer
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
 DEMO = Path(volume.__file__).parents[1] / "demo"
@@ -618,3 +623,42 @@ def test_a_dressed_brain_keeps_its_place_inside_another_head(bench, tmp_path, mo
     measure = TASKS["heads"].measure(cases.Arguments(bench, tmp_path))
     assert measure(made[0], np.linalg.inv(made[0].moved))["dice"] > 0.9
     assert measure(made[0], np.eye(4))["dice"] < 0.5
+
+
+# ----------------------------------------------------------------------------------------------- many volumes
+def test_a_cohort_whose_transforms_differ_is_told(tmp_path):
+    row = {"jobs": 1, "seconds": 100.0, "cpu_seconds": 80.0, "worker_mb": 512.0, "load": 1.5,
+           "transforms": {"a.tfm": "1", "b.tfm": "2"}}  # fmt: skip
+    same = {**row, "jobs": 2, "seconds": 50.0}
+    lines = cohort.table([row, same, {**same, "transforms": {"a.tfm": "1", "b.tfm": "3"}}]).splitlines()
+    assert lines[2] == "| 1 | 2 | 72 | 40.0 | 512 | 1.5 | yes |"
+    assert lines[3].startswith("| 2 | 2 | 144 |") and lines[3].endswith("| yes |") and lines[4].endswith("| NO |")
+    scans = tmp_path / "t1"
+    scans.mkdir()
+    for number in range(9):
+        (scans / f"scan{number}.nii.gz").touch()
+    assert [Path(one).name[4] for one in cohort.scans_of(tmp_path, 3)] == ["0", "4", "8"]
+    assert len(cohort.scans_of(tmp_path, 40)) == 9
+
+
+def test_planted_wrong_pairs_are_counted():
+    pairs = {(i, j): group_answer() for i in range(6) for j in range(i + 1, 6)}
+    clouds = [averaging.Cloud(np.zeros(3), 1000 * np.eye(3))] * 6
+    for seed in range(3):
+        assert group_task.planted(pairs, clouds, seed) == {"planted": 2, "found": 2, "right_dropped": 0}
+
+
+def group_answer():
+    return PairAnswer(np.eye(4), "good")
+
+
+def test_methods_of_the_motion_benchmark_that_are_not_asked_for_keep_their_rows(tmp_path, monkeypatch):
+    def row(method, median):
+        numbers = {"median": median, "p95": 0.2, "worst": 0.3, "cpu_whole": 9.0, "cpu_frame": 1.0, "memory_mb": 100.0}
+        return {"method": method, "base": 10, "frames": 16, **numbers}
+
+    (tmp_path / "motion.json").write_text(json.dumps([row("ours", 0.5), row("ants", 0.07)]))
+    monkeypatch.setattr(motion, "measured", lambda *_: [row("ours", 0.02)])
+    assert main(["motion", "--data", ".", "--out", str(tmp_path), "--methods", "ours"]) == 0
+    table = (tmp_path / "motion.md").read_text()
+    assert "| this project | 1 | 0.020 |" in table and "| ants.motion_correction | 1 | 0.070 |" in table

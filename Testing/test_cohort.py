@@ -16,6 +16,7 @@ import pytest
 from SpatialDiffusionCore import InputError, load, save
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.many.executor import Dask, Here, Processes, WorkerLost, executor, in_order, values
+from SpatialDiffusionCore.registration import share_of_rank
 from SpatialDiffusionCore.spatial import geometry
 from SpatialDiffusionCore.spatial.volume import Volume
 
@@ -194,6 +195,14 @@ def test_tasks_of_an_array_share_a_folder(cohort, tmp_path, monkeypatch, capsys)
         main(command(cohort, out))
     assert len(transforms(out)) == 3
     assert sorted(path.name for path in out.glob("*.csv")) == ["registrations_0.csv", "registrations_1.csv"]
+
+
+@pytest.mark.parametrize("rank, world", [("7", "2"), ("2", "2"), ("-1", "2"), ("one", "2"), ("0", "many")])
+def test_a_share_that_leaves_some_to_nobody_is_refused(monkeypatch, rank, world):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(InputError, match="start all processes of a run"):
+        share_of_rank([1, 2, 3])
 
 
 def test_one_pair_may_have_a_page(cohort, tmp_path):

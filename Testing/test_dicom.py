@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import tarfile
 
 import nibabel
@@ -14,7 +15,7 @@ from SpatialDiffusionCore.spatial import geometry as g
 from SpatialDiffusionCore.spatial import volume_file
 
 sitk = pytest.importorskip("SimpleITK", reason="GDCM reads DICOM files through SimpleITK")
-from dicom_fixtures import CT, ENHANCED_MR, header, pydicom, write_series  # noqa: E402
+from dicom_fixtures import CT, header, pydicom, write_enhanced, write_series  # noqa: E402
 
 SHAPE = (12, 10, 8)
 DATA = np.random.default_rng(0).integers(-1000, 3000, SHAPE).astype(np.int16)
@@ -148,6 +149,79 @@ def test_rescaled_values_are_read(tmp_path):
     assert np.array_equal(volume_file.load(tmp_path).data, DATA * 2.0 - 1024)
 
 
+def screenshot(color=False):
+    """A picture of the screen, as scanners put them among the slices."""
+    data = header(kind="1.2.840.10008.5.1.4.1.1.7", modality="OT", words="screen")
+    data.Rows = data.Columns = 16
+    data.PixelData = bytes(512)
+    if color:
+        data.SamplesPerPixel, data.PhotometricInterpretation, data.PlanarConfiguration = 3, "RGB", 0
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+        data.PixelData = bytes(768)
+    return data
+
+
+def test_what_else_lies_in_the_folder_does_not_matter(tmp_path):
+    names = [5, 2, 7, 0, 1, 4, 3, 6]  # no order in their names either
+    written = write_series(tmp_path, UNIQUE, TURNED, order=names)
+    shutil.copy(tmp_path / "IM0003", tmp_path / "copy of IM0003")
+    for number, kind in enumerate(("481.3", "88.22", "66.1", "104.1", "11.1")):  # structures, report, …
+        data = header(kind=f"1.2.840.10008.5.1.4.1.1.{kind}", modality="OT")
+        for name in ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"):
+            delattr(data, name)
+        data.save_as(tmp_path / f"object{number}.dcm", enforce_file_format=True)
+    screenshot().save_as(tmp_path / "screen.dcm", enforce_file_format=True)
+    screenshot(color=True).save_as(tmp_path / "dose.dcm", enforce_file_format=True)
+    scout = g.from_parts(g.rotation_about([1, 0, 0], np.pi / 2)) @ TURNED
+    write_series(tmp_path / "scout", UNIQUE[:, :, :1], scout, uid=written[0].SeriesInstanceUID)
+    (tmp_path / "DICOMDIR").write_bytes(b"an index")
+    (tmp_path / "notes.txt").write_text("nothing")
+    volume = volume_file.load(tmp_path, keep_type=True)
+    assert np.array_equal(volume.data, UNIQUE) and np.allclose(volume.voxel_to_ras, TURNED, atol=1e-4)
+    assert volume.warnings == ()
+
+
+@pytest.mark.parametrize("how", ["implicit", "big-endian", "no preamble", "RLE"])
+def test_every_transfer_syntax_is_read(tmp_path, how):
+    write_series(tmp_path, UNIQUE, TURNED)
+    for path in tmp_path.iterdir():
+        data = pydicom.dcmread(path)
+        if how == "RLE":
+            data.compress(pydicom.uid.RLELossless)
+            data.save_as(path)
+        elif how == "big-endian":
+            data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+            data.PixelData = np.frombuffer(data.PixelData, "<i2").astype(">i2").tobytes()
+            pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False)
+        else:
+            data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+            if how == "no preamble":
+                del data.file_meta
+            pydicom.dcmwrite(path, data, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    volume = volume_file.load(tmp_path, keep_type=True)
+    assert np.array_equal(volume.data, UNIQUE) and np.allclose(volume.voxel_to_ras, TURNED, atol=1e-4)
+
+
+def test_voxels_of_unknown_size_are_said(tmp_path):
+    write_series(tmp_path, UNIQUE, TURNED)
+    for path in tmp_path.iterdir():
+        data = pydicom.dcmread(path)
+        del data.PixelSpacing
+        data.save_as(path)
+    volume = volume_file.load(tmp_path)
+    assert "taken for 1 mm" in volume.warnings[0] and np.allclose(volume.spacing[:2], 1)
+
+
+def test_each_slice_has_its_own_scale(tmp_path):
+    write_series(tmp_path, UNIQUE, TURNED)
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        data = pydicom.dcmread(path)
+        data.RescaleSlope, data.RescaleIntercept = f"{1 + number / 4}", f"{-number}"
+        data.save_as(path)
+    scales = np.arange(SHAPE[2])
+    assert np.allclose(volume_file.load(tmp_path).data, UNIQUE * (1 + scales / 4) - scales, atol=1e-3)
+
+
 def test_what_makes_no_volume_is_refused_in_a_sentence(tmp_path):
     write_series(tmp_path / "one", UNIQUE[:, :, :1], TURNED)
     with pytest.raises(InputError, match="single slice; give the folder of all its files"):
@@ -172,28 +246,8 @@ def test_what_makes_no_volume_is_refused_in_a_sentence(tmp_path):
 
 
 def test_an_enhanced_file_of_two_frames_in_time_is_two_volumes(tmp_path):
-    data = header(kind=ENHANCED_MR, words="dynamic")
-    lps = g.LPS_RAS @ TURNED
-    steps = np.linalg.norm(lps[:3, :3], axis=0)
-    shared = pydicom.Dataset()
-    measures, plane = pydicom.Dataset(), pydicom.Dataset()
-    measures.PixelSpacing, measures.SliceThickness = [f"{steps[1]:.8g}", f"{steps[0]:.8g}"], "3"
-    plane.ImageOrientationPatient = [f"{x:.10g}" for x in (lps[:3, :2] / steps[:2]).T.ravel()]
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
-    data.SharedFunctionalGroupsSequence = [shared]
-    frames, planes = [], []
-    for time, k in itertools.product((1, 2), range(8)):
-        own, position, content = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-        position.ImagePositionPatient = [f"{x:.8g}" for x in (lps @ [0, 0, k, 1])[:3]]
-        content.TemporalPositionIndex, content.StackID, content.InStackPositionNumber = time, "1", k + 1
-        own.PlanePositionSequence, own.FrameContentSequence = [position], [content]
-        frames.append(own)
-        planes.append((UNIQUE[:, :, k] + 1000 * (time - 1)).T.astype("<i2"))
-    data.PerFrameFunctionalGroupsSequence = frames
-    data.NumberOfFrames, data.Rows, data.Columns, data.InstanceNumber = 16, SHAPE[1], SHAPE[0], 1
-    data.PixelData = np.ascontiguousarray(planes).tobytes()
     path = tmp_path / "enhanced.dcm"
-    data.save_as(path, enforce_file_format=True)
+    write_enhanced(path, np.stack([UNIQUE, UNIQUE + 1000], axis=-1), TURNED, words="dynamic")
     with pytest.raises(InputError, match="holds 2 volumes"):
         volume_file.load(path)
     for time in (0, 1):

@@ -16,10 +16,11 @@ import SimpleITK as sitk
 from SpatialDiffusionCore import InputError, Volume, register
 from SpatialDiffusionCore import report as words
 from SpatialDiffusionCore.cli import main
-from SpatialDiffusionCore.cli.selection import unique_names, volume_files
+from SpatialDiffusionCore.cli.selection import volume_files
 from SpatialDiffusionCore.inputs import as_matrix, as_volume
 from SpatialDiffusionCore.pipeline.confidence import Quality
 from SpatialDiffusionCore.spatial import geometry, volume_file
+from SpatialDiffusionCore.spatial.file_names import unique_names
 from SpatialDiffusionCore.spatial.transform_file import read_transform, write_transform
 
 #: Quick: no search, no network, no repeated runs; the answer itself is not what these tests are about.
@@ -335,6 +336,9 @@ def test_apply_moves_all_frames_and_several_files_and_says_so(folder, capsys):
     capsys.readouterr()
     assert main([*command, "-o", "moved.nrrd"]) == 1
     assert "4D" in capsys.readouterr().err
+    # One that is bad does not stop those that come after it.
+    assert main(["apply", "t.tfm", "gone.nii", "moving.nii.gz", *command[3:], "-o", "rest/"]) == 1
+    assert "gone.nii does not exist" in capsys.readouterr().err and os.listdir("rest") == ["moving_moved.nii.gz"]
 
 
 # Folders

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
-from SpatialDiffusionCore import InputError, load, register, register_group
+from SpatialDiffusionCore import InputError, load, register, register_group, save
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.many import averaging, group
 from SpatialDiffusionCore.many.averaging import Cloud, consensus, pairs_to_register
+from SpatialDiffusionCore.many.executor import Here, Outcome, WorkerLost
 from SpatialDiffusionCore.many.group import PairAnswer, group_steps
 from SpatialDiffusionCore.registration import run_steps
 from SpatialDiffusionCore.spatial import geometry
+from SpatialDiffusionCore.spatial.transform_file import read_transform
 from SpatialDiffusionCore.spatial.volume import Volume
 
 DEMO = Path(group.__file__).parents[1] / "demo"
@@ -193,9 +197,6 @@ def test_two_visits_are_registered_to_the_space_between_them(brain, tmp_path, ca
 
 
 def test_the_shell_writes_a_group_and_takes_up_pairs_that_are_there(copies, tmp_path, monkeypatch, capsys):
-    from SpatialDiffusionCore import save
-    from SpatialDiffusionCore.spatial.transform_file import read_transform
-
     paths = [str(tmp_path / f"copy{index}.nii.gz") for index in range(3)]
     for path, volume in zip(paths, copies.volumes):
         save(volume, path)
@@ -244,3 +245,114 @@ def test_bad_groups_get_a_sentence(brain, tmp_path, capsys):
         with pytest.raises(InputError, match=words):
             next(group_steps(volumes, **options))
     assert main(["group", str(DEMO / "moving_t1_brain.nii.gz"), "-o", str(tmp_path / "x")]) == 2
+
+
+# Many, and names
+
+
+def blobs(count, folder, names=None):
+    """Files of small volumes of one blob under headers that are known; (paths, answer of a pair by their numbers)."""
+    random = np.random.default_rng(0)
+    grid = np.indices((20, 20, 20)).transpose(1, 2, 3, 0) - 9.5
+    body = 100 * np.exp(-(grid**2 @ [1.0, 0.6, 0.4]) / 30) * (1 + 0.3 * (grid[..., 0] > 2))
+    paths, moves = [], []
+    for index in range(count):
+        move = geometry.about(geometry.rotation_about(random.normal(size=3), 0.2), [0, 0, 0], random.normal(size=3))
+        to_ras = move @ geometry.from_parts(4 * np.eye(3), 3 * [-38.0])
+        name = f"v{index:03d}.nii" if names is None else names[index]
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        volume = Volume((body + random.normal(size=body.shape)).astype(np.float32), to_ras)
+        save(volume, path)
+        paths.append(str(path))
+        moves.append(move)
+    return paths, lambda i, j: PairAnswer(moves[j] @ geometry.inverse(moves[i]), "good")
+
+
+def test_memory_is_linear_in_the_number_of_volumes(tmp_path):
+    paths, answer = blobs(60, tmp_path)
+    peaks = []
+    for count in (20, 60):
+        tracemalloc.start()
+        found = run_steps(group_steps(paths[:count], known=answer, modality="any", transform="rigid"), None)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(found.pairs) <= 5 * count and found.dropped == () and found.doubts == {}
+    assert peaks[1] < 3 * peaks[0] and peaks[1] < 60 * 20**3 * 4, peaks  # far less than all volumes take
+
+
+def test_no_volume_of_a_group_overwrites_anothers_transform(tmp_path):
+    names = ["ann/T1.nii", "bob/T1.nii", "bob/t1.NII", "ann/visit@2.nii.gz", "Größe 1.5.nrrd", "T1_1.nii", "脳.mha"]
+    paths, answer = blobs(len(names), tmp_path, names)
+    (tmp_path / "out").mkdir()
+    for sources in (paths, [load(path) for path in paths]):
+        found = run_steps(group_steps(sources, known=answer, modality="any", transform="rigid"), None)
+        written = group.write_group(found, tmp_path / "out")
+        transforms = [path for key, path in written.items() if key.startswith("transform")]
+        assert len({path.name.lower() for path in transforms}) == len(names) == len(set(found.names))
+        assert {path.name for path in transforms} >= {
+            "visit@2_to_group.tfm",
+            "Größe 1.5_to_group.tfm",
+            "脳_to_group.tfm",
+        }
+        for index, path in enumerate(transforms):
+            np.testing.assert_allclose(read_transform(path), found.matrices[index], atol=1e-6)
+    frames = np.stack([load(path).data for path in paths[:2]], axis=-1)
+    nibabel.save(nibabel.Nifti1Image(frames, load(paths[0]).voxel_to_ras), tmp_path / "run.nii")
+    two = [f"{tmp_path / 'run.nii'}@{index}" for index in (0, 1)]
+    found = run_steps(group_steps(two, known=lambda i, j: PairAnswer(np.eye(4), "good"), modality="any"), None)
+    assert found.stems == ["run_0", "run_1"]
+
+
+class LosesThe:
+    """An executor of this process, whose item of a number (from 0) is lost as if its process had been killed."""
+
+    def __init__(self, lost):
+        self.lost = lost
+
+    def run(self, function, items):
+        for outcome in Here().run(function, items):
+            self.lost -= 1
+            yield outcome if self.lost + 1 else Outcome(outcome.index, error=WorkerLost("Its process was killed."))
+
+
+def test_a_pair_whose_process_is_killed_is_said_and_made_up_for(copies, tmp_path, monkeypatch, capsys):
+    paths = [str(tmp_path / f"copy{index}.nii.gz") for index in range(4)]
+    for path, volume in zip(paths, copies.volumes):
+        save(volume, path)
+    monkeypatch.setattr(group, "_register_pair", lambda task: copies.answer(paths.index(task.moving),
+                        paths.index(task.fixed)))  # fmt: skip
+    monkeypatch.setattr(group, "executor", lambda jobs: LosesThe(1))
+    command = ["group", *paths, "-o", str(tmp_path / "out"), "--modality", "t1-brain", "--transform", "rigid"]
+    assert main(command) == 1
+    said = capsys.readouterr()
+    assert "was killed" in said.err and "5 pairs" in said.out
+    monkeypatch.setattr(group, "executor", lambda jobs: Here())
+    assert main(command) == 0
+    assert "6 pairs" in capsys.readouterr().out
+    monkeypatch.setattr(group, "executor", lambda jobs: LosesThe(0))
+    with pytest.raises(InputError, match="1 of 1 pairs were lost, and the others do not connect .* was killed"):
+        register_group(paths[:2], modality="t1-brain")
+
+
+def test_what_headers_contradict_is_heard_of_in_a_group(tmp_path, capsys):
+    paths, answer = blobs(2, tmp_path)
+    image = nibabel.load(paths[0])
+    image.set_sform(geometry.from_parts(np.eye(3), (15.0, 0.0, 0.0)) @ image.affine, 4)
+    nibabel.save(nibabel.Nifti1Image(image.get_fdata(), None, image.header), paths[0])
+    found = run_steps(group_steps(paths, known=answer, modality="any", transform="rigid"), None)
+    assert len(found.warnings) == 1 and "v000.nii place it up to 15 mm apart" in found.warnings[0]
+
+
+def test_a_page_is_written_though_the_group_is_there_already(tmp_path, capsys):
+    paths, answer = blobs(2, tmp_path)
+    out, page = tmp_path / "out", tmp_path / "page"
+    command = ["group", *paths, "-o", str(out), "--modality", "any", "--transform", "rigid"]
+    assert main(command) == 0
+    assert main([*command, "--review", str(page)]) == 0 and (page / "data.js").is_file()
+    capsys.readouterr()
+    assert main([*command, "--review", str(page)]) == 0 and "nothing to do" in capsys.readouterr().out
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    assert main([*command[:-1], "affine", "-o", str(tmp_path / "other"), "--review", str(tmp_path / "full")]) == 1
+    assert "holds other files" in capsys.readouterr().err and not (tmp_path / "other").exists()

@@ -6,7 +6,6 @@ import gzip
 import itertools
 import locale
 import os
-import subprocess
 from pathlib import Path
 
 import nibabel
@@ -337,31 +336,6 @@ def test_a_header_that_slicer_takes_otherwise_is_heard_of_in_the_volume_that_mov
 
 
 # ----------------------------------------------------------------------------------------------------- locale
-@pytest.fixture
-def decimal_comma(tmp_path_factory):
-    """A locale with a decimal comma, as a host program may have set it."""
-    before = locale.setlocale(locale.LC_ALL)
-    names = ["de_DE.UTF-8", "de_DE.utf8", "de_DE", "fr_FR.UTF-8"]
-    folder = tmp_path_factory.mktemp("locale")
-    try:
-        subprocess.run(["localedef", "-i", "de_DE", "-f", "UTF-8", folder / "de_DE.UTF-8"], capture_output=True)
-        os.environ["LOCPATH"] = str(folder)
-    except OSError:
-        pass
-    for name in names:
-        try:
-            locale.setlocale(locale.LC_ALL, name)
-            break
-        except locale.Error:
-            continue
-    else:
-        os.environ.pop("LOCPATH", None)
-        pytest.skip("no locale with a decimal comma can be had here")
-    yield
-    locale.setlocale(locale.LC_ALL, before)
-    os.environ.pop("LOCPATH", None)
-
-
 def test_a_decimal_comma_changes_no_file(tmp_path, decimal_comma):
     assert locale.localeconv()["decimal_point"] == ","
     volume = v.Volume(DATA, ROUNDED)
@@ -470,3 +444,53 @@ def test_every_orientation_is_the_same_volume_in_every_format(tmp_path, in_slice
             volume_file.save(v.Volume(DATA, matrix), path)
             assert np.allclose(in_slicer(path), places(matrix, DATA), atol=1e-4)
             assert np.allclose(places(volume_file.load(path)), places(matrix, DATA), atol=1e-4)
+
+
+_METAIMAGE = {
+    "ObjectType": "Image", "NDims": "3", "BinaryData": "True", "CompressedData": "False", "Offset": "0 0 0",
+    "ElementSpacing": "1 1 1", "DimSize": "4 5 6", "ElementType": "MET_SHORT", "ElementDataFile": "LOCAL",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"NDims": "1e30"}, "NDims = 1e30"),
+        ({"NDims": "-1"}, "NDims = -1"),
+        ({"NDims": "100"}, "NDims = 100"),
+        ({"NDims": "0"}, "NDims = 0"),
+        ({"DimSize": "4 -5 6"}, "DimSize = 4 -5 6"),
+        ({"DimSize": "4 1e9 6"}, "DimSize"),
+        ({"ElementDataFile": "a%s%n%d 1 5 1"}, "ElementDataFile = a%s"),
+        ({"HeaderSize": "99999999999"}, "HeaderSize"),
+        ({"HeaderSize": "-5"}, "HeaderSize = -5"),
+        ({"ElementDataFile": "LIST"}, "lists . of 6 files"),
+        (
+            {"CompressedData": "True", "CompressedDataSize": "99999999999999"},
+            "cannot be read|damaged",
+        ),
+    ],
+)
+def test_a_metaimage_at_which_itks_reader_would_end_the_process_is_refused(tmp_path, change, words):
+    path = tmp_path / "a.mha"
+    fields = {**_METAIMAGE, **change}
+    fields["ElementDataFile"] = fields.pop("ElementDataFile")  # it comes last
+    path.write_bytes("".join(f"{key} = {value}\n" for key, value in fields.items()).encode() + bytes(240))
+    with pytest.raises(InputError, match=words) as said:
+        volume_file.load(path)
+    assert "a.mha" in str(said.value)
+
+
+def test_a_metaimage_that_lists_its_slices_is_read(tmp_path):
+    for k in range(SHAPE[2]):
+        (tmp_path / f"slice{k}.raw").write_bytes(DATA[:, :, k].astype("<i2").tobytes(order="F"))
+    fields = {**_METAIMAGE, "DimSize": " ".join(map(str, SHAPE))}
+    for listed in ("LIST\n" + "\n".join(f"slice{k}.raw" for k in range(SHAPE[2])), f"slice%d.raw 0 {SHAPE[2] - 1} 1"):
+        fields["ElementDataFile"] = listed
+        (tmp_path / "a.mhd").write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
+        assert np.array_equal(volume_file.load(tmp_path / "a.mhd").data, DATA)
+    (tmp_path / "slice3.raw").unlink()
+    fields["ElementDataFile"] = "LIST\n" + "\n".join(f"slice{k}.raw" for k in range(SHAPE[2]))
+    (tmp_path / "a.mhd").write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
+    with pytest.raises(InputError, match="slice3.raw, which is not there"):
+        volume_file.load(tmp_path / "a.mhd")

@@ -15,6 +15,7 @@ from scipy import ndimage
 from SpatialDiffusionCore import Cancelled, InputError, load, register_series
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.many import motion, motion_files
+from SpatialDiffusionCore.many.executor import Here, Outcome, WorkerLost
 from SpatialDiffusionCore.many.frames import open_series
 from SpatialDiffusionCore.spatial import geometry
 from SpatialDiffusionCore.spatial.volume import Volume
@@ -272,7 +273,7 @@ def test_bad_series_get_a_sentence(tmp_path, frame):
         ([sheared, sheared], "sheared"),
         (tmp_path / "none", "neither volumes"),
         (tmp_path / "missing.nii", "does not exist"),
-        (cut, "cannot be read"),
+        (cut, "is truncated"),
         ([frame, 3], "is no Volume"),
     ):
         with pytest.raises(InputError, match=words):
@@ -283,6 +284,38 @@ def test_constant_frames_are_refused(frame):
     flat = Volume(np.zeros(frame.shape), frame.voxel_to_ras)
     with pytest.raises(InputError, match="constant"):
         register_series([flat, flat])
+
+
+class LosesOnce:
+    """An executor of this process, whose first task is lost as if its process had been killed; ``times`` times."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def run(self, function, items):
+        for outcome in Here().run(function, items):
+            self.times -= 1
+            yield Outcome(outcome.index, error=WorkerLost("Its process was killed.")) if self.times >= 0 else outcome
+
+
+def test_frames_whose_process_is_killed_are_laid_by_another(known, result, monkeypatch):
+    monkeypatch.setattr(motion, "executor", lambda jobs: LosesOnce(1))
+    np.testing.assert_array_equal(register_series(known.frames, reference=0).matrices, result.matrices)
+    monkeypatch.setattr(motion, "executor", lambda jobs: LosesOnce(2))
+    with pytest.raises(InputError, match="were lost twice: Its process was killed"):
+        register_series(known.frames, reference=0)
+
+
+def test_what_a_header_contradicts_is_heard_of_in_a_series(tmp_path, frame, capsys):
+    values = np.stack([frame.data[::2, ::2, ::2]] * 2, axis=-1).astype(np.int16)
+    image = nibabel.Nifti1Image(values, frame.voxel_to_ras @ np.diag([2, 2, 2, 1]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(geometry.from_parts(np.eye(3), (15.0, 0.0, 0.0)) @ image.affine, 4)
+    nibabel.save(image, tmp_path / "a.nii")
+    assert main(["motion", str(tmp_path / "a.nii"), "-o", str(tmp_path / "out"), "--reference", "0"]) == 0
+    assert "a.nii place it up to 15 mm apart" in capsys.readouterr().err
+    facts = json.loads((tmp_path / "out" / "a_desc-motion_timeseries.json").read_text())
+    assert "15 mm apart" in facts["Series"]["Warnings"][0]
 
 
 def test_it_can_be_cancelled(known):

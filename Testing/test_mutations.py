@@ -29,3 +29,12 @@ def test_damaged_transforms(ending):
 @pytest.mark.parametrize("ending", mutate_files.POINTS)
 def test_damaged_points(ending):
     mutate_files.attempt("points", ending, examples=25)
+
+
+@pytest.mark.parametrize("ending", mutate_files.SERIES)
+def test_damaged_series(ending):
+    mutate_files.attempt("series", ending, examples=12)
+
+
+def test_damaged_segmentations():
+    mutate_files.attempt("segmentation", ".seg.nrrd", examples=12)

@@ -191,12 +191,101 @@ def test_markups_keep_everything_but_their_places(tmp_path, frame):
         assert [p["label"] for p in after["controlPoints"]] == [p["label"] for p in before["controlPoints"]]
 
 
+SIMILARITY = g.from_parts(1.3 * g.rotation_about([2, -1, 3], 0.7), (11.5, -22.2, 33.1))
+
+
+def plane_or_box(slicer, kind, folder, frame="LPS"):
+    """A plane or a box as Slicer itself writes it; (node, what reads and writes its kind)."""
+    import vtk
+
+    scene = slicer.vtkMRMLScene()
+    node = scene.AddNewNodeByClass("vtkMRMLMarkupsROINode" if "ox" in kind else "vtkMRMLMarkupsPlaneNode")
+    if kind == "plane":
+        node.SetCenter([10, 20, 30])
+        node.SetNormal([1, 2, 3])
+        node.SetSize([40, 60])
+    elif kind == "plane of three points":
+        node.SetPlaneType(node.PlaneType3Points)
+        for point in ([0, 0, 0], [30, 0, 5], [0, 40, 0]):
+            node.AddControlPoint(vtk.vtkVector3d(*point))
+    elif kind == "box":
+        node.SetCenter([10, 20, 30])
+        node.SetSize([10, 20, 30])
+        turn = vtk.vtkTransform()
+        turn.RotateWXYZ(30, 1, 2, 3)
+        node.ApplyTransform(turn)
+    else:
+        node.SetROIType(node.ROITypeBoundingBox)
+        for point in POINTS:
+            node.AddControlPoint(vtk.vtkVector3d(*point))
+    storage = slicer.vtkMRMLMarkupsROIJsonStorageNode if "ox" in kind else slicer.vtkMRMLMarkupsPlaneJsonStorageNode
+    written = storage()
+    written.SetFileName(str(folder / "in.mrk.json"))
+    written.SetCoordinateSystem(written.CoordinateSystemRAS if frame == "RAS" else written.CoordinateSystemLPS)
+    assert written.WriteData(node)
+    return scene, node, storage
+
+
+def shape_of(node):
+    """Its corners in RAS, as Slicer has them."""
+    import vtk
+
+    if node.IsA("vtkMRMLMarkupsPlaneNode"):
+        matrix = vtk.vtkMatrix4x4()
+        node.GetObjectToWorldMatrix(matrix)
+    else:
+        matrix = node.GetObjectToNodeMatrix()
+    to_ras = np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
+    half = np.zeros(3)
+    size = np.array(node.GetSize())
+    half[: len(size)] = size / 2
+    corners = np.array([half * (2 * np.array(corner) - 1) for corner in np.ndindex(2, 2, 2)])
+    return g.transform_points(to_ras, corners)
+
+
+@pytest.mark.parametrize(
+    "kind, frame",
+    [
+        ("plane", "LPS"),
+        ("plane", "RAS"),
+        ("plane of three points", "LPS"),
+        ("plane of three points", "RAS"),
+        ("box", "LPS"),  # of boxes in RAS Slicer reads the orientation as if it were in LPS, its own ones too
+        ("bounding box", "LPS"),
+    ],
+)
+def test_planes_and_boxes_move_as_slicer_moves_them(slicer, tmp_path, kind, frame):
+    import vtk
+
+    kept, node, storage = plane_or_box(slicer, kind, tmp_path, frame)
+    turned = kind != "bounding box"  # Slicer lays it along the axes anew
+    matrix = SIMILARITY if turned else g.from_parts(1.3 * np.eye(3), SIMILARITY[:3, 3])
+    move_points(tmp_path / "in.mrk.json", tmp_path / "out.mrk.json", matrix)
+    read = kept.AddNewNodeByClass(node.GetClassName())
+    reader = storage()
+    reader.SetFileName(str(tmp_path / "out.mrk.json"))
+    assert reader.ReadData(read)
+    change = vtk.vtkMatrix4x4()
+    change.DeepCopy(matrix.ravel())
+    expected = g.transform_points(matrix, shape_of(node))
+    node.ApplyTransformMatrix(change)
+    np.testing.assert_allclose(shape_of(read), expected, atol=1e-3)
+    np.testing.assert_allclose(read.GetSize(), node.GetSize(), rtol=1e-5)
+    for index in range(node.GetNumberOfControlPoints()):
+        np.testing.assert_allclose(read.GetNthControlPointPosition(index), node.GetNthControlPointPosition(index),
+                                   atol=1e-4)  # fmt: skip
+
+
 def test_markups_that_an_affine_does_not_keep_are_refused(tmp_path):
     for kind in ("Plane", "ROI"):
         path = tmp_path / "a.mrk.json"
         path.write_text(json.dumps({"markups": [{"type": kind, "coordinateSystem": "LPS", "controlPoints": []}]}))
-        with pytest.raises(InputError, match=f"holds a {kind}"):
-            move_points(path, tmp_path / "b.mrk.json", MATRIX)
+        for matrix in (MATRIX, SIMILARITY @ np.diag([1.0, 1.0, 1.001, 1.0]), np.diag([-1.0, 1.0, 1.0, 1.0])):
+            with pytest.raises(InputError, match=f"holds a {kind}, which shear"):
+                move_points(path, tmp_path / "b.mrk.json", matrix)
+    path.write_text('{"markups": [{"type": "Molecule", "coordinateSystem": "LPS", "controlPoints": []}]}')
+    with pytest.raises(InputError, match="holds a Molecule"):
+        move_points(path, tmp_path / "b.mrk.json", np.eye(4))
     for content in (
         "{",
         "[]",

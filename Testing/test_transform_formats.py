@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -225,6 +227,9 @@ def test_registrations_of_other_programs(tmp_path, pair):
     assert np.allclose(read((one, np.eye(4)), (two, lps)), RIGID)
     assert np.allclose(read((two, lps), (one, np.eye(4))), RIGID)
     assert np.allclose(read((two, np.eye(4), lps)), RIGID)
+    # Matrices in whatever order they are multiplied: shifts, or turns about one axis.
+    turn, shift = g.from_parts(g.rotation_about([0, 0, 1], 0.2)), g.from_parts(np.eye(3), (0.0, 0.0, 7.0))
+    assert np.allclose(read((two, turn, shift, turn)), g.LPS_RAS @ turn @ turn @ shift @ g.LPS_RAS)
     # Neither is in place: the fixed one is that of the registered frame, and its matrix is undone.
     assert np.allclose(read((one, other), (two, lps)), np.linalg.inv(AFFINE) @ RIGID, atol=1e-7)
     for items, words in (
@@ -242,6 +247,35 @@ def test_registrations_of_other_programs(tmp_path, pair):
     path.write_bytes(whole[: len(whole) // 3])
     with pytest.raises(InputError, match="other.dcm"):
         read_transform(path)
+
+
+_READS_DAMAGED = """
+import sys, numpy as np
+from SpatialDiffusionCore.errors import InputError
+from SpatialDiffusionCore.spatial.transform_file import read_transform
+content = open(sys.argv[1], "rb").read()
+random, refused = np.random.default_rng(1), 0
+for _ in range(40):
+    damaged = bytearray(content)
+    for place in random.integers(8, len(content), 3):
+        damaged[place] = random.integers(0, 256)
+    open(sys.argv[2], "wb").write(damaged)
+    try:
+        read_transform(sys.argv[2])
+    except InputError:
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("ending", [".h5", ".x5"])
+def test_damaged_files_in_hdf5_end_in_a_sentence_and_nothing_else(tmp_path, ending):
+    """HDF5 itself prints pages where a file is damaged, and again when the process ends."""
+    pytest.importorskip("h5py")
+    write_transform(AFFINE, tmp_path / f"a{ending}")
+    names = [str(tmp_path / f"{name}{ending}") for name in "ab"]
+    done = subprocess.run([sys.executable, "-c", _READS_DAMAGED, *names], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 0 and done.stderr == ""
 
 
 def test_a_registration_needs_dicom_series(tmp_path, pair):

@@ -206,6 +206,18 @@ def series(tmp_path):
     return SimpleNamespace(path=write_nifti(tmp_path / "bold@1.nii.gz", data, HEADERS["axial"]), data=data)
 
 
+def test_a_volume_does_not_change_with_its_file(tmp_path):
+    data = np.arange(210, dtype=np.float32).reshape(5, 6, 7)
+    for ending in (".nii", ".mgh", ".img"):
+        path = tmp_path / f"a{ending}"
+        kind = {".nii": nibabel.Nifti1Image, ".mgh": nibabel.MGHImage, ".img": nibabel.Nifti1Pair}[ending]
+        nibabel.save(kind(data, np.eye(4)), path)
+        volumes = [volume_file.load(path), volume_file.load(path, keep_type=True)]
+        path.write_bytes(b"something else")
+        for volume in volumes:
+            assert np.array_equal(volume.data, data) and type(volume.data) is np.ndarray
+
+
 def test_one_volume_of_a_4d_file_is_chosen_by_its_index(series):
     for index in range(3):
         assert np.array_equal(volume_file.load(f"{series.path}@{index}").data, series.data[..., index])
@@ -246,7 +258,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         path.write_bytes(b"this is no image, whatever its name says " * 20)
         assert name in refusal(lambda path=path: volume_file.load(path))
         path.write_bytes(b"")
-        assert name in refusal(lambda path=path: volume_file.load(path))
+        assert f"{name} is empty" in refusal(lambda path=path: volume_file.load(path))
     (tmp_path / "a.jpg").write_bytes(b"0")
     assert ".nii.gz" in refusal(lambda: volume_file.load(tmp_path / "a.jpg"))
 
@@ -271,6 +283,9 @@ def test_two_dimensional_color_and_complex_images_are_refused(tmp_path):
     assert "3 numbers per voxel" in refusal(lambda: volume_file.load(tmp_path / "rgb.nrrd"))
     write_nifti(tmp_path / "complex.nii", noise(np.float32).astype(np.complex64), np.eye(4))
     assert "complex64" in refusal(lambda: volume_file.load(tmp_path / "complex.nii"))
+    colors = np.zeros((16, 17, 18), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colors, np.eye(4)), tmp_path / "colors.nii")
+    assert "holds colors" in refusal(lambda: volume_file.load(tmp_path / "colors.nii"))
 
 
 def test_a_header_that_spans_no_space_is_refused(tmp_path):

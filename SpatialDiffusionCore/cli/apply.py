@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import extension, written_whole
 from .outputs import POINTS, SEGMENTATION, VOLUMES, differs, is_folder
 from .parser import PROGRAM, Commands, UsageError, add_command
-from .selection import unique_names, volume_files
+from .selection import volume_files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,13 +66,21 @@ def run(arguments: argparse.Namespace) -> int:
     from ..inputs import as_volume
 
     reference = as_volume(arguments.reference, "reference", keep_type=True) if arguments.reference else None
+    failed = 0
     for source, target in zip(inputs, outputs):
-        said, warnings = _move(arguments, source, target, reference)
+        try:
+            said, warnings = _move(arguments, source, target, reference)
+        except InputError as error:
+            if len(inputs) == 1:
+                raise
+            print(f"{PROGRAM}: {error}", file=sys.stderr)  # one that is bad does not stop the others
+            failed += 1
+            continue
         for warning in warnings:
             print(f"{PROGRAM}: warning: {source}: {warning}", file=sys.stderr)
         if not arguments.quiet:
             print(f"wrote {target} ({said})")
-    return 0
+    return 1 if failed else 0
 
 
 def _move(arguments: argparse.Namespace, source: str, target: str, reference: Any) -> tuple[str, Sequence[str]]:
@@ -110,6 +118,7 @@ def _matrix(arguments: argparse.Namespace, moving: Any, reference: Any) -> np.nd
 
 def _outputs(arguments: argparse.Namespace, inputs: list[str]) -> list[str]:
     """A file for each input; everything that can be wrong with the paths is found here."""
+    from ..spatial.file_names import unique_names
     from ..spatial.volume_file import check_output
 
     path = arguments.output

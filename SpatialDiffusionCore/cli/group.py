@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .parser import PROGRAM, Commands, UsageError, add_command
 from .progress import Progress
+from .selection import volume_files
 
 if TYPE_CHECKING:
     from ..many.group import GroupRegistration, PairAnswer
@@ -32,7 +33,7 @@ EXAMPLES
 def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "group", "lay many volumes in one unbiased space", GROUP, GROUP_EXAMPLES)
-    parser.add_argument("volumes", nargs="+", metavar="VOLUME", help="volumes, two at least")
+    parser.add_argument("volumes", nargs="+", metavar="VOLUME", help="volumes, or folders of them; two at least")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for what is written")
     parser.add_argument("--modality", default="auto", metavar="M", help="what all show (default: auto)")
     parser.add_argument(
@@ -77,39 +78,46 @@ class _Pairs:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; returns the exit status."""
-    if len(arguments.volumes) < 2:
+    volumes = volume_files(arguments.volumes)
+    if len(volumes) < 2:
         raise UsageError("Give two volumes at least.")
     from ..many.group import group_steps, write_group
     from ..many.record import begin, content_key, digest_of, holds, mark_folder
     from ..registration import run_steps
+    from .outputs import prepared_page
 
     settings = {name: getattr(arguments, name) for name in ("modality", "transform", "seed")}
-    contents = [digest_of(path) for path in arguments.volumes]
+    contents = [digest_of(path) for path in volumes]
     key = content_key([], {"command": "group", "contents": sorted(contents), **settings})
-    if holds(arguments.output, key):
+    page = prepared_page(arguments.review)
+    if holds(arguments.output, key, page):
         if not arguments.quiet:
             print(f"{arguments.output} holds this already; nothing to do.")
         return 0
-    what = f"group of {len(arguments.volumes)} volumes"
+    what = f"group of {len(volumes)} volumes"
     begin(arguments.output, key, what)
     pairs = _Pairs(Path(arguments.output) / "pairs", contents)
     progress = Progress(arguments.quiet or not sys.stderr.isatty())
-    steps = group_steps(arguments.volumes, jobs=arguments.jobs, known=pairs.known, on_pair=pairs.keep, **settings)
+    steps = group_steps(volumes, jobs=arguments.jobs, known=pairs.known, on_pair=pairs.keep, **settings)
     try:
         result = run_steps(steps, progress)
     finally:
         progress.close()
     paths = write_group(result, arguments.output)
-    if arguments.review:
+    if page:
         from ..review.pages import review_group
 
-        review_group(result, arguments.review)
-    mark_folder(arguments.output, key, what)
+        review_group(result, page)
+    mark_folder(arguments.output, key, what, complete=not result.failed, page=page)
     _tell(result, paths, arguments.quiet)
-    return 0
+    return 1 if result.failed else 0
 
 
 def _tell(result: GroupRegistration, paths: dict, quiet: bool) -> None:
+    for words in result.warnings:
+        print(f"{PROGRAM}: warning: {words}", file=sys.stderr)
+    for why in result.failed.values():
+        print(f"{PROGRAM}: {why}", file=sys.stderr)
     for index, why in sorted(result.doubts.items()):
         print(f"{PROGRAM}: {result.names[index]} is doubtful: {why}.", file=sys.stderr)
     if quiet:

@@ -63,10 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..many.motion_files import write_all
     from ..many.record import begin, content_key, holds, mark_folder
     from ..spatial.volume_file import load
+    from .outputs import prepared_page
 
     settings = {name: getattr(arguments, name) for name in ("reference", "transform", "seed")}
     key = content_key([arguments.series, arguments.mask], {"command": "motion", **settings})
-    if holds(arguments.output, key):
+    page = prepared_page(arguments.review)
+    if holds(arguments.output, key, page):
         if not arguments.quiet:
             print(f"{arguments.output} holds this already; nothing to do.")
         return 0
@@ -75,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     mask = load(arguments.mask) if arguments.mask else None
     check(series, settings["reference"], mask)
     begin(arguments.output, key, f"motion of {series.name}")
+    for words in series.warnings:
+        print(f"{PROGRAM}: warning: {words}", file=sys.stderr)
     jobs = processes_for(series) if arguments.jobs is None else arguments.jobs
     progress = Progress(arguments.quiet or not sys.stderr.isatty())
     try:
@@ -82,11 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         progress.close()
     paths = write_all(result, arguments.output)
-    if arguments.review:
+    if page:
         from ..review.pages import review_series
 
-        review_series(result, arguments.review)
-    mark_folder(arguments.output, key, f"motion of {series.name}")
+        review_series(result, page)
+    mark_folder(arguments.output, key, f"motion of {series.name}", page=page)
     for index, why in sorted(result.doubts.items()):
         print(f"{PROGRAM}: frame {index} is doubtful: {why}.", file=sys.stderr)
     if not arguments.quiet:

@@ -88,6 +88,15 @@ def plan_outputs(arguments: Any, movings: Sequence[str], names: Sequence[str], f
     return plans
 
 
+def prepared_page(folder: str | None) -> str | None:
+    """The folder of the review page in full, made; None where none is asked for. InputError where it cannot be."""
+    if not folder:
+        return None
+    from ..review.pages import prepare_folder
+
+    return str(prepare_folder(folder).absolute())
+
+
 def _possible_folder(path: str, what: str) -> str:
     """The folder, if it is there or can be made."""
     parent = os.path.dirname(os.path.abspath(path.rstrip("/" + os.sep) or path))

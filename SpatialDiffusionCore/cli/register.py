@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import modality
 from .outputs import FORMATS, OUTPUTS, plan_outputs
 from .parser import EPILOG, PROGRAM, Commands, Group, UsageError, add_command, wrapped
-from .selection import unique_names, volume_files
+from .selection import volume_files
 
 if TYPE_CHECKING:
     from ..options import RegistrationOptions
@@ -169,13 +169,14 @@ def run(arguments: argparse.Namespace) -> int:
     from .jobs import Common, Job, record_path, target
 
     movings = volume_files(arguments.moving, leave_out=(arguments.fixed, arguments.moving_mask, arguments.fixed_mask))
+    from ..spatial.file_names import unique_names
+
     names = unique_names(movings)
     from ..options import RegistrationOptions
     from ..spatial import volume_file
 
     options = _options(arguments)
     _check_model(RegistrationOptions(**options))
-    plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
     from ..device import resolve_device
     from ..inputs import as_volume
     from ..many.executor import executor
@@ -183,6 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     resolve_device(arguments.device)
     spread = None if arguments.jobs is None else executor(arguments.jobs)
+    plans = plan_outputs(arguments, movings, names, volume_file.stem(arguments.fixed))
     if arguments.review:
         from ..review.pages import prepare_folder
 

@@ -1,18 +1,15 @@
 """Series of frames: a 4D NIfTI or NRRD file, a folder of volumes, or a folder of DICOM files; read one frame at a time.
 
-A compressed file can't be read from the middle, so it is unpacked into a scratch folder first; memory stays that of a
-frame, however many there are. (A 4D NRRD or MetaImage file is read whole, once, to be unpacked.)
+Each format's reader (spatial/volume_io) says how: what is packed is first laid into a scratch folder piece by piece, so
+that memory stays that of a frame, however many there are.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,19 @@ from ..errors import InputError
 from ..files import extension
 from ..spatial import geometry
 from ..spatial.volume import Volume
-from ..spatial.volume_file import ITK_IMAGES, NIFTI, load
-from ..spatial.volume_io import nifti
+from ..spatial.volume_file import ITK_IMAGES, check_not_empty, load
+from ..spatial.volume_io import dicom, itk, mgh, nifti, numbers
+from ..spatial.volume_io.stored import Frames
 
 #: Where header matrices of one series may differ: in voxels, at the corners.
 SAME_PLACE = 1e-2
+
+#: What opens a file of frames, by its extension.
+_READERS: dict[str, Callable[[str, Any], Frames]] = {
+    **dict.fromkeys(nifti.EXTENSIONS, nifti.frames),
+    **dict.fromkeys(ITK_IMAGES, itk.frames),
+    **dict.fromkeys(mgh.EXTENSIONS, mgh.frames),
+}
 
 
 @dataclass
@@ -34,57 +39,55 @@ class Series:
     """Frames on one voxel grid.
 
     shape: voxels (I, J, K) of each; voxel_to_ras: 4×4, RAS mm; count: how many; interval: seconds from frame to frame
-    (None where the files don't say); sources: what ``frame`` reads: one 4D array file (.nii or .npy), or per frame a
-    file or a list of DICOM slices. Picklable: another process reads the same files.
+    (None where the files don't say); source: what reads frame N (``source.read``); warnings: sentences about headers.
+    Picklable: another process reads the same files.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     voxel_to_ras: np.ndarray
     count: int
     interval: float | None
-    sources: list = field(default_factory=list)
-    array: np.ndarray | None = None
-    _scratch: tempfile.TemporaryDirectory | None = field(default=None, repr=False)
+    source: Any
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_scratch": None, "_proxy": None}
-
     def on_disk(self, scratch=None) -> Series:
         """The same series, not in memory: other processes read it from a scratch file instead of being sent it."""
-        if self.array is None:
+        if not isinstance(self.source, _InMemory):
             return self
-        folder = _scratch_folder(scratch)
-        path = os.path.join(folder.name, "series.npy")
-        np.save(path, np.asfortranarray(self.array))  # frame after frame
-        return replace(self, sources=[path], array=None, _scratch=folder)
+        arrays = (self.frame(index) for index in range(self.count))
+        return replace(self, source=numbers.written_down(arrays, self.shape, scratch))
 
     def frame(self, index: int) -> np.ndarray:
         """Frame ``index`` (from 0) as a float32 array I×J×K."""
-        if self.array is not None:
-            return np.asarray(self.array[..., index], np.float32)
-        if len(self.sources) == 1 and isinstance(self.sources[0], str) and self.count > 1:
-            return np.asarray(self._whole()[..., index], np.float32)
-        source = self.sources[index]
-        return _stack(source)[0] if isinstance(source, list) else np.asarray(load(source).data, np.float32)
+        return self.source.read(index)
 
     def volume(self, index: int) -> Volume:
         """Frame ``index`` as a Volume."""
         return Volume(self.frame(index), self.voxel_to_ras, f"frame {index} of {self.name}")
 
-    def _whole(self):
-        proxy = self.__dict__.get("_proxy")
-        if proxy is None:
-            import nibabel
 
-            path = self.sources[0]
-            image: Any = None if path.endswith(".npy") else nibabel.load(path)
-            proxy = np.load(path, mmap_mode="r") if image is None else image.dataobj
-            self.__dict__["_proxy"] = proxy
-        return proxy
+@dataclass(frozen=True)
+class _InMemory:
+    """Frames that are Volumes already."""
+
+    volumes: list[Volume]
+
+    def read(self, index: int) -> np.ndarray:
+        return np.asarray(self.volumes[index].data, np.float32)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A file for each frame."""
+
+    paths: list[str]
+
+    def read(self, index: int) -> np.ndarray:
+        return np.asarray(load(self.paths[index]).data, np.float32)
 
 
 def open_series(source, scratch=None) -> Series:
@@ -98,16 +101,23 @@ def open_series(source, scratch=None) -> Series:
     if isinstance(source, (list, tuple)):
         return _checked(_of_volumes(source))
     path = os.path.abspath(os.fspath(source))  # other processes may work in another folder
+    name = os.path.basename(path)
     if os.path.isdir(path):
-        return _checked(_of_folder(path))
+        return _checked(_of_folder(path, name, scratch))
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist; give a 4D file, a folder of volumes or a folder of DICOM files.")
-    kind = extension(path)
-    if kind in NIFTI:
-        return _checked(_of_nifti(path, scratch))
-    if kind in ITK_IMAGES:
-        return _checked(_of_itk(path, scratch))
-    raise InputError(f"{path} is not a known series; use one of: {', '.join(NIFTI + ITK_IMAGES)}, or a folder.")
+    check_not_empty(path)
+    reader = _READERS.get(extension(path))
+    if reader is None and (extension(path) in dicom.EXTENSIONS or dicom.looks_like(path)):
+        reader = dicom.frames
+    if reader is None:
+        raise InputError(f"{path} is not a known series; use one of: {', '.join(_READERS)}, or a folder.")
+    return _checked(_of(name, reader(path, scratch), path))
+
+
+def _of(name: str, found: Frames, path: str) -> Series:
+    matrix = geometry.as_affine(found.voxel_to_ras, f"the header of {path}")
+    return Series(name, found.shape, matrix, found.count, found.interval, found.source, found.warnings)
 
 
 def _checked(series: Series) -> Series:
@@ -132,8 +142,8 @@ def _of_volumes(volumes: Sequence) -> Series:
             raise InputError(f"Frame {index} is no Volume but {type(one).__name__}; load it first.")
         _same_grid(volumes[0], one, "the series")
     first = volumes[0]
-    stacked = np.stack([v.data for v in volumes], axis=-1)
-    return Series("series", first.shape, first.voxel_to_ras, len(volumes), None, array=stacked)
+    warnings = tuple(dict.fromkeys(words for volume in volumes for words in volume.warnings))
+    return Series("series", first.shape, first.voxel_to_ras, len(volumes), None, _InMemory(list(volumes)), warnings)
 
 
 def _same_grid(first: Volume, other: Volume, series: str) -> None:
@@ -152,186 +162,44 @@ def _same_grid(first: Volume, other: Volume, series: str) -> None:
         )
 
 
-def _of_nifti(path: str, scratch) -> Series:
-    import nibabel
-
-    folder = None
-    try:
-        header: Any = nibabel.load(path)
-        shape = [n for n in header.shape]
-        if path.lower().endswith(".gz"):
-            folder = _scratch_folder(scratch)
-            unpacked = os.path.join(folder.name, "series.nii")
-            with gzip.open(path, "rb") as packed, open(unpacked, "wb") as plain:
-                shutil.copyfileobj(packed, plain, 2**20)
-        else:
-            unpacked = path
-        image: Any = nibabel.load(unpacked)
-        if os.path.getsize(unpacked) < image.dataobj.offset + np.prod(shape) * image.get_data_dtype().itemsize:
-            raise InputError(f"{path} is truncated: it ends before its last frame; copy it again.")
-    except InputError:
-        raise
-    except Exception as error:  # nibabel and zlib raise many kinds for damaged files
-        raise InputError(f"{path} cannot be read as NIfTI ({str(error).splitlines()[-1][:200]}).") from error
-    while len(shape) > 4 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) == 3:
-        shape.append(1)
-    if len(shape) != 4:
-        raise InputError(f"{path} is not 4D: its array has shape {'×'.join(map(str, shape))}.")
-    interval = float(header.header.get_zooms()[3]) if len(header.header.get_zooms()) > 3 else 0.0
-    unit = header.header.get_xyzt_units()[1]
-    interval *= {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
-    matrix = geometry.as_affine(nifti.place(path, shape)[0], f"the header of {path}")
-    return Series(
-        os.path.basename(path), tuple(shape[:3]), matrix, shape[3], interval or None, [unpacked], _scratch=folder
-    )
-
-
-def _scratch_folder(scratch) -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix=".series-", dir=scratch)
-
-
-def _of_itk(path: str, scratch) -> Series:
-    import SimpleITK as sitk
-
-    try:
-        image = sitk.ReadImage(path)
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read ({str(error).strip().splitlines()[-1][:200]}).") from error
-    array = sitk.GetArrayViewFromImage(image)
-    if image.GetDimension() == 3 and image.GetNumberOfComponentsPerPixel() > 1:
-        array = array.transpose(2, 1, 0, 3)  # Slicer's sequences: the frames are the components
-    elif image.GetDimension() == 4:
-        array = array.transpose(3, 2, 1, 0)
-    else:
-        raise InputError(f"{path} holds one frame; a series has two at least (use register for two volumes).")
-    direction = np.array(image.GetDirection()).reshape(image.GetDimension(), -1)[:3, :3]
-    steps, origin = np.array(image.GetSpacing()[:3]), np.array(image.GetOrigin()[:3])
-    folder = _scratch_folder(scratch)
-    unpacked = os.path.join(folder.name, "series.npy")
-    scratch_array = np.lib.format.open_memmap(unpacked, "w+", array.dtype, array.shape, fortran_order=True)
-    for index in range(array.shape[3]):
-        scratch_array[..., index] = array[..., index]
-    scratch_array.flush()
-    matrix = geometry.LPS_RAS @ geometry.from_parts(direction * steps, origin)
-    interval = float(image.GetSpacing()[3]) if image.GetDimension() == 4 else None
-    return Series(
-        os.path.basename(path), array.shape[:3], matrix, array.shape[3], interval, [unpacked], _scratch=folder
-    )
-
-
-def _of_folder(path: str) -> Series:
-    name = os.path.basename(os.path.abspath(path))
+def _of_folder(path: str, name: str, scratch) -> Series:
     files = sorted((f for f in Path(path).iterdir() if f.is_file() and not f.name.startswith(".")), key=_natural)
-    volumes = [f for f in files if extension(f) in NIFTI + ITK_IMAGES]
-    if volumes:
-        first = load(volumes[0])
-        for other in volumes[1:]:
-            _same_grid(first, _header_of(other), name)
-        return Series(name, first.shape, first.voxel_to_ras, len(volumes), None, [str(f) for f in volumes])
-    return _of_dicom(path, name)
+    paths = [os.fspath(f) for f in files if extension(f) in _READERS and not _data_of_a_header(f)]
+    if not paths:
+        return _of(name, dicom.frames(path, scratch), path)
+    first = load(paths[0])
+    warnings = [(paths[0], words) for words in first.warnings]
+    for other in paths[1:]:
+        grid = _grid_of(other)
+        _same_grid(first, grid, name)
+        warnings += [(other, words) for words in grid.warnings]
+    return Series(name, first.shape, first.voxel_to_ras, len(paths), None, _Files(paths), _told_once(warnings))
 
 
-def _header_of(path) -> Volume:
+def _data_of_a_header(path: Path) -> bool:
+    """Whether a file holds the voxels of a header beside it (.img of .hdr)."""
+    header = re.sub(r"\.img(\.gz)?$", r".hdr\1", os.fspath(path), flags=re.IGNORECASE)
+    return header != os.fspath(path) and os.path.isfile(header)
+
+
+def _told_once(warnings: list[tuple[str, str]]) -> tuple[str, ...]:
+    """What is said of several files' headers in the same words, once, of the first of them."""
+    told: dict[str, str] = {}
+    for path, words in warnings:
+        told.setdefault(words.replace(os.path.basename(path), "…"), words)
+    return tuple(told.values())
+
+
+def _grid_of(path: str) -> Volume:
     """A volume of the file's grid, without reading its voxels where the format allows."""
-    if extension(path) in NIFTI:
-        import nibabel
-
-        image: Any = nibabel.load(os.fspath(path))
-        if len(image.shape) == 3:
-            matrix = nifti.place(os.fspath(path), image.shape)[0]
-            return Volume(np.broadcast_to(np.zeros(1, np.uint8), image.shape), matrix, Path(path).name)
+    if extension(path) in nifti.EXTENSIONS:
+        shape, matrix, warnings = nifti.grid(path)
+        if len(shape) == 3:
+            values = np.broadcast_to(np.zeros(1, np.uint8), shape)
+            return Volume(values, matrix, os.path.basename(path), warnings=warnings)
     return load(path)
 
 
 def _natural(path: Path) -> list:
     """Sorts frame_2 before frame_10."""
     return [int(part) if part.isdigit() else part.lower() for part in re.split(r"(\d+)", path.name)]
-
-
-#: DICOM tags: what a slice's header says of its place, its time and its series.
-_TAGS = {
-    "instance": "0020|0013",
-    "position": "0020|0032",
-    "orientation": "0020|0037",
-    "series": "0020|000e",
-    "time": "0020|0100",
-    "description": "0008|103e",
-    "repetition": "0018|0080",
-}
-
-
-def _of_dicom(path: str, name: str) -> Series:
-    """Slices are grouped by where they lie; the n-th slice in time at each place belongs to frame n."""
-    slices: dict[str, list] = {}
-    for folder, _, names in os.walk(path):
-        for file in sorted(names):
-            tags = _tags(os.path.join(folder, file))
-            if tags is not None:
-                slices.setdefault(tags["series"], []).append(tags)
-    if not slices:
-        raise InputError(f"{path} holds neither volumes ({', '.join(NIFTI + ITK_IMAGES)}) nor DICOM images.")
-    if len(slices) > 1:
-        listed = "; ".join(f"{len(s)} images '{s[0]['description']}'" for s in slices.values())
-        raise InputError(f"{path} holds {len(slices)} DICOM series ({listed}); put one of them in a folder of its own.")
-    (found,) = slices.values()
-    orientation = np.array([float(v) for v in found[0]["orientation"].split("\\")])
-    normal = np.cross(orientation[:3], orientation[3:])
-    places: dict[float, list] = {}
-    for one in found:
-        position = np.array([float(v) for v in one["position"].split("\\")])
-        places.setdefault(round(float(position @ normal), 2), []).append(one)
-    for stack in places.values():
-        stack.sort(key=lambda one: (_number(one["time"]), _number(one["instance"])))
-    counts = {len(stack) for stack in places.values()}
-    if len(counts) != 1:
-        raise InputError(
-            f"The DICOM series in {path} is not complete: its {len(places)} slice positions have {min(counts)} to "
-            f"{max(counts)} images; copy the missing ones."
-        )
-    heights = sorted(places)
-    steps = np.diff(heights)
-    if len(steps) and steps.max() - steps.min() > 0.05 * abs(steps.mean()):
-        raise InputError(f"Slices are missing in the DICOM series in {path}: their distances differ; copy them again.")
-    frames = [[places[height][index]["path"] for height in heights] for index in range(counts.pop())]
-    data, matrix = _stack(frames[0])
-    interval = _number(found[0]["repetition"]) / 1000 or None
-    return Series(name, data.shape, matrix, len(frames), interval, frames)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
-def _tags(path: str) -> dict | None:
-    """What matters of a DICOM image's header; None where the file is none."""
-    import SimpleITK as sitk
-
-    with open(path, "rb") as file:
-        if file.read(132)[128:] != b"DICM":
-            return None
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetFileName(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    found = {key: reader.GetMetaData(tag).strip() if reader.HasMetaDataKey(tag) else "" for key, tag in _TAGS.items()}
-    return {**found, "path": path} if found["position"] and found["orientation"] else None
-
-
-def _stack(files: list[str]) -> tuple:
-    """(float32 array I×J×K, 4×4 voxel → RAS) of the DICOM slices of one frame, in the order of their places."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    image = reader.Execute()
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    matrix = geometry.LPS_RAS @ geometry.from_parts(direction * image.GetSpacing(), image.GetOrigin())
-    return np.asarray(sitk.GetArrayFromImage(image).T, np.float32), matrix

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..failure import sentence
 from ..inputs import as_volume
 from ..modality import AUTO
 from ..modelfile import catalog
@@ -26,11 +28,12 @@ from ..pipeline.prepared_input import PreparedInput
 from ..pipeline.step import Step
 from ..registration import OnStep, register, run_steps
 from ..spatial import geometry
+from ..spatial.file_names import numbered, unique_names
 from ..spatial.sampling import prepare
 from ..spatial.volume import Grid, Volume, resample, validate
-from ..spatial.volume_file import load
+from ..spatial.volume_file import load, stem
 from . import averaging
-from .executor import executor
+from .executor import WorkerLost, executor
 
 #: How far a pair is believed before it is compared with others, by its word, where it has no probability. Chosen.
 TRUST = {"good": 1.0, "fair": 0.5, "poor": 0.1}
@@ -67,10 +70,11 @@ class PairAnswer:
 class GroupRegistration:
     """Many volumes in one space.
 
-    names: of the volumes, as they were given; matrices: N×4×4 float64, volume → common space, RAS mm, the mean of whose
-    logarithms is 0. cycle_error: N, mm, by how much going around three volumes misses the start (median over
-    the triangles that a volume is in; NaN of two volumes). pairs: {(i, j): PairAnswer}, i → j; disagreement: {pair: mm
-    by which it misses the common answer}; dropped: pairs that contradict the others. doubts: {volume: why}.
+    names: of the volumes, no two alike; stems: the same for names of files. matrices: N×4×4 float64, volume → common
+    space, RAS mm, the mean of whose logarithms is 0. cycle_error: N, mm, by how much going around three volumes misses
+    the start (median over the triangles that a volume is in; NaN of two volumes). pairs: {(i, j): PairAnswer}, i → j;
+    disagreement: {pair: mm by which it misses the common answer}; dropped: pairs that contradict the others; failed:
+    {pair: why it was not registered}. doubts: {volume: why}. warnings: sentences about headers.
     """
 
     names: list
@@ -83,6 +87,9 @@ class GroupRegistration:
     grid: Grid
     doubts: dict = field(default_factory=dict)
     sources: list = field(default_factory=list, repr=False)
+    stems: list = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+    failed: dict = field(default_factory=dict)
 
     def between(self, i: int, j: int) -> np.ndarray:
         """4×4, volume i's points → volume j's, by way of the common space."""
@@ -152,9 +159,23 @@ class _Member:
     spacing: float
     corners: np.ndarray
     kind: str
+    stem: str
+    warnings: tuple[str, ...]
 
 
-def _member(source: Source, index: int, modality: str) -> _Member:
+def _names(sources: Sequence[Source]) -> list[tuple[str, str]]:
+    """(name, name of files without ending) of each; no two names are alike, nor two stems."""
+    if all(isinstance(one, str) for one in sources):
+        stems = unique_names(sources)
+        names = [os.path.basename(one) for one in sources]
+    else:
+        names = [os.path.basename(one) if isinstance(one, str) else one.name for one in sources]
+        stems = numbered([stem(name) for name in names])
+    alike = Counter(name.lower() for name in names)
+    return [(name if alike[name.lower()] == 1 else own, own) for name, own in zip(names, stems)]
+
+
+def _member(source: Source, index: int, modality: str, called: tuple[str, str]) -> _Member:
     """modality: what all show; where it is "auto", what this one shows is recognized."""
     volume = _volume(source)
     validate(volume, f"{index + 1}.")
@@ -164,9 +185,8 @@ def _member(source: Source, index: int, modality: str) -> _Member:
     content.update(np.round(volume.voxel_to_ras, 6).tobytes())
     cloud = averaging.Cloud(known.tissue_center, known.tissue_covariance)
     spacing = float(np.prod(volume.spacing) ** (1 / 3))
-    return _Member(
-        source, volume.name, content.hexdigest(), cloud, spacing, _tissue_corners(volume, known.threshold), kind
-    )
+    corners = _tissue_corners(volume, known.threshold)
+    return _Member(source, called[0], content.hexdigest(), cloud, spacing, corners, kind, called[1], volume.warnings)
 
 
 def _check_alike(members: list) -> None:
@@ -186,6 +206,27 @@ def _check_alike(members: list) -> None:
             f"{large.name} measures {large.cloud.size:.3g} mm and {small.name} {small.cloud.size:.3g}; "
             "volumes of one kind belong in a group."
         )
+
+
+def _in_order(members: list) -> list[int]:
+    """The volumes' numbers by their content. Raises InputError where they do not belong together, or two are one."""
+    _check_alike(members)
+    order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))
+    for one, other in zip(order, order[1:]):
+        if members[one].digest == members[other].digest:
+            raise InputError(f"{members[one].name} and {members[other].name} are the same volume; name it once.")
+    return order
+
+
+def _check_connected(answers: dict, problems: dict, count: int) -> None:
+    """Raise where so many pairs were lost that the others do not connect all volumes."""
+    if not problems or len(averaging.connected(answers, count)) == 1:
+        return
+    first = next(iter(problems.values()))
+    if not isinstance(first, WorkerLost):
+        raise first
+    total = len(problems) + len(answers)
+    raise InputError(f"{len(problems)} of {total} pairs were lost, and the others do not connect all volumes. {first}")
 
 
 def _tissue_corners(volume: Volume, threshold: float) -> np.ndarray:
@@ -220,12 +261,9 @@ def group_steps(
     sources = [
         os.path.abspath(os.fspath(one)) if isinstance(one, (str, os.PathLike)) else _volume(one) for one in volumes
     ]
-    members = [_member(one, index, str(checked.moving_modality)) for index, one in enumerate(sources)]
-    _check_alike(members)
-    order = sorted(range(len(members)), key=lambda index: (members[index].digest, members[index].name))
-    for one, other in zip(order, order[1:]):
-        if members[one].digest == members[other].digest:
-            raise InputError(f"{members[one].name} and {members[other].name} are the same volume; name it once.")
+    modality, names = str(checked.moving_modality), _names(sources)
+    members = [_member(one, index, modality, names[index]) for index, one in enumerate(sources)]
+    order = _in_order(members)
     wanted = [(order[i], order[j]) for i, j in averaging.pairs_to_register(len(order))]
     answers = {pair: answer for pair in wanted if known is not None and (answer := known(*pair)) is not None}
     todo = [pair for pair in wanted if pair not in answers]
@@ -252,9 +290,17 @@ def group_steps(
             yield Step(done, len(wanted), "Pairs", outcome.value.matrix if outcome.error is None else np.eye(4))
     finally:
         outcomes.close()
-    if not answers:
-        raise next(iter(problems.values()))
-    return _together(members, order, answers, checked.transform)
+    _check_connected(answers, problems, len(members))
+    result = _together(members, order, answers, checked.transform)
+    result.failed = {pair: _why(error, *(members[index].name for index in pair)) for pair, error in problems.items()}
+    return result
+
+
+def _why(error: Exception, moving: str, fixed: str) -> str:
+    """What a person is told of a pair that failed."""
+    if isinstance(error, WorkerLost):
+        return f"{moving} to {fixed}: {error}"
+    return sentence(error, f"registering {moving} to {fixed}")
 
 
 def register_group(
@@ -301,6 +347,8 @@ def _together(members: list, order: list, answers: dict, kind: str) -> GroupRegi
         tuple(sorted(numbered[pair] for pair in found.dropped)),
         _grid([members[index] for index in order], matrices),
         sources=[member.source for member in members],
+        stems=[member.stem for member in members],
+        warnings=tuple(dict.fromkeys(words for member in members for words in member.warnings)),
     )
     result.doubts = _doubts(result, members)
     return result
@@ -345,9 +393,8 @@ def write_group(result: GroupRegistration, folder) -> dict:
     paths = {"mean": folder / "group_mean.nii.gz", "table": folder / "group.tsv", "pairs": folder / "pairs.tsv"}
     mean = result.mean()
     save(mean, paths["mean"])
-    stems = unique_stems(result.names)
-    for index, stem in enumerate(stems):
-        paths[f"transform {index}"] = folder / f"{stem}_to_group.tfm"
+    for index, name in enumerate(result.stems):
+        paths[f"transform {index}"] = folder / f"{name}_to_group.tfm"
         volume = _volume(result.sources[index])
         write_transform(result.matrices[index], paths[f"transform {index}"], moving=volume, fixed=mean)
     lines = ["volume\tcycle_error_mm\tpairs\tdropped\tdoubt"]
@@ -366,21 +413,3 @@ def write_group(result: GroupRegistration, folder) -> dict:
         with written_whole(paths[key]) as temporary:
             Path(temporary).write_text("\n".join(text) + "\n", encoding="utf-8")
     return paths
-
-
-def unique_stems(names: Sequence[str]) -> list:
-    """File names without their endings; those that occur twice are numbered."""
-    stems = []
-    for name in names:
-        stem = os.path.basename(name)
-        for ending in (".nii.gz", ".nii", ".seq.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"):
-            if stem.lower().endswith(ending):
-                stem = stem[: -len(ending)]
-                break
-        stems.append(stem)
-    counts: dict = {}
-    found = []
-    for stem in stems:
-        counts[stem] = counts.get(stem, 0) + 1
-        found.append(stem if stems.count(stem) == 1 else f"{stem}_{counts[stem]}")
-    return found

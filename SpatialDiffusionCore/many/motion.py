@@ -7,7 +7,7 @@ other, which has less noise than any of them. The space is that of the reference
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ from ..pipeline.step import Step
 from ..registration import OnStep, run_steps
 from ..spatial import geometry
 from ..spatial.volume import Volume, resample
-from .executor import executor, in_order
+from .executor import Outcome, WorkerLost, executor, in_order
 from .frames import Series, open_series
 
 #: Frames of a task. Fixed, so that sums are the same however many processes there are.
@@ -72,6 +72,11 @@ class SeriesRegistration:
     center: np.ndarray
     radius: float
     doubts: dict = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Sentences about what the files' headers leave open or contradict."""
+        return self.series.warnings
 
     @property
     def parameters(self) -> np.ndarray:
@@ -336,22 +341,30 @@ class _Motion:
         """One pass over all frames: yields Steps, returns [(transform, similarity, overlap, precision, alike)]."""
         count = self.series.count
         chunks = [range(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
-        tasks = (
-            self._task(chunk, reference, starts=None if starts is None else starts[chunk.start : chunk.stop])
-            for chunk in chunks
-        )
+
+        def task(chunk: range) -> _Task:
+            return self._task(chunk, reference, starts=None if starts is None else starts[chunk.start : chunk.stop])
+
         answers: list[tuple] = []
-        outcomes = self.spread.run(_align_chunk, tasks)
+        outcomes = self.spread.run(_align_chunk, (task(chunk) for chunk in chunks))
         try:
             for outcome in in_order(outcomes):
-                if outcome.error is not None:
-                    raise outcome.error
-                answers += outcome.value
+                answers += self._value(outcome, lambda index: task(chunks[index]))
                 stage = "Frames, first pass" if starts is None else "Frames, second pass"
                 yield Step(done + len(answers), total, stage, self.in_ras(answers[-1][0]))
         finally:
             outcomes.close()
         return answers
+
+    def _value(self, outcome: Outcome, task: Callable[[int], _Task]) -> list:
+        """What became of a task; one whose process was killed is done once more, by another."""
+        if isinstance(outcome.error, WorkerLost):
+            (outcome,) = self.spread.run(_align_chunk, [task(outcome.index)])
+        if isinstance(outcome.error, WorkerLost):
+            raise InputError(f"Frames of {self.series.name} were lost twice: {outcome.error}")
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
 
     def mean(self, values: np.ndarray, answers: list) -> np.ndarray:
         """The mean of some frames as the first pass lays them, without those that are unlike; else the reference."""
@@ -394,9 +407,7 @@ class _Motion:
             neighbors=np.array(neighbors),
         )
         for outcome in self.spread.run(_align_chunk, [task]):
-            if outcome.error is not None:
-                raise outcome.error
-            for index, new in zip(doubtful, outcome.value):
+            for index, new in zip(doubtful, self._value(outcome, lambda _: task)):
                 if (new[4], new[1]) >= (answers[index][4], answers[index][1]):
                     answers[index] = new
         return answers

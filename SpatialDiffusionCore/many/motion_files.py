@@ -22,8 +22,9 @@ from typing import Callable
 import numpy as np
 
 from ..files import written_whole
-from ..spatial import geometry
+from ..spatial import geometry, volume_file
 from ..spatial.transform_file import write_transform
+from ..spatial.transform_io import afni
 from ..spatial.volume import Volume
 from .motion import SeriesRegistration
 from .motion_plot import plot
@@ -33,9 +34,8 @@ COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 
 def names(folder, series_name: str) -> dict[str, Path]:
     """The path of each output in ``folder``."""
-    stem = series_name
-    for ending in (".gz", ".nii", ".seq.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd"):
-        stem = stem[: -len(ending)] if stem.lower().endswith(ending) else stem
+    stem = volume_file.stem(series_name)
+    stem = stem[: -len(".seq")] if stem.lower().endswith(".seq") else stem
     head, _, suffix = stem.rpartition("_")
     if not head or not suffix.isalpha():
         head, suffix = stem, "series"
@@ -108,6 +108,7 @@ def _facts(result: SeriesRegistration) -> dict:
         "CenterRAS": result.center.tolist(),
         "Transform": result.transform,
         "RepetitionTime": result.series.interval,
+        "Warnings": list(result.warnings),
     }
     return facts
 
@@ -123,43 +124,12 @@ def _write_transforms(result: SeriesRegistration, paths: dict) -> None:
         write_transform(matrix, named, moving=grid, fixed=grid, format="flirt")
         os.replace(named, paths["fsl"] / f"MAT_{index:04d}")
     with written_whole(paths["afni"]) as temporary:
-        Path(temporary).write_text(afni_text(result.matrices, result.series.voxel_to_ras), encoding="ascii")
-
-
-def afni_text(matrices: np.ndarray, voxel_to_ras: np.ndarray) -> str:
-    """AFNI's .aff12.1D of frame → reference matrices (N×4×4, RAS): reference → frame as its own, 12 numbers a line.
-
-    AFNI's x and y run as DICOM's do, and it takes an oblique grid for the nearest one along the axes, about voxel 0
-    (3dWarp's "cardinal" grid), so the matrices are those between such grids.
-    """
-    real = geometry.LPS_RAS @ voxel_to_ras
-    steps = geometry.spacing(real)
-    cardinal = real.copy()
-    cardinal[:3, :3] = _nearest_axes(real[:3, :3] / steps) * steps
-    across = cardinal @ np.linalg.inv(real)
-    lines = ["# 3dvolreg matrices (DICOM-to-DICOM, row-by-row):"]
-    for matrix in matrices:
-        inverse = geometry.LPS_RAS @ geometry.inverse(matrix) @ geometry.LPS_RAS
-        lines.append(" ".join(f"{v:.8f}" for v in (across @ inverse @ np.linalg.inv(across))[:3].ravel()))
-    return "\n".join(lines) + "\n"
-
-
-def _nearest_axes(cosines: np.ndarray) -> np.ndarray:
-    """The signed permutation (3×3) nearest to direction cosines."""
-    from itertools import permutations
-
-    best = max(permutations(range(3)), key=lambda rows: sum(abs(cosines[row, axis]) for axis, row in enumerate(rows)))
-    result = np.zeros((3, 3))
-    for axis, row in enumerate(best):
-        result[row, axis] = np.sign(cosines[row, axis])
-    return result
+        Path(temporary).write_bytes(afni.written(result.matrices, grid, grid))
 
 
 def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None) -> None:
     """The corrected series as a 4D NIfTI of float32, frame by frame, and its mean; memory is that of a frame."""
     import nibabel
-
-    from ..spatial.volume_file import save
 
     series = result.series
     header = nibabel.Nifti1Header()
@@ -180,4 +150,4 @@ def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None
             if on_frame is not None:
                 on_frame(index, series.count)
     if mean_path is not None:
-        save(Volume((total / series.count).astype(np.float32), series.voxel_to_ras, "mean"), mean_path)
+        volume_file.save(Volume((total / series.count).astype(np.float32), series.voxel_to_ras, "mean"), mean_path)

@@ -46,9 +46,10 @@ def content_key(inputs: Iterable, settings: Mapping[str, Any]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def holds(folder, key: str) -> bool:
+def holds(folder, key: str, page: str | None = None) -> bool:
     """Whether an output folder holds the run named ``key``, complete; changes nothing.
 
+    page: the folder of the review page that was asked for, which must be the run's, too.
     Raises InputError where it holds another run, or can be neither made nor written to.
     """
     path = Path(folder)
@@ -68,7 +69,8 @@ def holds(folder, key: str) -> bool:
         raise InputError(
             f"{path} holds another run ({known.get('what', 'unknown')}); give a new folder or remove that one."
         )
-    return bool(known.get("complete"))
+    shown = page is None or known.get("page") == page and (Path(page) / "data.js").is_file()
+    return bool(known.get("complete")) and shown
 
 
 def begin(folder, key: str, what: str) -> None:

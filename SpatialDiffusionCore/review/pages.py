@@ -168,11 +168,9 @@ def review_series(result: Any, folder: Any) -> Path:
 
 def review_group(result: Any, folder: Any) -> Path:
     """The page of a GroupRegistration: each volume on the mean image, doubtful ones first."""
-    from ..many.group import unique_stems
-
     path, mean = prepare_folder(folder), result.mean()
     mean = Volume(mean.data, mean.voxel_to_ras, "group mean")
-    for index, key in enumerate(unique_stems(result.names)):
+    for index, key in enumerate(result.stems):
         why = result.doubts.get(index)
         error = float(result.cycle_error[index])
         facts = {

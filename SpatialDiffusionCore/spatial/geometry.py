@@ -25,11 +25,15 @@ LPS_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TRANSFORM_KINDS = ("rigid", "similarity", "affine")
 
 
+#: Numbers beyond this many mm are no places, and their squares are soon beyond what doubles hold. Chosen.
+LARGEST = 1e12
+
+
 def as_affine(matrix, what: str = "the matrix") -> np.ndarray:
     """Return ``matrix`` as a 4×4 float64 affine (a 3×4 one is completed).
 
-    Raises InputError where the shape is wrong, a number is not finite, the last row is not (0, 0, 0, 1), or the
-    3×3 part is so close to singular that it cannot be inverted.
+    Raises InputError where the shape is wrong, a number is not finite or no place in mm (see LARGEST), the last row is
+    not (0, 0, 0, 1), or the 3×3 part is so close to singular that it cannot be inverted.
     """
     try:
         result = np.array(matrix, dtype=np.float64)
@@ -41,6 +45,8 @@ def as_affine(matrix, what: str = "the matrix") -> np.ndarray:
         raise InputError(f"{what} has shape {result.shape}; expected a 4×4 affine matrix.")
     if not np.isfinite(result).all():
         raise InputError(f"{what} contains NaN or infinite numbers; expected a 4×4 affine matrix.")
+    if np.abs(result).max() > LARGEST:
+        raise InputError(f"{what} contains {np.abs(result).max():.3g}, which is no length in mm; correct it first.")
     if not np.allclose(result[3], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{what} has the last row {result[3].tolist()}; an affine matrix ends in 0 0 0 1.")
     result[3] = [0, 0, 0, 1]

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import written_whole
 from . import geometry
 from .volume import Volume, resample
-from .volume_io import itk
+from .volume_io import itk, layout
 
 EXTENSION = ".seg.nrrd"
 
@@ -61,9 +61,8 @@ def load_segmentation(path) -> Segmentation:
     data = stored.data if stored.data.ndim == 4 else stored.data[..., None]
     name = os.path.basename(path)
     layers = [Volume(data[..., n], stored.voxel_to_ras, name, warnings=stored.warnings) for n in range(data.shape[3])]
-    with open(path, "rb") as file:
-        header = re.split(rb"\r?\n\r?\n", file.read(), maxsplit=1)[0].decode("utf-8", "replace")
-    pairs = [line.split(":=", 1) for line in header.splitlines() if ":=" in line and not line.startswith("#")]
+    lines, _ = layout.nrrd_header(os.fspath(path))
+    pairs = [line.split(":=", 1) for line in lines if ":=" in line and not line.startswith("#")]
     return Segmentation(tuple(layers), tuple((key, value) for key, value in pairs))
 
 

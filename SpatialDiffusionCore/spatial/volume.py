@@ -40,7 +40,8 @@ class Volume:
         if data.ndim != 3:
             raise InputError(f"{self.name} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
         if data.dtype.kind not in "biuf":
-            raise InputError(f"{self.name} holds {data.dtype} values; a volume of plain numbers is needed.")
+            kind = "colors" if data.dtype.names else f"{data.dtype} values"
+            raise InputError(f"{self.name} holds {kind}; a volume of plain numbers is needed.")
         object.__setattr__(self, "data", data)
         matrix = np.asarray(self.voxel_to_ras, float)
         if matrix.shape == (4, 4) and np.isfinite(matrix).all() and not geometry.spacing(matrix).all():
@@ -177,10 +178,11 @@ def _nearest(data, to_voxel, shape, outside):
         inside, indices = True, []
         for axis in range(3):
             row = to_voxel[axis]
-            index = np.floor(row[0] * i + row[1] * j + row[2] * k + (row[3] + 0.5)).astype(np.int64)
+            index = np.floor(row[0] * i + row[1] * j + row[2] * k + (row[3] + 0.5))
             inside = inside & (index >= 0) & (index < data.shape[axis])
             indices.append(index)
-        result[i][inside] = data[tuple(index[inside] for index in indices)]
+        # Only what is inside is sure to be a number that integers hold.
+        result[i][inside] = data[tuple(index[inside].astype(np.int64) for index in indices)]
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +60,7 @@ def _read(file: str, keep_type: bool) -> Stored:
     ending = extension(file)
     if not os.path.isfile(file):
         raise InputError(f"{file} does not exist.")
+    check_not_empty(file)
     if ending in nifti.EXTENSIONS:
         return nifti.read(file, keep_type)
     if ending in ITK_IMAGES:
@@ -66,6 +68,12 @@ def _read(file: str, keep_type: bool) -> Stored:
     if ending in mgh.EXTENSIONS:
         return mgh.read(file)
     raise InputError(f"{file} is not a known volume file; use one of: {', '.join(READ)}, or a folder of DICOM files.")
+
+
+def check_not_empty(file: str) -> None:
+    """Raise InputError for a file of no bytes, as transfers that were broken off leave them."""
+    if os.path.getsize(file) == 0:
+        raise InputError(f"{file} is empty (0 bytes); copy or export it again.")
 
 
 def _is_dicom(file: str) -> bool:
@@ -82,8 +90,17 @@ def _volume(data: np.ndarray, stored: Stored, path, keep_type: bool) -> Volume:
     if not keep_type and data.dtype.kind in "biuf":
         with np.errstate(over="ignore"):  # beyond float32: infinite, which is dealt with where the volume is used
             data = np.asarray(data, dtype=np.float32)
+    if _is_mapped(data):
+        data = np.array(data)  # the process ends where somebody else shortens a file that is mapped
     name = os.path.basename(os.path.normpath(split_index(path)[0]))
     return Volume(data, stored.voxel_to_ras, name, path=os.path.abspath(path), warnings=stored.warnings)
+
+
+def _is_mapped(data: Any) -> bool:
+    """Whether an array's numbers are those of a file, as that is now."""
+    while data is not None and not isinstance(data, np.memmap):
+        data = getattr(data, "base", None)
+    return data is not None
 
 
 def split_index(path) -> tuple[str, int | None]:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import anatomy_run, calibrate, eye_rows, neck_rows
+    from . import anatomy_run, calibrate, cohort, eye_rows, group, motion, neck_rows
 
     parser = argparse.ArgumentParser(
         prog="python -m Benchmark", description="This project and its peers on the same pairs."
@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_command(commands)
     eye_rows.add_command(commands)
     neck_rows.add_command(commands)
+    for many in (motion, group, cohort):
+        many.add_command(commands)
     consensus = commands.add_parser("consensus", help="ask the peers for the transforms of raw scans (task contrast)")
     consensus.add_argument("--data", required=True, metavar="DIR")
     consensus.add_argument("--peer-python", default=sys.executable, metavar="PATH")
@@ -183,6 +185,24 @@ def _subjects(arguments: argparse.Namespace) -> None:
     print(f"{make_subjects(arguments.data)} volumes")
 
 
+def _motion(arguments: argparse.Namespace) -> None:
+    from . import motion
+
+    motion.run(arguments)
+
+
+def _group(arguments: argparse.Namespace) -> None:
+    from . import group
+
+    group.run(arguments)
+
+
+def _cohort(arguments: argparse.Namespace) -> None:
+    from . import cohort
+
+    cohort.run(arguments)
+
+
 COMMANDS = {
     "run": _run,
     "eyes": _eyes,
@@ -194,6 +214,9 @@ COMMANDS = {
     "ceiling": _ceiling,
     "place": _place,
     "subjects": _subjects,
+    "motion": _motion,
+    "group": _group,
+    "cohort": _cohort,
 }
 
 

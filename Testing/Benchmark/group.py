@@ -1,6 +1,6 @@
 """A group of brains: Dice of pairs by way of the common space beside direct ones, and planted wrong pairs.
 
-``python -m Benchmark.group --data DIR --out RESULTS [--subjects N] [--jobs N]`` registers all pairs of the first N
+``python -m Benchmark group --data DIR --out RESULTS [--subjects N] [--jobs N]`` registers all pairs of the first N
 OASIS-1 scans of ``bench`` and writes RESULTS/group.json and group.md. Then a ninth of the answers (five of 45) are
 replaced by wrong ones, turned by 12 to 180° about the tissue, in ten draws.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,21 +86,19 @@ def table(found: dict) -> str:
     )
 
 
-def main(argv=None) -> int:
-    """Run; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m Benchmark.group", description=__doc__)
+def add_command(commands: Any) -> None:
+    """Put ``group`` among the benchmark's commands."""
+    parser = commands.add_parser("group", help="Dice by way of a group's space, and planted wrong pairs")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with bench/, oasis_labels.tsv")
     parser.add_argument("--out", required=True, type=Path, metavar="RESULTS")
     parser.add_argument("--subjects", type=int, default=10, metavar="N", help="the first N scans (default: 10)")
     parser.add_argument("--jobs", type=int, metavar="N", help="processes of one thread each")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry it out."""
     found = measured(arguments.data, arguments.subjects, arguments.jobs)
     arguments.out.mkdir(exist_ok=True)
     (arguments.out / "group.json").write_text(json.dumps(found, indent=1) + "\n")
     (arguments.out / "group.md").write_text(table(found))
     print(table(found))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

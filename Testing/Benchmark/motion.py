@@ -1,6 +1,6 @@
 """Motion of a series against known truth: this project and its peers on the same frames, one thread each.
 
-``python -m Benchmark.motion --data DIR --out RESULTS [--peer-python PATH]`` writes RESULTS/motion.json and motion.md.
+``python -m Benchmark motion --data DIR --out RESULTS [--peer-python PATH]`` writes RESULTS/motion.json and motion.md.
 Truth: real frames of a BOLD run, moved by up to 3 mm and 3° by cubic splines on a finer grid, with independent noise
 and 3 % drift of intensity (moving_series.py). All methods are told the reference frame; errors are over the tissue.
 """
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def series_of(data: Path, base: int, seed: int):
     return MovingSeries(load(data / "series" / f"bold_60.nii.gz@{base}"), FRAMES, seed=seed)
 
 
-def run(data: Path, python: dict, timeout: float, bases: tuple = BASES) -> list:
+def measured(data: Path, python: dict, timeout: float, bases: tuple = BASES) -> list:
     """A row {method, base, median, p95, worst, cpu} for each method and series."""
     rows = []
     for seed, base in enumerate(bases):
@@ -83,24 +84,25 @@ def table(rows: list) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv=None) -> int:
-    """Run; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m Benchmark.motion", description=__doc__)
+def add_command(commands: Any) -> None:
+    """Put ``motion`` among the benchmark's commands."""
+    parser = commands.add_parser("motion", help="motion of a series against known truth, beside the peers")
     parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="folder with series/bold_60.nii.gz")
     parser.add_argument("--out", required=True, type=Path, metavar="RESULTS")
     parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="Python that has the peers")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), metavar="METHOD")
     parser.add_argument("--series", type=int, default=len(BASES), metavar="N", help="the first N series")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="seconds for one series")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Carry it out; methods that are not asked for keep the rows that RESULTS has of them."""
     python = {method: sys.executable if method == "ours" else arguments.peer_python for method in arguments.methods}
-    rows = run(arguments.data, python, arguments.timeout, BASES[: arguments.series])
     arguments.out.mkdir(exist_ok=True)
-    (arguments.out / "motion.json").write_text(json.dumps(rows, indent=1) + "\n")
+    kept = arguments.out / "motion.json"
+    before = json.loads(kept.read_text()) if kept.exists() else []
+    rows = [row for row in before if row["method"] not in python]
+    rows += measured(arguments.data, python, arguments.timeout, BASES[: arguments.series])
+    kept.write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "motion.md").write_text(table(rows))
     print(table(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,6 +10,9 @@ import numpy as np
 from ...errors import InputError
 from .. import geometry
 
+#: How far the axes of a similarity, as transform files round it, may be off.
+_SIMILAR = 1e-5
+
 
 @dataclass(frozen=True)
 class Motion:
@@ -38,6 +41,14 @@ class Motion:
         """The 3×3 rotation that is nearest to the linear part."""
         u, _, vt = np.linalg.svd(self._in(frame)[:3, :3])
         return u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
+
+    def scale(self) -> float | None:
+        """By how much all lengths grow, where a rotation and one factor is all that the linear part is; else None."""
+        linear = self.matrix[:3, :3]
+        factor = float(np.cbrt(np.linalg.det(linear)))
+        if factor <= 0 or np.abs(linear.T @ linear / factor**2 - np.eye(3)).max() > _SIMILAR:
+            return None
+        return factor
 
 
 def frame_in(text: str) -> str:

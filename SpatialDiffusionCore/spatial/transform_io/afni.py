@@ -7,6 +7,8 @@ they are oblique: without them the matrix is taken for one between volumes that 
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 
 from ...errors import InputError
@@ -33,11 +35,14 @@ def read(content: bytes, path, moving, fixed) -> np.ndarray:
     return as_affine(inverse(resampling), f"The matrix in '{path}'")
 
 
-def written(matrix: np.ndarray, moving, fixed) -> bytes:
-    """The content of a file for AFNI."""
-    resampling = _laid_down(moving) @ inverse(matrix) @ _laid_down(fixed, back=True)
-    values = (LPS_RAS @ resampling @ LPS_RAS)[:3].ravel() + 0.0
-    return (_BANNER + " ".join(repr(float(value)) for value in values) + "\n").encode()
+def written(matrices: np.ndarray, moving, fixed) -> bytes:
+    """The content of a file for AFNI: a line for the 4×4 matrix, or for each of N×4×4 (those of a series)."""
+    lines = []
+    for matrix in np.reshape(matrices, (-1, 4, 4)):
+        resampling = _laid_down(moving) @ inverse(matrix) @ _laid_down(fixed, back=True)
+        values = (LPS_RAS @ resampling @ LPS_RAS)[:3].ravel() + 0.0
+        lines.append(" ".join(repr(float(value)) for value in values) + "\n")
+    return (_BANNER + "".join(lines)).encode()
 
 
 def _laid_down(volume, back: bool = False) -> np.ndarray:
@@ -50,6 +55,14 @@ def _laid_down(volume, back: bool = False) -> np.ndarray:
     axes = matrix[:3, :3] / steps
     if np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0, 1))).max() <= _OBLIQUE:
         return np.eye(4)
-    nearest = np.where(np.abs(axes) == np.abs(axes).max(axis=0), np.sign(axes), 0.0)
-    laid = from_parts(nearest * steps, matrix[:3, 3]) @ inverse(matrix)
+    laid = from_parts(_nearest_axes(axes) * steps, matrix[:3, 3]) @ inverse(matrix)
     return inverse(laid) if back else laid
+
+
+def _nearest_axes(cosines: np.ndarray) -> np.ndarray:
+    """The signed permutation (3×3) nearest to direction cosines, whatever they are turned by."""
+    rows = max(permutations(range(3)), key=lambda one: sum(abs(cosines[row, axis]) for axis, row in enumerate(one)))
+    result = np.zeros((3, 3))
+    for axis, row in enumerate(rows):
+        result[row, axis] = np.sign(cosines[row, axis]) or 1.0
+    return result

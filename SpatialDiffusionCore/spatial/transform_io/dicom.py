@@ -84,13 +84,16 @@ def _matrix_of(item: Any, path) -> np.ndarray:
     """Source → registered (4×4, LPS) of an item."""
     sequence = item.MatrixRegistrationSequence[0].MatrixSequence
     parts = [np.array(one.FrameOfReferenceTransformationMatrix, float).reshape(4, 4) for one in sequence]
-    parts = [part for part in parts if not np.array_equal(part, np.eye(4))] or [np.eye(4)]
-    if len(parts) > 1:
+    ahead, behind = np.eye(4), np.eye(4)
+    for part in parts:
+        ahead, behind = ahead @ part, part @ behind
+    # The order of the items is that of the multiplication (C.20.2.1.1), which programs read either way.
+    if not np.allclose(ahead, behind, rtol=0, atol=1e-6):
         raise InputError(
             f"'{path}' gives a transform as a product of {len(parts)} matrices, whose order programs take differently; "
             "save it as one matrix."
         )
-    return as_affine(parts[0], f"The matrix in '{path}'")
+    return as_affine(ahead, f"The matrix in '{path}'")
 
 
 def _chosen(items: list[Any], volume, pydicom) -> int | None:

@@ -5,16 +5,18 @@ They hold the map that resamples, fixed → moving, in LPS; the center is honore
 
 from __future__ import annotations
 
+import atexit
 import re
 import struct
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import InputError
 from ..geometry import as_affine
-from ..volume_io.itk import quiet_itk
+from ..volume_io.itk import quiet_itk, silence_libraries
 from .text import ONLY_LINEAR, damaged, finite, numbers, several, text_of, to_lps_inverse
 
 # How many parameters ITK's linear types have: where some are missing, ITK may read past the end of the list.
@@ -161,12 +163,20 @@ def _itk_transform(content: bytes, ending: str, path):
         try:
             return sitk.ReadTransform(str(copy))
         except Exception as error:  # SimpleITK raises more than RuntimeError here
+            if ending == ".h5":
+                _let_hdf5_end_silently()
             found = sorted(set(re.findall(r"(\w+?)_(?:double|float)_\d_\d", content.decode("latin-1"))))
             names = " + ".join(name for name in found if name != "CompositeTransform") or "transform"
             raise InputError(
                 f"ITK cannot load the {names} in '{path}' (an unknown type, or a wrong number of values); "
                 "save it again as an affine transform."
             ) from error
+
+
+@lru_cache(maxsize=1)
+def _let_hdf5_end_silently() -> None:
+    """After a damaged file HDF5 complains when the process ends, which tells nobody anything."""
+    atexit.register(silence_libraries)
 
 
 def _linear(transform, path) -> np.ndarray:

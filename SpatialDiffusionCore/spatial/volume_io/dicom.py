@@ -11,13 +11,15 @@ import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ...errors import InputError
 from .. import geometry
+from . import numbers
 from .itk import quiet_itk
-from .stored import Stored, unreadable
+from .stored import Frames, Stored, unreadable
 
 EXTENSIONS = (".dcm", ".ima", ".dicom")
 
@@ -32,7 +34,7 @@ _ENHANCED = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1", "1.2.
 class _Slice:
     """A slice in a file. position: LPS mm of its first voxel's center; axes: 3×2, LPS mm from voxel to voxel along a
     row and down a column; order: what sorts slices of one place in time; stored: bytes of all pixels of
-    its file, where they are not compressed."""
+    its file, where they are not compressed; measured: the file says how large its voxels are."""
 
     path: str
     frame: int
@@ -41,6 +43,12 @@ class _Slice:
     order: tuple
     size: tuple
     stored: int = 0
+    measured: bool = True
+
+    @property
+    def pixels(self) -> tuple[str, int, int]:
+        """Where its pixels are: file, frame in it, bytes of all pixels there (0: not told)."""
+        return self.path, self.frame, self.stored
 
     @property
     def normal(self) -> np.ndarray:
@@ -79,6 +87,55 @@ def read(path: str, index: int | None = None) -> Stored:
     return _volume(chosen, label, warnings)
 
 
+def frames(path: str, scratch) -> Frames:
+    """The volumes of the one series in a folder of DICOM files (or of a file of many slices).
+
+    Raises InputError where there are several series, or slices are missing: frames of one shape are wanted.
+    """
+    stacks = _stacks(path)
+    if not stacks:
+        raise InputError(f"{path} holds neither volumes nor DICOM images; give a 4D file, or the folder of a series.")
+    if len(stacks) > 1:
+        listed = "; ".join(f"{one.label}, {len(one.slices)} images" for one, _ in stacks)
+        raise InputError(f"{path} holds {len(stacks)} DICOM series ({listed}); put one of them in a folder of its own.")
+    one, places = stacks[0]
+    counts = {len(place) for place in places}
+    if len(counts) > 1:
+        raise InputError(
+            f"The DICOM series in {path} is not complete: its {len(places)} slice positions have {min(counts)} to "
+            f"{max(counts)} images; copy the missing ones."
+        )
+    if len(places) < 2:
+        raise InputError(f"{path} is not a series of volumes: {one.label} has a single slice position.")
+    count = counts.pop()
+    stack = _Stack([[place[n].pixels for place in places] for n in range(count)])
+    first = _volume([place[0] for place in places], one.label, [])
+    if first.data.shape[2] != len(places):
+        raise InputError(f"Slices are missing in the DICOM series in {path}: their distances differ; copy them again.")
+    source: Any = stack
+    if len({slice_.path for slice_ in one.slices}) < len(one.slices):  # files of many slices are read once
+        kept: dict = {}
+        source = numbers.written_down((stack.read(n, kept) for n in range(count)), first.data.shape, scratch)
+    return Frames(first.data.shape, first.voxel_to_ras, count, source, _repetition(one.slices[0]), first.warnings)
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Where the pixels of the slices of each frame are, in the order of their places."""
+
+    frames: list[list[tuple[str, int, int]]]
+
+    def read(self, index: int, kept: dict | None = None) -> np.ndarray:
+        """Frame ``index`` as a float32 array I×J×K; ``kept``: the file that was read last, for the frame after it."""
+        return np.asarray(_pixels(self.frames[index], kept), np.float32)
+
+
+def _repetition(one: _Slice) -> float | None:
+    """Seconds from frame to frame: the repetition time in a slice's header."""
+    reader = _header_of(one.path)
+    return None if reader is None else _number(_tag(reader, "0018|0080")) / 1000 or None
+
+
 def files_of(path: str | None) -> list[str]:
     """The files of a volume that was read from ``path`` (``FOLDER@N``), in their order; none where it is not DICOM."""
     path = path or ""
@@ -97,11 +154,10 @@ def looks_like(path: str) -> bool:
 
 def _chosen(path: str, index: int | None) -> tuple[list[_Slice], str, list[str]]:
     """(the slices of volume ``index`` in their order, what it is called, sentences about what is missing)."""
-    series = _series(path)
-    if not series:
+    stacks = _stacks(path)
+    if not stacks:
         what = "is a folder without" if os.path.isdir(path) else "holds no"
         raise InputError(f"{path} {what} DICOM images; give a file of another format, or the folder of a series.")
-    stacks = [(one, one.places()) for one in series]
     counts = [min(len(place) for place in places) for _, places in stacks]
     first = np.cumsum([0, *counts])
     if index is None and first[-1] > 1:
@@ -122,6 +178,12 @@ def _chosen(path: str, index: int | None) -> tuple[list[_Slice], str, list[str]]
     return chosen, one.label, warnings
 
 
+def _stacks(path: str) -> list[tuple[_Series, list[list[_Slice]]]]:
+    """(series, the slices of each of its places); single slices, such as scouts, count where there is nothing else."""
+    stacks = [(one, one.places()) for one in _series(path)]
+    return [stack for stack in stacks if len(stack[1]) > 1] or stacks
+
+
 def _choice(path: str, stacks, counts, first) -> str:
     lines = []
     for (one, places), count, start in zip(stacks, counts, first):
@@ -132,23 +194,46 @@ def _choice(path: str, stacks, counts, first) -> str:
 
 
 def _series(path: str) -> list[_Series]:
-    """The series of a folder (its subfolders included) or file, in the order of their numbers."""
+    """The series of a folder (its subfolders included) or file, in the order of their numbers.
+
+    What else such folders hold is left out: objects that are no images, pictures of the screen, and copies of a file.
+    """
     found: dict[tuple, _Series] = {}
-    with quiet_itk() as sitk:
-        for name in _files(path):
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(name)
-            reader.SetImageIO("GDCMImageIO")
-            try:
-                reader.ReadImageInformation()
-            except RuntimeError as error:
-                if _has_pixels(name):
-                    raise InputError(f"{name} is truncated or damaged; copy or export it again.") from error
-                continue  # no DICOM image
+    seen: set[str] = set()
+    no_slices: list[InputError] = []
+    for name in _files(path):
+        reader = _header_of(name)
+        instance = "" if reader is None else _tag(reader, "0008|0018")
+        if reader is None or instance in seen:
+            continue
+        seen.add(instance or name)
+        try:
             for key, label, number, one in _slices(reader, name):
-                group = found.setdefault(key, _Series(label, number))
-                group.slices.append(one)
+                found.setdefault(key, _Series(label, number)).slices.append(one)
+        except _NoSlices as error:
+            no_slices.append(error)
+    if no_slices and not found:
+        raise no_slices[0]
     return sorted(found.values(), key=lambda one: (one.number, one.label))
+
+
+class _NoSlices(InputError):
+    """An image that is none of a volume."""
+
+
+def _header_of(name: str):
+    """SimpleITK's reader of a file whose header it has read; None where the file is no DICOM image."""
+    with quiet_itk() as sitk:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(name)
+        reader.SetImageIO("GDCMImageIO")
+        try:
+            reader.ReadImageInformation()
+        except RuntimeError as error:
+            if _has_pixels(name):
+                raise InputError(f"{name} is truncated or damaged; copy or export it again.") from error
+            return None
+        return reader
 
 
 def _files(path: str) -> list[str]:
@@ -175,27 +260,32 @@ def _number(text: str) -> float:
 
 def _slices(reader, path: str):
     """(key of the series, label, number, _Slice) of each slice in a file whose header has been read."""
-    if reader.GetNumberOfComponents() > 1 or "MOSAIC" in _tag(reader, "0008|0008").upper():
-        kind = "a mosaic" if reader.GetNumberOfComponents() == 1 else "a color image"
-        raise InputError(f"{path} is {kind}, which cannot be read as slices; convert it to NIfTI with dcm2niix first.")
+    if reader.GetNumberOfComponents() > 1:
+        raise _NoSlices(f"{path} is a color image, which is no slice of a volume; give the folder of another series.")
+    if "MOSAIC" in _tag(reader, "0008|0008").upper():
+        raise InputError(
+            f"{path} is a mosaic, which cannot be read as slices; convert it to NIfTI with dcm2niix first."
+        )
     words = _tag(reader, "0008|103e") or _tag(reader, "0018|1030") or "series without a name"
     number = int(_number(_tag(reader, "0020|0011")))
     label = f"'{words}' ({_tag(reader, '0008|0060') or 'unknown modality'}, series {number})"
     uid, size = _tag(reader, "0020|000e"), tuple(reader.GetSize()[:2])
     order = tuple(_number(_tag(reader, key)) for key in ("0020|0100", "0020|0012", "0008|0032", "0020|0013"))
     if reader.GetDimension() < 3:
-        raise InputError(f"{path} does not say where its slices lie, so they make no volume.")
+        raise _NoSlices(f"{path} does not say where its slices lie, so they make no volume.")
     if reader.GetSize()[2] > 1:
         frames = _frames(reader, path, order, size)
     else:
         if not reader.HasMetaDataKey("0020|0032") and _tag(reader, "0008|0016") not in _ENHANCED:
-            raise InputError(f"{path} does not say where its slice lies (no Image Position), so there is no volume.")
+            raise _NoSlices(f"{path} does not say where its slice lies (no Image Position), so there is no volume.")
         axes = np.array(reader.GetDirection()).reshape(3, 3)[:, :2] * np.array(reader.GetSpacing()[:2])
         frames = [_Slice(path, 0, np.array(reader.GetOrigin()), axes, order, size)]
+    # ITK takes the spacing from these, and 1 mm where there is neither.
+    measured = any(map(reader.HasMetaDataKey, ("0028|0030", "0018|1164"))) or _tag(reader, "0008|0016") in _ENHANCED
     stored = int(np.prod(reader.GetSize(), dtype=float) * _number(_tag(reader, "0028|0100")) / 8)
     for one in frames:
         parallel = tuple(np.round(one.normal, 2) + 0.0)
-        yield (uid, size, parallel), label, number, replace(one, stored=stored)
+        yield (uid, size, parallel), label, number, replace(one, stored=stored, measured=measured)
 
 
 def _has_pixels(path: str) -> bool:
@@ -257,7 +347,7 @@ def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     depths = positions @ slices[0].normal
     gaps = np.diff(depths)
     usual = float(np.median(gaps))
-    data = _pixels(slices)
+    data = _pixels([one.pixels for one in slices])
     count = len(slices)
     if np.abs(gaps - usual).max() > _UNEVEN * usual:
         count = round((depths[-1] - depths[0]) / usual) + 1
@@ -270,28 +360,41 @@ def _volume(slices: list[_Slice], label: str, warnings: list[str]) -> Stored:
     tilt = np.degrees(np.arccos(np.clip(step @ slices[0].normal / np.linalg.norm(step), -1, 1)))
     if tilt > 0.1:
         warnings.append(f"The slices of {label} are sheared by {tilt:.1f}° (a tilted gantry) and are used as they lie.")
+    if not all(one.measured for one in slices):
+        warnings.append(
+            f"The slices of {label} do not say how large their voxels are (no Pixel Spacing): they are taken for 1 mm, "
+            "as in Slicer and ITK."
+        )
     linear = np.column_stack([slices[0].axes, step])
     return Stored(data, geometry.LPS_RAS @ geometry.from_parts(linear, positions[0]), tuple(warnings))
 
 
-def _pixels(slices: list[_Slice]) -> np.ndarray:
-    """(I, J, K) array of the slices' rescaled values."""
-    frames = defaultdict(list)
-    for place, one in enumerate(slices):
-        frames[one.path].append((place, one.frame))
-        if len(frames[one.path]) == 1 and _cut_off(one.path, one.stored):
-            raise InputError(
-                f"{one.path} is truncated: it ends before the last of its voxels; copy or export it again."
-            )
+def _pixels(slices: list[tuple[str, int, int]], kept: dict | None = None) -> np.ndarray:
+    """(I, J, K) array of the slices' rescaled values; slices: as _Slice.pixels says; kept: {file read last: array}."""
+    wanted = defaultdict(list)
+    for place, (path, frame, stored) in enumerate(slices):
+        wanted[path, stored].append((place, frame))
     planes: list[tuple[int, np.ndarray]] = []
-    with quiet_itk() as sitk:
-        for path, wanted in frames.items():
-            try:
-                array = sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO="GDCMImageIO"))
-            except RuntimeError as error:
-                raise unreadable(path, error) from error
-            planes += [(place, array[frame].T) for place, frame in wanted]
+    for (path, stored), its in wanted.items():
+        array = (kept or {}).get(path)
+        if array is None:
+            array = _read_pixels(path, stored)
+            if kept is not None:
+                kept.clear()
+                kept[path] = array
+        planes += [(place, array[frame].T) for place, frame in its]
     return np.stack([plane for _, plane in sorted(planes, key=lambda item: item[0])], axis=2)
+
+
+def _read_pixels(path: str, stored: int) -> np.ndarray:
+    """All planes of a file, (K, J, I). Raises InputError where some are missing."""
+    if _cut_off(path, stored):
+        raise InputError(f"{path} is truncated: it ends before the last of its voxels; copy or export it again.")
+    try:
+        with quiet_itk() as sitk:
+            return sitk.GetArrayFromImage(sitk.ReadImage(path, imageIO="GDCMImageIO"))
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
 
 
 def _evenly(data: np.ndarray, depths: np.ndarray, count: int) -> np.ndarray:

@@ -6,6 +6,8 @@ import errno
 import locale
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,20 +17,20 @@ import numpy as np
 from ...errors import InputError
 from ...files import extension
 from .. import geometry
-from .stored import Stored, first_line, unreadable
+from . import layout, numbers
+from .stored import Frames, Stored, first_line, unreadable
 
 #: ITK's reader and writer for each extension. Named, because ITK itself goes by extensions, some in lower case only.
 IMAGE_IO = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 
-_NRRD_HEADER = 65536  # bytes that a header is looked for in
-
 
 @contextmanager
 def quiet_itk() -> Iterator:
-    """SimpleITK without warnings on the terminal, and with decimal points.
+    """SimpleITK without words on the terminal, and with decimal points.
 
     Its readers and writers of text take numbers as the process's locale has them: where a host program (Qt) chose one
-    with a decimal comma, a NRRD's 0.5 is read as 0.
+    with a decimal comma, a NRRD's 0.5 is read as 0. Its libraries (MetaIO, HDF5, VNL) write to standard error by
+    themselves, pages sometimes; what is wrong is said in a sentence here.
     """
     sitk = simpleitk()
     warned = sitk.ProcessObject.GetGlobalWarningDisplay()
@@ -37,11 +39,40 @@ def quiet_itk() -> Iterator:
     if chosen not in ("C", "POSIX"):
         locale.setlocale(locale.LC_NUMERIC, "C")
     try:
-        yield sitk
+        with _silent_libraries():
+            yield sitk
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(warned)
         if chosen not in ("C", "POSIX"):
             locale.setlocale(locale.LC_NUMERIC, chosen)
+
+
+@contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """The process's standard error goes nowhere meanwhile; only in the main thread, since it is everybody's."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    silence_libraries()
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def silence_libraries() -> None:
+    """Let what is written to the process's standard error go nowhere from now on."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def simpleitk():
@@ -76,6 +107,7 @@ def _matrix(image) -> np.ndarray:
 
 def read(path: str) -> Stored:
     """Read a NRRD or MetaImage file. The numbers of a voxel (a NRRD of kind *list*) become the last axis."""
+    _check(path)
     try:
         with quiet_itk() as sitk:
             reader = sitk.ImageFileReader()
@@ -93,14 +125,52 @@ def read(path: str) -> Stored:
     return Stored(data.T, _matrix(image), _nrrd_warnings(path), frames)  # ITK's arrays run k, j, i
 
 
+def _check(path: str) -> None:
+    if IMAGE_IO[extension(path)] == "MetaImageIO":
+        layout.check_metaimage(path)
+
+
+def frames(path: str, scratch) -> Frames:
+    """The volumes of a 4D file, or those that are the numbers of a voxel; each is read alone where the format allows.
+
+    Of other files (text, several files of data, other packings) all are read once and laid into ``scratch``.
+    """
+    _check(path)
+    try:
+        with quiet_itk() as sitk:
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(path)
+            reader.SetImageIO(IMAGE_IO[extension(path)])
+            reader.ReadImageInformation()
+            dimension, listed, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
+            matrix, steps = _matrix(reader) if dimension > 2 else np.eye(4), reader.GetSpacing()
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+    count = listed if dimension == 3 else size[3] if dimension == 4 and listed == 1 else 1
+    known = layout.of_nrrd(path) if IMAGE_IO[extension(path)] == "NrrdImageIO" else layout.of_metaimage(path)
+    source: Any
+    if known is not None and (known.shape, known.count) == (tuple(size[:3]), count):
+        source = numbers.laid_down(known, path, scratch)
+    else:
+        data = read(path).data
+        data = data if data.ndim == 4 else data[..., None]
+        source = numbers.written_down((data[..., n] for n in range(data.shape[3])), size[:3], scratch)
+        count = data.shape[3]
+    return Frames(
+        tuple(int(n) for n in size[:3]),
+        matrix,
+        int(count),
+        source,
+        interval=float(steps[3]) if dimension == 4 else None,
+        warnings=_nrrd_warnings(path),
+    )
+
+
 def _nrrd_warnings(path: str) -> tuple[str, ...]:
     """Sentences about what a NRRD's header leaves open or what ITK ignores in it."""
     if IMAGE_IO[extension(path)] != "NrrdImageIO":
         return ()
-    with open(path, "rb") as file:
-        lines = re.split(rb"\r?\n\r?\n", file.read(_NRRD_HEADER), maxsplit=1)[0].decode("utf-8", "replace").splitlines()
-    pairs = (line.split(":", 1) for line in lines if ":" in line and not line.startswith("#"))
-    fields = {key.strip().lower(): value.strip() for key, value in pairs}
+    fields = layout.nrrd_fields(layout.nrrd_header(path)[0])
     name, warnings = os.path.basename(path), []
     if "space" not in fields or fields["space"].lower().startswith(("scanner", "3d-")):
         warnings.append(

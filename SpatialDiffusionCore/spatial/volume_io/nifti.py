@@ -17,8 +17,9 @@ import numpy as np
 
 from ...errors import InputError
 from .. import geometry
+from . import numbers
 from .itk import header_matrix
-from .stored import Stored, corner_distance, unreadable
+from .stored import Frames, Stored, corner_distance, unreadable
 
 EXTENSIONS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 
@@ -90,16 +91,40 @@ def _opened(nibabel, path: str):
     return header, nibabel.arrayproxy.ArrayProxy(files["image"].filename, mended)
 
 
-def place(path: str, shape) -> tuple[np.ndarray, list[str]]:
-    """Where the volumes of a file lie (see ``placed``), by its header alone. Raises InputError where that is no
-    good."""
+def frames(path: str, scratch) -> Frames:
+    """The volumes of a 4D file; a packed one is first unpacked into ``scratch``, piece by piece."""
     import nibabel
 
     try:
-        header = _opened(nibabel, path)[0]
+        header, proxy = _opened(nibabel, path)
     except Exception as error:  # nibabel raises many kinds for damaged files
         raise unreadable(path, error, " as NIfTI") from error
-    return placed(header, shape, os.path.basename(path), path)
+    source, count = numbers.of_proxy(proxy, path, scratch)
+    matrix, warnings = placed(header, source.shape, os.path.basename(path), path)
+    return Frames(source.shape, matrix, count, source, interval=_interval(header), warnings=tuple(warnings))
+
+
+def _interval(header) -> float | None:
+    """Seconds from volume to volume, None where the header does not say."""
+    if "xyzt_units" not in header.structarr.dtype.names:
+        return None
+    seconds = {8: 1.0, 16: 1e-3, 24: 1e-6, 0: 1.0}.get(int(header["xyzt_units"]) & 0x38)
+    step = abs(float(header["pixdim"][4]))
+    return step * seconds if seconds and 0 < step < np.inf else None
+
+
+def grid(path: str) -> tuple[tuple[int, ...], np.ndarray, tuple[str, ...]]:
+    """(shape of the array, 4×4 voxel → RAS matrix, warnings) by a file's header alone. Raises InputError where that is
+    no good."""
+    import nibabel
+
+    try:
+        header, proxy = _opened(nibabel, path)
+    except Exception as error:  # nibabel raises many kinds for damaged files
+        raise unreadable(path, error, " as NIfTI") from error
+    shape = tuple(int(n) for n in proxy.shape)
+    matrix, warnings = placed(header, shape, os.path.basename(path), path)
+    return shape, matrix, tuple(warnings)
 
 
 def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarray, list[str]]:
@@ -115,6 +140,12 @@ def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarra
             f"{name} is an Analyze file, which does not say where the volume lies nor which side is left: it is placed "
             "as in Slicer and ITK, and left and right are in doubt."
         ]
+    with np.errstate(over="ignore", invalid="ignore"):  # numbers that are no places are refused at the end
+        return _placed(header, shape, name, path)
+
+
+def _placed(header, shape, name: str, path: str | None) -> tuple[np.ndarray, list[str]]:
+    """The same for NIfTI."""
     factor, unit = _UNITS.get(int(header["xyzt_units"]) & 7, (1.0, ""))
     scale = np.diag([factor, factor, factor, 1.0])
     qform, sform = _qform(header, scale), _sform(header, scale)
@@ -137,7 +168,7 @@ def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarra
         used = sform if sform is not None else qform
     elif sform is not None and corner_distance(used, sform, shape) < 1e-4 * geometry.spacing(used).min():
         used = sform  # the same, without the rounding of what ITK derives from it
-    if used is None or not np.isfinite(used).all():
+    if used is None or not np.isfinite(used).all() or np.abs(used).max() > geometry.LARGEST:
         raise InputError(f"The header of {name} does not say where the volume lies; correct the header first.")
     return used, warnings
 
