@@ -52,12 +52,9 @@ def reslice(image, voxelToWorld, extent, gridToWorld, interpolation=LINEAR, back
     return filter_.GetOutput()
 
 
-def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, parent=None):
-    """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen.
-
-    `parent`: 4x4, taken in place of the transforms that the volume is under.
-    """
-    place = scene.voxelToWorld(volumeNode, parent)
+def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None):
+    """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen."""
+    place = scene.voxelToWorld(volumeNode)
     if matrix is not None:
         place = np.asarray(matrix) @ place
     image = volumeNode.GetImageData()

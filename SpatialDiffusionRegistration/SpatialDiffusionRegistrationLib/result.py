@@ -112,7 +112,7 @@ class Result:
                 return _("“{transform}” or what it moves was changed after the registration.").format(
                     transform=transformNode.GetName()
                 )
-        if self.fixedPlace is not None and _apart(
+        if self.fixedPlace is not None and apart(
             scene.voxelToWorld(fixedNode), np.array(self.fixedPlace), fixedNode.GetImageData()
         ):
             return _("“{name}” was moved after the registration.").format(name=fixedNode.GetName())
@@ -122,7 +122,7 @@ class Result:
         image = node.GetImageData()
         if header is None or image is None or list(image.GetDimensions()) != list(size):
             return header is not None
-        return _apart(scene.voxelToWorld(node), place @ np.array(header), image)
+        return apart(scene.voxelToWorld(node), place @ np.array(header), image)
 
     def knowsBefore(self, movingNode) -> bool:
         """Whether the moving volume still has the voxels that it had, so that it can be shown where it was."""
@@ -192,7 +192,7 @@ def pairOf(transformNode):
     )
 
 
-def _apart(place, other, image) -> bool:
+def apart(place, other, image) -> bool:
     """Whether two 4x4 voxel-to-world matrices put a corner of an image to different places."""
     if image is None:
         return True

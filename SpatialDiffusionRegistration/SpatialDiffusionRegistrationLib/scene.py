@@ -91,11 +91,9 @@ def voxelToOwn(volumeNode) -> np.ndarray:
     return slicer.util.arrayFromVTKMatrix(matrix)
 
 
-def voxelToWorld(volumeNode, parent=None) -> np.ndarray:
-    """From voxel i, j, k to where the views show the voxel; `parent`: 4x4, in place of the transforms it is under."""
-    if parent is None:
-        parent = matrixToWorld(volumeNode.GetParentTransformNode())
-    return parent @ voxelToOwn(volumeNode)
+def voxelToWorld(volumeNode) -> np.ndarray:
+    """From voxel i, j, k to where the views show the voxel."""
+    return matrixToWorld(volumeNode.GetParentTransformNode()) @ voxelToOwn(volumeNode)
 
 
 def coreVolume(volumeNode, role):
