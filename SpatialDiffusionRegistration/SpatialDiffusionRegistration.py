@@ -82,7 +82,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
 
         self.logic = SpatialDiffusionRegistrationLogic()
         self.registerTab = RegisterTab(self.ui, self.onSetup, self._onRunningChanged)
-        self.batchTab = BatchTab(self.ui, self._onRunningChanged, self.registerTab.lookAt)
+        self.batchTab = BatchTab(self.ui, self._onRunningChanged, self.registerTab.lookAt, self._onModels)
         self.sequenceTab = SequenceTab(self.ui, self._onRunningChanged)
         self.torchSetup = torchsetup.SetupFrame(self.ui, self.resourcePath("requirements.txt"))
         self.ui.noticeLabel.text = tooOld(slicer.app.majorVersion, slicer.app.minorVersion)
@@ -204,6 +204,11 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.registerTab.update()
         self.batchTab.update()
         self.sequenceTab.update()
+
+    def _onModels(self):
+        """There may be another model to choose, and another modality."""
+        self.registerTab.fillChoices()
+        self.registerTab.update()
 
     def _onRunningChanged(self):
         tabs = self.registerTab, self.batchTab, self.sequenceTab
@@ -331,6 +336,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         outputFolder="",
         keepVolumes=True,
         report="",
+        review="",
         progress=None,
         **settings,
     ):
@@ -340,7 +346,8 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param initialTransform, fixedMask, fixedSegment: as in `register`, for every volume.
         :param outputFolder: if given, every transform is written there (.tfm).
         :param keepVolumes: whether volumes read from files stay in the scene.
-        :param report: path of a CSV report with similarities, confidence, warnings, errors and matrices.
+        :param report: path of a CSV report: the columns of the shell's table, then landmarks and matrices.
+        :param review: folder for a page to review all pairs in the browser (index.html).
         :param progress: called with (item, step); if it returns False, the rest is left out.
         :param settings: as in `register`.
         :raises ValueError: if the call can not start, or if every volume failed (with the first one's sentence).
@@ -359,7 +366,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
             fixedSegment=masks.segmentID(fixedMask, fixedSegment),
             initialTransform=initialTransform,
         )
-        many = batchRuns.Batch(items, plan, outputFolder, keepVolumes)
+        many = batchRuns.Batch(items, plan, outputFolder, keepVolumes, review)
         problem = many.problem()
         if problem:
             raise Problem(problem)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,14 @@ def add_registration(folder: Any, key: str, result: Any, moving: Volume, fixed: 
 
 def review_series(result: Any, folder: Any) -> Path:
     """The page of a SeriesRegistration: each frame on the reference frame, doubtful ones first."""
+    *_, page = review_series_steps(result, folder)
+    return page
+
+
+def review_series_steps(result: Any, folder: Any) -> Iterator[Path]:
+    """As ``review_series``, frame by frame: yields the page's path after each, and once it is there."""
     path = prepare_folder(folder)
+    page = path / "index.html"
     series, parameters = result.series, result.parameters
     fixed = Volume(series.frame(result.reference), series.voxel_to_ras, f"frame {result.reference}")
     for index, matrix in enumerate(result.matrices):
@@ -153,6 +160,7 @@ def review_series(result: Any, folder: Any) -> Path:
         key = f"{_short(series.name)}_frame-{index:04d}"
         if values.max() == values.min():
             add_failure(path, key, name, fixed.name, why or "it is empty")
+            yield page
             continue
         shift, turn = np.linalg.norm(parameters[index, :3]), np.degrees(np.linalg.norm(parameters[index, 3:]))
         facts = {
@@ -163,7 +171,8 @@ def review_series(result: Any, folder: Any) -> Path:
             "warnings": [why] if why else [],
         }
         add_pair(path, key, Volume(values, series.voxel_to_ras, name), fixed, matrix, facts)
-    return finish(path, f"Motion of {series.name}")
+        yield page
+    yield finish(path, f"Motion of {series.name}")
 
 
 def review_group(result: Any, folder: Any) -> Path:

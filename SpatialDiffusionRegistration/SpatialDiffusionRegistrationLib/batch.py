@@ -14,12 +14,15 @@ from slicer.i18n import tr as _
 from . import engine, masks, scene
 from .change import removeNode, removeWithHelpers
 from .cursor import waitCursor
+from .page import ReviewPage
 from .problem import Problem, explain
 from .request import Request
 from .result import Result
 from .task import Task
 
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
+PAGE_FOLDER = "review"
+"""Of the review page, in the output folder."""
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -152,11 +155,15 @@ def load(path):
 class Batch:
     """Registers the items one after the other; one that fails does not stop the others."""
 
-    def __init__(self, items, plan: Plan, outputFolder="", keepVolumes=False):
+    def __init__(self, items, plan: Plan, outputFolder="", keepVolumes=False, pageFolder=None):
+        """`pageFolder` of the review page; None: in the output folder, if there is one; "": no page."""
         self.items, self.plan = list(items), plan
         # Absolute, because storage nodes take a relative path from the scene's folder.
         self.outputFolder = os.path.abspath(str(outputFolder)) if str(outputFolder) else ""
         self.keepVolumes = keepVolumes
+        if pageFolder is None:
+            pageFolder = pageFolderOf(self.outputFolder)
+        self.page = ReviewPage(pageFolder, self.items)
         self.sceneClosed = False
         self._task = self._loaded = None
 
@@ -182,6 +189,7 @@ class Batch:
         # What every volume would fail for is said once, before any work: an empty mask, a constant fixed volume.
         masks.coreMask(self.plan.fixedMask, self.fixedVolume, self.plan.fixedSegment)
         engine.validate(scene.coreVolume(self.fixedVolume, scene.FIXED), scene.FIXED)
+        self.page.begin()
         todo = [item for item in self.items if not item.isDone(self.fixedVolume)]
         for item in todo:
             item.status, item.error, item.fixed = WAITING, "", self.fixedVolume
@@ -196,12 +204,15 @@ class Batch:
                 except Exception as error:
                     item.status, item.error = FAILED, explain(error).sentence
                     logging.error("%s: %s", item.name, explain(error).details)
+                    self.page.addFailure(item)
                 item.progress = ""
         except BaseException:  # closed, or stopped from inside a step
             for item in self.items:
                 if item.status in (WAITING, RUNNING):
                     item.status, item.progress = STOPPED, ""
             raise
+        finally:
+            self.page.finish()
 
     def _runItem(self, item):
         moving = item.node
@@ -221,6 +232,7 @@ class Batch:
                 if not slicer.util.saveNode(item.transformNode, item.transformFile):
                     raise Problem(_("The transform could not be written to “{file}”.").format(file=item.transformFile))
             finished = True
+            self.page.add(item, self._task.registration)
         finally:
             if not finished:
                 self.putBack()
@@ -246,6 +258,11 @@ class Batch:
     def removedNode(self):
         """A node that every volume needs and that has left the scene, or None."""
         return next((node for node in self.plan.nodes() if node.GetScene() is None), None)
+
+
+def pageFolderOf(outputFolder) -> str:
+    """Where the review page of a batch with this output folder is; "" for none."""
+    return os.path.join(os.path.abspath(str(outputFolder)), PAGE_FOLDER) if str(outputFolder) else ""
 
 
 def _freeName(folder, name):

@@ -156,13 +156,13 @@ class Result:
         return _("{word} ({remarks})").format(word=word, remarks="; ".join(remarks)) if remarks else word
 
     def probabilityText(self):
-        """How often such answers are wrong, in words that need no statistics."""
-        wrong = 1.0 - self.probability
-        if wrong >= 0.5:
-            return _("such answers are more often wrong than right")
-        if wrong < 0.0099:  # as the core: its calibration shows no more
+        """How often such answers are wrong, in the core's words (SpatialDiffusionCore.pipeline.confidence.odds)."""
+        wrong = 1 - self.probability
+        if wrong >= 0.2:
+            return _("{count:.0f} of 100 such answers are wrong").format(count=100 * wrong)
+        if wrong < 0.01:
             return _("fewer than 1 in 100 such answers is wrong")
-        return _("about 1 in {count} such answers is wrong").format(count=round(1.0 / wrong))
+        return _("about 1 in {count} such answers is wrong").format(count=round(1 / wrong))
 
 
 def describe(parts, transform) -> str:

@@ -6,6 +6,8 @@ carried through all its parent transforms.
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import slicer
 import vtk
@@ -106,7 +108,18 @@ def coreVolume(volumeNode, role):
 
 def _coreVolume(volumeNode):
     data = slicer.util.arrayFromVolume(volumeNode).transpose(2, 1, 0)  # Slicer's arrays are k, j, i
-    return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName())
+    path = sourceFile(volumeNode)
+    warnings = engine.headerWarnings(path) if path else ()
+    return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName(), path, warnings)
+
+
+def sourceFile(volumeNode):
+    """Path of the one file that a volume was read from and still is equal to, or None."""
+    storage = volumeNode.GetStorageNode()
+    if storage is None or volumeNode.GetModifiedSinceRead() or storage.GetNumberOfFileNames() > 1:
+        return None
+    path = storage.GetFullNameFromFileName()
+    return path if path and os.path.isfile(path) else None
 
 
 def isUnder(node, transformNode) -> bool:

@@ -89,6 +89,8 @@ class CoreIOManager:
         storage.SetFileName(str(path))
         if not storage.ReadData(node):
             return False
+        slicer.mrmlScene.AddNode(storage)
+        node.SetAndObserveStorageNodeID(storage.GetID())
         slicer.mrmlScene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         loadedNodes.AddItem(node)
