@@ -381,7 +381,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
             raise Problem(_("No volume could be registered: {reason}").format(reason=items[0].error))
         return [item.transformNode for item in items]
 
-    def registerSequence(self, sequence, reference=None, transform="rigid", progress=None):
+    def registerSequence(self, sequence, reference=None, transform="rigid", progress=None, review=""):
         """Lay every frame of a sequence of volumes on one of them; return the sequence of transforms.
 
         The volume that shows the sequence in the views is put under the transform of its frame, in the same browser.
@@ -390,8 +390,11 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param reference: number of the frame that the others are laid on, from 0; None takes one like most others.
         :param transform: "rigid", "similarity" or "affine".
         :param progress: called with every step; if it returns False, nothing is changed, and None is returned.
+        :param review: folder for a page to review all frames in the browser (index.html).
         :raises ValueError: if something given can not be used; one sentence.
         """
+        if review:
+            engine.preparePage(review)
         task = SequenceTask(SequenceRequest(sequence, reference, transform))
         run = task.run()
         for step in run:
@@ -399,6 +402,9 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
                 run.close()
                 return None
         self.motion = task.motion
+        if review:
+            for _page in engine.seriesPageSteps(task.motion, str(review)):
+                pass
         return task.transforms
 
     def resample(self, volume, reference, outputVolume=None, interpolation=None):

@@ -106,8 +106,9 @@ def test_without_pytorch_that_comes_first(window, monkeypatch):
 
 def test_the_training_package_is_found_in_a_checkout_or_where_it_is_installed(window, monkeypatch):
     """In a checkout it stands beside the core, though no path leads there."""
-    from SpatialDiffusionCore.cli import adapt
     from SpatialDiffusionRegistrationLib import engine
+
+    from SpatialDiffusionCore.cli import adapt
 
     there = importlib.machinery.ModuleSpec("found", None)
     monkeypatch.setattr(adapt, "find_spec", lambda name: None if name == adapt.TRAINING else there)
@@ -224,9 +225,10 @@ def test_the_real_program_adapts_to_a_folder(window, monkeypatch):
     """Five "people", a few seconds of training on a coarse grid."""
     pytest.importorskip("lightning_fabric", reason="the training package's needs")
     pytest.importorskip("ema_pytorch", reason="the training package's needs")
+    from SpatialDiffusionRegistrationLib import engine
+
     from SpatialDiffusionCore.spatial import geometry, volume_file
     from SpatialDiffusionCore.spatial.volume import Volume
-    from SpatialDiffusionRegistrationLib import engine
 
     scan = volume_file.load(BRAIN)
     for number in range(5):

@@ -1,4 +1,4 @@
-"""What the core warns of stands in the Result section: headers, few slices, sides; of nodes only what the scene knows."""
+"""What the core warns of stands in the Result section: headers, few slices; of nodes only what the scene knows."""
 
 from __future__ import annotations
 

@@ -148,16 +148,19 @@ def review_series(result: Any, folder: Any) -> Path:
     return page
 
 
-def review_series_steps(result: Any, folder: Any) -> Iterator[Path]:
-    """As ``review_series``, frame by frame: yields the page's path after each, and once it is there."""
+def review_series_steps(result: Any, folder: Any, first: int = 0) -> Iterator[Path]:
+    """As ``review_series``, frame by frame: yields the page's path after each, and once it is there.
+
+    first: the number that people give the first frame.
+    """
     path = prepare_folder(folder)
     page = path / "index.html"
     series, parameters = result.series, result.parameters
-    fixed = Volume(series.frame(result.reference), series.voxel_to_ras, f"frame {result.reference}")
+    fixed = Volume(series.frame(result.reference), series.voxel_to_ras, f"frame {result.reference + first}")
     for index, matrix in enumerate(result.matrices):
         values = np.nan_to_num(series.frame(index), posinf=0.0, neginf=0.0)
-        name, why = f"frame {index}", result.doubts.get(index)
-        key = f"{_short(series.name)}_frame-{index:04d}"
+        name, why = f"frame {index + first}", result.doubts.get(index)
+        key = f"{_short(series.name)}_frame-{index + first:04d}"
         if values.max() == values.min():
             add_failure(path, key, name, fixed.name, why or "it is empty")
             yield page

@@ -290,8 +290,8 @@ def finishPage(folder, title):
 
 
 def seriesPageSteps(motion, folder):
-    """Generator of the page of a SeriesRegistration, frame by frame: the page's path each time."""
-    return _pages().review_series_steps(motion, folder)
+    """Generator of the page of a SeriesRegistration, frame by frame (from 1): the page's path each time."""
+    return _pages().review_series_steps(motion, folder, first=1)
 
 
 def _pages():

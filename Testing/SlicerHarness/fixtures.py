@@ -242,6 +242,7 @@ def scripted(monkeypatch, panel, target=None, raises=None, **quality):
 def _registration(moving, fixed, matrix, quality):
     """A Registration of the core."""
     import numpy as np
+
     from SpatialDiffusionCore.pipeline.confidence import Quality
     from SpatialDiffusionCore.result import Registration
 

@@ -13,7 +13,7 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class _PlainHeader:
     """The fields of a header that place a volume, read without nibabel; with nibabel's face."""
 
     def __init__(self, content: bytes):
-        order = "<" if int.from_bytes(content[:4], "little") == _HEADER_BYTES else ">"
+        order: Literal["<", ">"] = "<" if int.from_bytes(content[:4], "little") == _HEADER_BYTES else ">"
         names = list(_PLACE_OF_FIELDS)
         if content[344:347] not in (b"n+1", b"ni1"):  # Analyze has other fields there
             names = ["dim", "pixdim"]
