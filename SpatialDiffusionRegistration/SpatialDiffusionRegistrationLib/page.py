@@ -16,7 +16,7 @@ PAGE_NAME = "index.html"
 class ReviewPage:
     """Pairs are drawn one by one, as they are done.  A page that can not be written stops no registration.
 
-    `folder` "" for none.  After `finish`, `path` is that of the page, and `problem` a sentence on what first could not be
+    `folder` "" for none.  After `finish`, `path` is that of the page; `problem`: a sentence on what first could not be
     written.
     """
 

@@ -390,8 +390,8 @@ class RegisterTab:
             chosen = shown.moving, shown.fixed
         self._results.show(shown, chosen, self._undoProblem(shown))
         moving, fixed, result = shown.reviewed, shown.fixed, shown.result
-        if result is None and not self.running:
-            moving, fixed = chosen
+        if not self.running and canBeSeen(*chosen) and chosen != (shown.moving, shown.fixed):
+            (moving, fixed), result = chosen, None
         usable = canBeSeen(moving, fixed)
         self.review.show(moving if usable else None, fixed if usable else None, result, shown.moving)
 

@@ -86,6 +86,16 @@ class Review:
             self._paused = False
             self._draw()
 
+    @property
+    def _before(self):
+        """The hidden copy that shows the moving volume where it was, while it is shown."""
+        return self._helpers.get("before")
+
+    @property
+    def _board(self):
+        """The checkerboard, while it is shown."""
+        return self._helpers.get("board") or self._helpers.get("board before")
+
     # The switches
 
     @property

@@ -113,6 +113,13 @@ def _coreVolume(volumeNode):
     return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName(), path, warnings)
 
 
+def coreMask(node, volumeNode, segmentID=""):
+    """A mask of a volume as the core takes it; see masks.coreMask."""
+    from . import masks  # it stands on this file
+
+    return masks.coreMask(node, volumeNode, segmentID)
+
+
 def sourceFile(volumeNode):
     """Path of the one file that a volume was read from and still is equal to, or None."""
     storage = volumeNode.GetStorageNode()
