@@ -196,7 +196,8 @@ def test_a_batch_with_an_output_folder_writes_a_page_and_offers_to_open_it(windo
     assert not window.ui.batchPageButton.enabled
     run(window)
     page = tmp_path / "review" / "index.html"
-    assert str(page) in window.ui.batchMessageLabel.text and window.ui.batchPageButton.enabled
+    assert "(registrations.csv) and the review page are in" in window.ui.batchMessageLabel.text
+    assert window.ui.batchPageButton.enabled
     window.ui.batchPageButton.click()
     assert opened == [str(page)]
     pairs = pairsOf(page)

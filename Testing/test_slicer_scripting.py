@@ -330,4 +330,7 @@ def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, mon
     assert report["failed"] == []
     assert report["cancel"] == {"returned": None, "nodes added": 0, "moving is where it was": True}
     assert report["register"]["segmentation follows"] and report["register"]["dice of the labels"] > 0.9
+    batch = report["batch"]
+    assert batch["registered"] == [True, False] and len(batch["table"]) == 3 and batch["nodes left"] == []
+    assert "review/index.html" in batch["files"] and any(name.endswith(".tfm") for name in batch["files"])
     assert (tmp_path / "in_slicer_report.json").stat().st_size > 500

@@ -343,9 +343,7 @@ class BatchTab:
             done=len(self.items) - len(failed), failed=len(failed)
         )
         if self.batch.outputFolder:
-            path = os.path.join(self.batch.outputFolder, report.NAME)
-            message += " " + self._written(path)
-            message += " " + (self.batch.page.problem or _("The review page is {path}.").format(path=self._page()))
+            message += " " + self._writtenAll()
         self._ended("\n".join([message, *(f"{item.name}: {item.error}" for item in failed[:SHOWN_FAILURES])]))
 
     def onError(self, error):
@@ -381,6 +379,17 @@ class BatchTab:
         path = qt.QFileDialog.getSaveFileName(self.ui.batchTab, _("Save the report"), report.NAME, _("CSV (*.csv)"))
         if path:
             self.tell(self._written(path))
+
+    def _writtenAll(self):
+        """Write the report of the batch that has ended; what to say about it and about the review page."""
+        path = os.path.join(self.batch.outputFolder, report.NAME)
+        try:
+            report.writeReport(path, self.items)
+        except Problem as problem:
+            return str(problem)
+        return self.batch.page.problem or _("The report ({name}) and the review page are in the output folder.").format(
+            name=report.NAME
+        )
 
     def _written(self, path):
         """Write the report; what to say about it."""
