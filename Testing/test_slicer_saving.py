@@ -166,6 +166,31 @@ def test_a_run_that_ends_behind_a_dialog_shows_its_result(window):
     assert window.A.GetParentTransformNode() is window.own
 
 
+# A batch
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_scene_saved_in_mid_batch_holds_no_volume_that_goes_again(window, tmp_path, keep):
+    for name in ("first", "second"):
+        slicer.util.saveNode(window.S, str(tmp_path / f"{name}.nrrd"))
+    window.p.batchKeepVolumes = keep
+    window.ui.batchFolderPath.currentPath = str(tmp_path)
+    window.ui.batchAddFolderButton.click()
+    idle()
+    before = withoutViews(savedScene())
+    window.ui.batchRunButton.click()
+    waitFor(window, lambda: window.batchTab.items[0].progress)
+    assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 4  # it is in the scene, but not in its file
+    assert withoutViews(savedScene()) == before
+    waitFor(window)
+    assert [item.status for item in window.batchTab.items] == ["done", "done"]
+    names = [name for name in ("first", "second") if any(f'name="{name}"' in line for line in savedScene())]
+    assert names == (["first", "second"] if keep else [])
+    kept = [node for node in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if node.GetName() in names]
+    assert all(node.GetStorageNode().GetSaveWithScene() and node.GetDisplayNode().GetSaveWithScene() for node in kept)
+    window.ui.batchFolderPath.currentPath = ""
+
+
 # What else is done to the nodes in mid-run
 
 

@@ -152,6 +152,13 @@ def load(path):
         raise
 
 
+def _saveWithScene(volume, save):
+    """Whether a scene that is saved now holds a volume, with its display and storage nodes."""
+    for node in (volume, volume.GetDisplayNode(), volume.GetStorageNode()):
+        if node is not None:
+            node.SetSaveWithScene(save)
+
+
 class Batch:
     """Registers the items one after the other; one that fails does not stop the others."""
 
@@ -218,6 +225,7 @@ class Batch:
         moving = item.node
         if moving is None:
             moving = self._loaded = load(item.path)
+            _saveWithScene(moving, False)  # for as long as it may go again
         elif moving.GetScene() is None:
             raise Problem(_("The volume was removed from the scene."))
         finished = False
@@ -239,6 +247,7 @@ class Batch:
                 item.result = item.transformNode = None
             elif self._loaded is not None and self.keepVolumes:
                 item.loaded = self._loaded
+                _saveWithScene(item.loaded, True)
             else:
                 removeWithHelpers(self._loaded)
             self._loaded = self._task = None
