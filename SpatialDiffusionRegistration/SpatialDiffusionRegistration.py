@@ -4,7 +4,6 @@ This file holds the four classes that Slicer looks for; the parts are in Spatial
 needs PyTorch until a registration starts.
 """
 
-import os
 import sys
 import unittest
 
@@ -352,13 +351,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param settings: as in `register`.
         :raises ValueError: if the call can not start, or if every volume failed (with the first one's sentence).
         """
-        nodes = [m for m in movingVolumes if not isinstance(m, (str, os.PathLike))]
-        if None in nodes:
-            raise Problem(_("One of the moving volumes is None."))
-        items = [
-            batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
-            for m in movingVolumes
-        ]
+        items = batchRuns.itemsOf(movingVolumes)
         plan = batchRuns.Plan(
             fixedVolume,
             engine.settingsOf(modality, movingModality, fixedModality, transform, settings),

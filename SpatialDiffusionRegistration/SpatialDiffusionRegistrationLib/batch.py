@@ -286,3 +286,11 @@ def _freeName(folder, name):
 
 def newItems(nodes=(), paths=()):
     return [*(Item(node=node) for node in nodes), *(Item(path=str(path)) for path in paths)]
+
+
+def itemsOf(movingVolumes):
+    """Items of volume nodes, paths, or both, in their order; raises Problem where one is None."""
+    paths = (str, os.PathLike)
+    if any(each is None for each in movingVolumes):
+        raise Problem(_("One of the moving volumes is None."))
+    return [Item(path=str(each)) if isinstance(each, paths) else Item(node=each) for each in movingVolumes]
