@@ -291,6 +291,7 @@ def newItems(nodes=(), paths=()):
 def itemsOf(movingVolumes):
     """Items of volume nodes, paths, or both, in their order; raises Problem where one is None."""
     paths = (str, os.PathLike)
+    movingVolumes = list(movingVolumes)
     if any(each is None for each in movingVolumes):
         raise Problem(_("One of the moving volumes is None."))
     return [Item(path=str(each)) if isinstance(each, paths) else Item(node=each) for each in movingVolumes]
