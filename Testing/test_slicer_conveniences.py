@@ -316,13 +316,3 @@ def test_the_probability_is_told(window, monkeypatch, probability, words):
     text = window.ui.confidenceValue.text
     assert text.startswith("Good") and words in text
     assert "repeated runs agree within 0.5 mm; left and right agree" in text
-
-
-def test_the_panel_and_the_report_speak_of_the_probability_in_the_same_words(window):
-    from SpatialDiffusionCore.pipeline.confidence import odds
-
-    register(window)
-    result = window.registerTab._last[0].result
-    for probability in np.linspace(0, 1, 2001):
-        result.probability = float(probability)
-        assert result.probabilityText() == odds(float(probability))
