@@ -100,6 +100,9 @@ def test_a_scene_saved_in_mid_run_is_loaded_with_everything_where_it_was(window,
     assert slicer.util.getNode("S").GetParentTransformNode() is None
     assert [node.GetName() for node in ownTransforms()] == ["Own"]
     assert len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")) == 3
+    # The views show the fixed volume, and nothing in place of the copy that was not saved.
+    background = slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetBackgroundLayer().GetVolumeNode()
+    assert background is slicer.util.getNode("F") and shown("Red") is None
 
 
 def ownTransforms():

@@ -8,6 +8,7 @@ import os
 from slicer.i18n import tr as _
 
 from . import engine
+from .cursor import waitCursor
 from .problem import explain
 
 PAGE_NAME = "index.html"
@@ -55,7 +56,8 @@ class ReviewPage:
         if not self.folder:
             return
         try:
-            work()
+            with waitCursor():
+                work()
         except Exception as error:  # a full disk, a format that can not be drawn: the registrations go on
             explained = explain(error)
             logging.error("%s", explained.details)
