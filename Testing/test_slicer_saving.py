@@ -229,3 +229,17 @@ def test_an_output_that_moves_the_fixed_volume_by_the_end_is_not_written(window)
     assert "also moves the fixed volume" in window.ui.messageLabel.text
     np.testing.assert_array_equal(slicer.util.arrayFromTransformMatrix(window.p.outputTransform), np.eye(4))
     assert window.A.GetParentTransformNode() is window.own
+
+
+def test_a_preview_that_fails_half_way_leaves_nothing(window, monkeypatch):
+    from SpatialDiffusionRegistrationLib import preview
+
+    def full(*_arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(preview, "ownTransform", full)
+    before, count = savedScene(), slicer.mrmlScene.GetNumberOfNodes()
+    window.ui.registerButton.click()
+    waitFor(window)
+    assert "ran out of memory" in window.ui.messageLabel.text
+    assert savedScene() == before and slicer.mrmlScene.GetNumberOfNodes() == count

@@ -19,21 +19,26 @@ class Preview:
     way, holds nothing half done.
     """
 
-    def __init__(self, movingNode, fixedNode, change, opacity=0.5):
-        """`change`: the SceneChange of the run; its `undo` gives the views back."""
+    def __init__(self, movingNode, fixedNode):
         self.matrix = np.eye(4)
+        self._movingNode, self._fixedNode = movingNode, fixedNode
         self._before = scene.matrixToWorld(movingNode.GetParentTransformNode())
-        self._states = self._paused = None
-        views = viewsOf(fixedNode, movingNode)
+        self._states, self._paused = [], None
+        self._node = self._transform = None
+
+    def show(self, change, opacity=0.5):
+        """Show the copy where the moving volume is; `change`: the SceneChange of the run, whose `undo` gives the views
+        back."""
+        views = viewsOf(self._fixedNode, self._movingNode)
         self._states = [ViewState.of(view) for view in views]
         change.onUndo(self._giveBack)
         # By the same name: that is what the views write in their corners.
-        self._node = hiddenCopy(movingNode, movingNode.GetName())
+        self._node = hiddenCopy(self._movingNode, self._movingNode.GetName())
         self._transform = ownTransform(self._node, _("Registration preview"))
         self.move(self.matrix)
         for view in views:
-            wasFixed = view.composite.GetBackgroundVolumeID() == fixedNode.GetID()
-            view.setLayers(fixedNode, self._node, opacity)
+            wasFixed = view.composite.GetBackgroundVolumeID() == self._fixedNode.GetID()
+            view.setLayers(self._fixedNode, self._node, opacity)
             if not wasFixed:
                 view.fit()
 

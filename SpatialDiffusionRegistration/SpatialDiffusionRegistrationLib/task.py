@@ -116,7 +116,8 @@ class Task:
                     yield step
                     continue
                 if self._preview is None:
-                    self._preview = Preview(self.request.movingVolume, self.request.fixedVolume, self.change)
+                    self._preview = Preview(self.request.movingVolume, self.request.fixedVolume)
+                    self._preview.show(self.change)
                 for matrix in engine.glide(self._preview.matrix, step.matrix, moving):
                     self._preview.move(matrix)
                     yield step
