@@ -10,10 +10,9 @@ import torch
 from ..heartbeat import beat
 from ..spatial import geometry
 from .pose_search import coarse, distinct
-from .wide_search import WIDE_CANDIDATES
 
 
-def network_poses(moving, fixed, places, keep: int = WIDE_CANDIDATES, turned: str = "either"):
+def network_poses(moving, fixed, places, keep: int, turned: str = "either"):
     """(poses, upright): by what the network finds to correspond, without any similarity of intensities; best first.
 
     places: see Model.correspondences. turned: whose header may be wrong, the "moving" one, the "fixed" one, "either" of

@@ -83,8 +83,8 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
     """(path, card) of the model to use.
 
     ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
-    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError
-    that lists what there is.
+    fewest others; where just one of them is "any", on the most others (failing that, one for anything). Raises
+    ModelError that lists what there is.
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:
@@ -96,8 +96,8 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
             )
         return path, card
     installed = catalog()
-    # For what may be anything, the model that has seen the most; else the one that has seen the least beside it.
-    sign = -1 if "any" in wanted else 1
+    # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
+    sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
     for exact in (True, False):
         for path, card in sorted(installed.values(), key=lambda entry: sign * len(entry[1]["modalities"])):
             if all(w in card["modalities"] for w in wanted) if exact else serves(card, *wanted):
