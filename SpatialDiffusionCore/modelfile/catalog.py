@@ -99,7 +99,8 @@ def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any")
     # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
     sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
     for exact in (True, False):
-        for path, card in sorted(installed.values(), key=lambda entry: sign * len(entry[1]["modalities"])):
+        # Among equals a model of one's own, which was asked for when it was installed.
+        for path, card in sorted(reversed(installed.values()), key=lambda entry: sign * len(entry[1]["modalities"])):
             if all(w in card["modalities"] for w in wanted) if exact else serves(card, *wanted):
                 return path, card
     known = sorted({m for _, card in installed.values() for m in card["modalities"]})

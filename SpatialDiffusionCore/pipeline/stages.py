@@ -188,11 +188,14 @@ class Course:
             return False
         return settings.polish or (settings.init is None and settings.search is not SearchMode.NONE)
 
-    def _compared(self, candidate: Candidate) -> Candidate:
-        """The candidate as it is or after a coarse refinement, whichever makes the volumes more alike."""
+    def _compared(self, candidate: Candidate, in_full: bool = False) -> Candidate:
+        """The candidate as it is or after a refinement, coarse or once in full, whichever makes the volumes more
+        alike.
+        """
         strategy, pair = self.settings.strategy, self.pair
         world = geometry.project(candidate.world, self.settings.transform, *pair.tissue)
-        refined = strategy.compared(pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed)
+        given = (pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed)
+        refined = strategy.refine(*given, enough=np.inf) if in_full else strategy.compared(*given)
         rank, world = max(((strategy.rank(pair, w), w) for w in (refined, world)), key=lambda found: found[0])
         return replace(candidate, world=world, rank=rank)
 
@@ -216,7 +219,8 @@ class Course:
         """The best candidates of other basins than an answer's, one of each."""
         found: list[Candidate] = []
         for candidate in sorted(self.candidates, key=_rank, reverse=True):
-            if candidate.rank is not None and all(self._elsewhere(candidate, one) for one in [answer, *found]):
+            elsewhere = self._elsewhere(candidate, answer) and all(self._elsewhere(candidate, one) for one in found)
+            if candidate.rank is not None and elsewhere:
                 found.append(candidate)
         return found[:RIVALS]
 
@@ -349,15 +353,21 @@ class Course:
             yield from self._rescue_by_wide_search(answer)
 
     def challenge(self, answer: Answer) -> Generator[Step, None, Answer]:
-        """The answer or the strongest of its rivals, all refined alike: whichever is likelier right."""
+        """The answer, or the strongest of its rivals where that is likelier right. Each rival is refined once, the
+        strongest of them in full.
+        """
         rivals = []
         for candidate in self._rivals(answer):
-            rivals.append((yield from self.refine(candidate)))
+            rivals.append(self._compared(candidate, in_full=True))
+            yield self.step("Refining", rivals[-1].world)
+        other = None
+        if rivals:
+            other = yield from self.refine(max(rivals, key=_rank))
         best = yield from self.verify(answer)
-        if not rivals:
+        rank = self.settings.strategy.rank
+        if other is None or rank(self.pair, other.world) <= rank(self.pair, answer.world):
             return best
-        strongest = max(rivals, key=lambda rival: self.settings.strategy.rank(self.pair, rival.world))
-        other = yield from self.verify(strongest)
+        other = yield from self.verify(other)
         return max(best, other, key=lambda one: one.probability)
 
     def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
