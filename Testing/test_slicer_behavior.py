@@ -409,3 +409,17 @@ def test_installing_pytorch_shows_that_it_works_and_asks_for_a_restart(panel, lo
     panel.ui.setupButton.click()
     assert restarts == [True]
     panel.torchSetup._restart = False  # as in a new session
+
+
+def test_the_review_is_of_the_volumes_that_are_selected_not_of_an_older_result(window):
+    window.ui.registerButton.click()
+    waitFor(window)
+    other = smallVolume("Other", 9)
+    window._parameterNode.movingVolume = other
+    idle()
+    assert "other volumes are selected" in window.ui.stateValue.text
+    assert not window.ui.beforeButton.enabled  # nothing is known of where this one was
+    slicer.util.setSliceViewerLayers(background=window.F, foreground=None)
+    window.ui.fadeSlider.setValue(80)
+    composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+    assert composite.GetForegroundVolumeID() == other.GetID()

@@ -176,7 +176,7 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
         with contextlib.suppress(SystemExit):
             exec(compile(block, "README.md", "exec"), names)
     assert (tmp_path / "moving_to_fixed.tfm").is_file() and (tmp_path / "labels_in_fixed.nrrd").is_file()
-    assert "done" in (folder / "report.csv").read_text()
+    assert "good" in (folder / "report.csv").read_text()
 
 
 # Many
@@ -195,8 +195,9 @@ def test_register_many_nodes_and_files_with_a_report(logic, brains, tmp_path):
     assert broken.GetParentTransformNode() is None
     assert not [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetName() == BRAIN.name[:-7]]
     rows = list(csv.DictReader(report.open(encoding="utf-8")))
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert "constant" in rows[1]["error"] and rows[2]["file"] == str(BRAIN)
+    assert [row["confidence"] == "failed" for row in rows] == [False, True, False]
+    assert "constant" in rows[1]["why"] and rows[2]["moving_file"] == str(BRAIN)
+    assert rows[0]["moving_file"] == ""  # its header was changed after it was read
     for row, transform in ((rows[0], transforms[0]), (rows[2], transforms[2])):
         matrix = np.array(row["matrix_moving_to_fixed_ras"].split(), float).reshape(4, 4)
         np.testing.assert_allclose(matrix, slicer.util.arrayFromTransformMatrix(transform), atol=1e-6)
@@ -257,8 +258,10 @@ def test_the_batch_tab_registers_scene_and_folder(batch, brains, tmp_path):
     assert sameAsSeen(moving, fixed) < 1.5
     assert "2 registered, 1 failed" in ui.batchMessageLabel.text and "\nbroken: " in ui.batchMessageLabel.text
     assert "broken.nii.gz" in ui.batchTable.item(1, 1).toolTip()
-    rows = list(csv.DictReader((out / "registration_report.csv").open(encoding="utf-8")))
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    rows = list(csv.DictReader((out / "registrations.csv").open(encoding="utf-8")))
+    assert [row["moving"] for row in rows] == ["Brain", "broken", "one"] and rows[1]["confidence"] == "failed"
+    assert rows[2]["moving_file"] == str(scans / "one.nii.gz") and rows[2]["transform_file"].endswith(".tfm")
+    assert (out / "review" / "index.html").is_file()
     assert len(list(out.glob("*.tfm"))) == 2
     assert ui.batchRunButton.text == "Register all"
 
@@ -275,7 +278,8 @@ def test_stopping_a_batch_keeps_what_is_done(batch, brains, monkeypatch, tmp_pat
     path = tmp_path / "mine.csv"
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: str(path))
     ui.batchReportButton.click()
-    assert [row["status"] for row in csv.DictReader(path.open(encoding="utf-8"))] == ["done", "stopped"]
+    stopped = list(csv.DictReader(path.open(encoding="utf-8")))[1]
+    assert (stopped["confidence"], stopped["why"]) == ("", "not registered (stopped)")
     ui.batchRunButton.click()  # goes on with what is left
     waitFor(batch)
     assert column(batch, 1) == ["Done", "Done"] and sameAsSeen(second, fixed) < 1.5
@@ -326,4 +330,7 @@ def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, mon
     assert report["failed"] == []
     assert report["cancel"] == {"returned": None, "nodes added": 0, "moving is where it was": True}
     assert report["register"]["segmentation follows"] and report["register"]["dice of the labels"] > 0.9
+    batch = report["batch"]
+    assert batch["registered"] == [True, False] and len(batch["table"]) == 3 and batch["nodes left"] == []
+    assert "review/index.html" in batch["files"] and any(name.endswith(".tfm") for name in batch["files"])
     assert (tmp_path / "in_slicer_report.json").stat().st_size > 500

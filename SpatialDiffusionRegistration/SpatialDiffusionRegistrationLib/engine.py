@@ -6,6 +6,7 @@ torch when a registration starts, so the module opens without torch.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,12 +100,24 @@ def version() -> str:
     return core().__version__
 
 
-def volume(data, voxelToRas, name):
-    """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters."""
+def volume(data, voxelToRas, name, path=None, warnings=()):
+    """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters; `path` of the file it was read from."""
     core()
     from SpatialDiffusionCore.spatial.volume import Volume
 
-    return Volume(data, voxelToRas, name)
+    return Volume(data, voxelToRas, name, path=path, warnings=tuple(warnings))
+
+
+def headerWarnings(path) -> tuple:
+    """Sentences about what a volume file's header contradicts or leaves open; none where it can not be read."""
+    core()
+    from SpatialDiffusionCore.errors import InputError
+    from SpatialDiffusionCore.spatial.volume_file import header_warnings
+
+    try:
+        return header_warnings(path)
+    except (InputError, OSError, ImportError):
+        return ()
 
 
 def validate(volume, role):
@@ -121,6 +134,14 @@ def outside(data) -> float:
     from SpatialDiffusionCore.spatial.intensity import outside as value
 
     return value(data)
+
+
+def odds(probability) -> str:
+    """How often answers are wrong that are right with this probability (0..1), in the core's words."""
+    core()
+    from SpatialDiffusionCore.pipeline.confidence import odds as words
+
+    return words(probability)
 
 
 def inverse(matrix):
@@ -230,6 +251,96 @@ def _alive(steps, beat):
         except StopIteration as end:
             return end.value
         yield step
+
+
+# What is written of many registrations
+
+
+def tableColumns() -> tuple:
+    """Columns of the table of many registrations."""
+    return _report().COLUMNS
+
+
+def tableRow(report, transformFile) -> dict:
+    """The line of one registration, of its report."""
+    return _report().row(report, transformFile)
+
+
+def failedRow(moving, fixed, sentence) -> dict:
+    """The line of a volume that could not be registered."""
+    return _report().failed_row(moving, fixed, sentence)
+
+
+def _report():
+    core()
+    from SpatialDiffusionCore import report
+
+    return report
+
+
+def preparePage(folder):
+    """Make the folder of a review page, or raise the core's InputError if it holds something else."""
+    return _pages().prepare_folder(folder)
+
+
+def addToPage(folder, key, registration):
+    """Draw the pair of a Registration of the core; `key` names it in the folder."""
+    _pages().add_registration(folder, key, registration, *registration.volumes)
+
+
+def addFailureToPage(folder, key, moving, fixed, sentence):
+    _pages().add_failure(folder, key, moving, fixed, sentence)
+
+
+def finishPage(folder, title):
+    """Put the page together; its path."""
+    return str(_pages().finish(folder, title))
+
+
+def seriesPageSteps(motion, folder):
+    """Generator of the page of a SeriesRegistration, frame by frame (from 1): the page's path each time."""
+    return _pages().review_series_steps(motion, folder, first=1)
+
+
+def _pages():
+    core()
+    from SpatialDiffusionCore.review import pages
+
+    return pages
+
+
+# Training, in a process of its own
+
+
+def missingForTraining() -> list:
+    """Names of the packages that training needs and that are not there."""
+    adapt = _adapt()
+    return [name for name in adapt.missing() if name != adapt.TRAINING or len(trainingPaths()) < 2]
+
+
+def trainingPaths() -> list:
+    """Folders that the process needs on its path: that of the core and, in a checkout, that of the training package."""
+    root = Path(core().__file__).resolve().parents[1]
+    beside = root / "Training"
+    return [str(root), *([str(beside)] if (beside / _adapt().TRAINING / "__init__.py").is_file() else [])]
+
+
+def trainingPackage() -> str:
+    """What is installed to have all of them."""
+    return _adapt().PACKAGE
+
+
+def adaptCommand(scans, folder, minutes) -> list:
+    """What follows the interpreter: adapt a model to a folder of scans."""
+    threads = max(1, (os.cpu_count() or 2) - 1)  # one is left for the window
+    return _adapt().command([scans, "-o", folder, "--minutes", str(minutes), "--threads", str(threads)])
+
+
+def _adapt():
+    core()
+    from SpatialDiffusionCore.cli import adapt
+
+    return adapt
 
 
 def importTorch():

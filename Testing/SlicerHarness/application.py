@@ -19,7 +19,7 @@ SUBSTITUTES = HERE / "substitutes"
 
 
 class _Signals:
-    """String signals such as ``startupCompleted()``, which PythonQt lets Python connect by name (PythonQt.cpp)."""
+    """As PythonQt's src/PythonQt.cpp: signals such as ``startupCompleted()`` are connected by their signature."""
 
     def __init__(self):
         self._slots = {}
@@ -89,6 +89,8 @@ class CoreIOManager:
         storage.SetFileName(str(path))
         if not storage.ReadData(node):
             return False
+        slicer.mrmlScene.AddNode(storage)
+        node.SetAndObserveStorageNodeID(storage.GetID())
         slicer.mrmlScene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         loadedNodes.AddItem(node)
@@ -248,7 +250,8 @@ class Application(_Signals):
 
 
 class _Module:
-    """What ``slicer.modules.<name>`` is for a module of the application itself."""
+    """As Base/QTCore/qSlicerAbstractCoreModule.cxx: what ``slicer.modules.<name>`` is for a module of the
+    application itself."""
 
     def __init__(self, logic):
         self._logic = logic

@@ -233,42 +233,45 @@ def scripted(monkeypatch, panel, target=None, raises=None, **quality):
             if raises is not None and index == 6:
                 raise raises
             yield SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
-        return _registration(goal, quality)
+        return _registration(moving, fixed, goal, quality)
 
     monkeypatch.setattr(engine, "steps", steps)
     return calls
 
 
-def _registration(matrix, quality):
-    """What the core returns, as far as the module uses it."""
+def _registration(moving, fixed, matrix, quality):
+    """A Registration of the core."""
+    import numpy as np
+
+    from SpatialDiffusionCore.pipeline.confidence import Quality
+    from SpatialDiffusionCore.result import Registration
+
     values = {
         "similarity_before": 0.2,
         "similarity_after": 0.9,
         "overlap": 1.0,
         "spread_mm": 0.5,
         "confidence": "good",
-        "warnings": [],
-        "same_sides": True,
-        "summary": lambda: "",
+        "sides": (1.0, 1.0),
+        "probability": 0.97,
         **quality,
     }
-    parts = SimpleNamespace(
-        rotation_deg=0.0,
-        translation_mm=tuple(map(float, matrix[:3, 3])),
-        scales_percent=(100, 100, 100),
-        shears=(0, 0, 0),
-        mirrored=False,
-    )
-    return SimpleNamespace(
+    return Registration(
         matrix=matrix.copy(),
         transform="affine",
+        steps=[],
+        quality=Quality(**values),
         model="scripted",
         modality=("any", "any"),
+        recognized=(True, True),
+        sampler="fast",
         seconds=0.1,
-        report=dict,
-        kinds=lambda: "any kind",
-        quality=SimpleNamespace(**values),
-        decomposition=parts,
+        polished=True,
+        center=np.zeros(3),
+        moving=moving.name,
+        fixed=fixed.name,
+        record={"moving_file": moving.path, "fixed_file": fixed.path, "device": "cpu", "settings": {}},
+        volumes=(moving, fixed),
     )
 
 
