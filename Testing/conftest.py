@@ -91,6 +91,6 @@ def user_models(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(folder))
     monkeypatch.setattr(catalog, "BUNDLED", tmp_path / "nothing-bundled")
-    model._loaded.clear()
+    model.LOADED.clear()
     yield folder
-    model._loaded.clear()
+    model.LOADED.clear()

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -170,14 +171,9 @@ def test_a_wrong_command_line_exits_with_2_in_one_line(capsys, arguments):
 def test_a_model_without_the_modality_is_refused(folder, capsys):
     assert main(["models", "list", "--json"]) == 0
     name = next(iter(json.loads(capsys.readouterr().out)))
-    _, card = catalog()[name]
-    about_others = "grids", "schedules", "focus", "agreement"
-    narrow = {
-        **{k: v for k, v in card.items() if k not in about_others},
-        "name": "narrow",
-        "modalities": {"t1-brain": 0},
-    }
-    save_model("narrow.safetensors", load_model(name, *[next(iter(card["modalities"]))] * 2).network, narrow)
+    card = catalog()[name].card
+    narrow = replace(card, name="narrow", modalities={"t1-brain": 0}, grids={}, schedules={}, parts={}, agreement={})
+    save_model("narrow.safetensors", load_model(name, *[next(iter(card.modalities))] * 2).network, narrow)
     assert (
         main(
             [

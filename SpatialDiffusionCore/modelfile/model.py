@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from ..errors import ModelError
 from ..method.schedule import Schedule
 from . import catalog as catalog_module
-from .card import PARTS, grid_of
+from .card import PARTS, ModelCard, ModelPart
 from .catalog import catalog, choose
 from .safetensors_file import _fill, read_weights
 
@@ -32,7 +37,7 @@ class Model:
     """
 
     network: Any
-    card: dict
+    card: ModelCard
     device: str = "cpu"
     focus: Any = None
     sides: Any = None
@@ -40,21 +45,21 @@ class Model:
     @property
     def name(self) -> str:
         """Name in the catalog."""
-        return self.card["name"]
+        return self.card.name
 
     @property
     def timesteps(self) -> int:
         """Number of timesteps of its diffusion."""
-        return Schedule(**self.card["schedule"]).timesteps
+        return self.card.schedule.timesteps
 
     def schedule(self, key: str = "any") -> Schedule:
         """The diffusion it was trained on with scans of a modality: its own, or the model's common one."""
-        return Schedule(**self.card.get("schedules", {}).get(key, self.card["schedule"]))
+        return self.card.schedule_of(key)
 
     @property
-    def size(self) -> tuple:
+    def size(self) -> tuple[int, int, int]:
         """(D, H, W) of the cube it sees."""
-        return tuple(self.card["grid"]["size"])
+        return self.card.grid.size
 
     def preprocessing(self, key: str) -> str:
         """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING, or
@@ -62,9 +67,9 @@ class Model:
         """
         modality = catalog_module.get(key)
         # Enhancement to black and white is part of the published recipe; other models see intensities.
-        if grid_of(self.card, key)["loading"] == "published":
+        if self.card.grid_of(key).loading == "published":
             return modality.preprocessing
-        return "front" if self.card["architecture"].get("front") and not modality.oriented else "none"
+        return "front" if self.card.architecture.get("front") and not modality.oriented else "none"
 
     def focus_on(self, key: str):
         """The network that says where to look in volumes of a modality; None where there is none for it."""
@@ -75,19 +80,18 @@ class Model:
         return self.sides if all(self._part("sides", key) is not None for key in keys) else None
 
     def _part(self, name: str, key: str):
-        known = self.card.get(name, {}).get("modalities", self.card["modalities"])
-        return getattr(self, name) if key != "any" and key in known else None
+        return getattr(self, name) if key != "any" and self.card.part_for(name, key) else None
 
     def agreement_from(self, moving_modality: str, fixed_modality: str):
         """From where on, 0…1, an answer is right with which the network agrees (search.agreement), as measured for two
         volumes of a modality; None where it cannot tell."""
-        return self.card.get("agreement", {}).get(moving_modality) if moving_modality == fixed_modality else None
+        return self.card.agreement.get(moving_modality) if moving_modality == fixed_modality else None
 
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
         """Class of a pair: the modality's own if both are alike and known, else 0 (no modality)."""
         if moving_modality != fixed_modality:
             return 0
-        return int(self.card["modalities"].get(moving_modality) or 0)
+        return self.card.modalities.get(moving_modality, 0)
 
     def denoiser(self, moving_modality: str, fixed_modality: str):
         """The function (fixed, moving, t) → θ that diffusion.reverse takes, for these modalities."""
@@ -129,47 +133,82 @@ class Model:
         return describe, correspond
 
 
-_loaded: dict[tuple, Model] = {}
+class LoadedModels:
+    """Models that stay loaded, so that loading one again is free; threads may share it.
 
-#: How many models stay loaded: a list of volumes may need one for some and another one for others.
-KEPT = 2
+    A model is loaded anew where its file has changed.
+
+    Args:
+        most: how many are kept, those used last.
+    """
+
+    def __init__(self, most: int):
+        self._most, self._lock = most, RLock()
+        self._models: OrderedDict[tuple, Model] = OrderedDict()
+
+    def get(self, path: Path, card: ModelCard, device: str = "cpu") -> Model:
+        """The model of a file with its card, on a device; raises ModelError where weights and card do not fit."""
+        status = path.stat()
+        key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
+        with self._lock:
+            if key not in self._models:
+                model = _read_model(path, card, device)
+                while len(self._models) >= self._most:
+                    self._models.popitem(last=False)
+                self._models[key] = model
+            self._models.move_to_end(key)
+            return self._models[key]
+
+    def clear(self) -> None:
+        """Forget all, so that their memory is free once nobody uses them."""
+        with self._lock:
+            self._models.clear()
+
+
+#: What load_model has loaded. Two: a list of volumes may need one model for some and another one for others.
+LOADED = LoadedModels(most=2)
 
 
 def templates(device: str = "cpu") -> list:
     """[(modality, its SymmetricTemplate)] of the installed models that have them."""
     return [
         (key, load_model(name, key, key, device).sides)
-        for name, (_, card) in catalog().items()
-        for key in card.get("sides", {}).get("modalities", ())
+        for name, installed in catalog().items()
+        if "sides" in installed.card.parts
+        for key in installed.card.parts["sides"].modalities or ()
     ]
 
 
-def load_model(name=None, moving_modality: str = "any", fixed_modality: str = "any", device: str = "cpu") -> Model:
-    """Load a model (see ``choose``) onto a device. The KEPT loaded last are kept, so that a second call is free.
+def load_model(
+    name: str | os.PathLike | None = None,
+    moving_modality: str = "any",
+    fixed_modality: str = "any",
+    device: str = "cpu",
+) -> Model:
+    """Load a model (see ``choose``) onto a device. Those used last stay in ``LOADED``, so that a second call is free.
 
     Raises ModelError where the weights do not fit the architecture in the card, naming the key.
     """
     path, card = choose(name, moving_modality, fixed_modality)
-    status = path.stat()
-    key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
-    if key not in _loaded:
-        weights = read_weights(path)
-        parts = {}
-        for name in PARTS:
-            if name in card:
-                parts[name] = _build_part(name, card[name], path)
-                mine = [key for key in weights if key.startswith(f"{name}.")]
-                _fill(parts[name], {key[len(name) + 1 :]: weights.pop(key) for key in mine}, path)
-                parts[name] = parts[name].to(device).eval()
-        network = _build(card["architecture"], path)
-        _fill(network, weights, path)
-        while len(_loaded) >= KEPT:
-            _loaded.pop(next(iter(_loaded)))
-        _loaded[key] = Model(network.to(device).eval(), card, str(device), **parts)
-    return _loaded[key]
+    return LOADED.get(path, card, device)
 
 
-def _build(architecture: dict, where):
+def _read_model(path: Path, card: ModelCard, device: str) -> Model:
+    """The model of a file, on a device."""
+    weights = read_weights(path)
+    parts = {}
+    for name in PARTS:
+        if name in card.parts:
+            parts[name] = _build_part(name, card.parts[name], path)
+            mine = [key for key in weights if key.startswith(f"{name}.")]
+            _fill(parts[name], {key[len(name) + 1 :]: weights.pop(key) for key in mine}, path)
+            parts[name] = parts[name].to(device).eval()
+    network = _build(card.architecture, path)
+    _fill(network, weights, path)
+    return Model(network.to(device).eval(), card, str(device), **parts)
+
+
+def _build(architecture: Mapping[str, Any], where):
     from ..networks.build import build
 
     try:
@@ -178,13 +217,13 @@ def _build(architecture: dict, where):
         raise ModelError(f"{where} describes a network that cannot be built ({error}).") from error
 
 
-def _build_part(name: str, settings: dict, where):
+def _build_part(name: str, part: ModelPart, where):
     from ..networks.focus import FocusNetwork
     from ..networks.symmetric_template import SymmetricTemplate
 
     kinds = {"focus": FocusNetwork, "sides": SymmetricTemplate}
     try:
-        return kinds[name](**{key: value for key, value in settings.items() if key != "modalities"})
+        return kinds[name](**part.settings)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{where} has an entry {name!r} that cannot be built ({error}).") from error
 

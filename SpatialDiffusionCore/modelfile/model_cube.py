@@ -12,7 +12,7 @@ from ..spatial.cube import Cube, on_grid
 from ..spatial.sampling import Prepared, canonical_grid, prepare
 from ..spatial.volume import Volume
 from . import catalog
-from .card import grid_of
+from .card import ModelCard, ModelGrid
 
 #: Shares of the cube's tissue: a smaller focus is not believed, a larger one is left out (a brain without a skull).
 LEAST, MOST = 0.1, 0.97
@@ -57,18 +57,17 @@ def in_common_focus(first: tuple, second: tuple) -> tuple:
     return (first[0], second[0]) if first[1] is None or second[1] is None else (first[1], second[1])
 
 
-def model_cube(volume: Volume, mask: Volume | None, key: str, card: dict, device: str) -> Cube:
+def model_cube(volume: Volume, mask: Volume | None, key: str, card: ModelCard, device: str) -> Cube:
     """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
-    return on_model_cube(prepare(volume, mask), key, card, device)
+    return on_model_cube(prepare(volume, mask), key, card.grid_of(key), device)
 
 
-def on_model_cube(prepared: Prepared, key: str, card: dict, device: str) -> Cube:
-    """The same for a volume that is already prepared."""
-    grid = grid_of(card, key)
-    if grid["loading"] == "published":
+def on_model_cube(prepared: Prepared, key: str, grid: ModelGrid, device: str) -> Cube:
+    """The same for a volume that is already prepared, and the model's grid for its modality ``key``."""
+    if grid.loading == "published":
         from ..method import published_loading
 
-        prepared, where = published_loading.published(prepared, catalog.get(key).published_loader, grid["size"])
+        prepared, where = published_loading.published(prepared, catalog.get(key).published_loader, grid.size)
     else:
-        where = canonical_grid(prepared, grid["size"], grid["spacing"], catalog.get(key).oriented)
+        where = canonical_grid(prepared, grid.size, grid.spacing, catalog.get(key).oriented)
     return on_grid(prepared, where, device)

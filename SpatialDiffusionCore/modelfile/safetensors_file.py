@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..files import written_whole
-from .card import FORMAT, KEY, PARTS, check_card
+from .card import KEY, PARTS, ModelCard
 
 
 def read_weights(path) -> dict:
@@ -81,16 +81,15 @@ def _fill(network, weights: dict, where) -> None:
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
 
 
-def save_model(path, network, card: dict, half: bool = False, **parts) -> None:
+def save_model(path, network, card: ModelCard, half: bool = False, **parts) -> None:
     """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32).
 
-    parts: focus and sides, which belong to the model, or None; the card's entries hold the arguments they are built
+    parts: focus and sides, which belong to the model, or None; the card's ``parts`` say what they are built
     with.
     """
     import torch
     from safetensors.torch import save_file
 
-    card = check_card({"format": FORMAT, **card})
     everything = dict(network.state_dict())
     for name in PARTS:
         if parts.get(name) is not None:
@@ -103,4 +102,4 @@ def save_model(path, network, card: dict, half: bool = False, **parts) -> None:
         if not torch.isfinite(value).all():
             raise ModelError(f"The weights {key!r} contain NaN or infinite numbers; the model was not saved.")
     with written_whole(path) as temporary:
-        save_file(weights, os.fspath(temporary), metadata={KEY: json.dumps(card)})
+        save_file(weights, os.fspath(temporary), metadata={KEY: card.to_json()})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +29,7 @@ class NoNetwork(nn.Module):
 NETWORKS = {"matrix": AffineTransformer, "points": PointTransformer, "matches": MatchTransformer, "none": NoNetwork}
 
 
-def build(architecture: dict) -> nn.Module:
+def build(architecture: Mapping[str, Any]) -> nn.Module:
     """The network described by {"head": a key of NETWORKS, and the constructor's arguments}."""
     settings = dict(architecture)
     head = settings.pop("head", "matrix")

@@ -50,7 +50,7 @@ def decided(options: RegistrationOptions, keys: tuple[str, str], model, device: 
 
     keys: what the (moving, fixed) volumes are taken for. Raises InputError where options do not fit the model.
     """
-    sampler = options.sampler or model.card.get("sampler", "fast")
+    sampler = options.sampler or model.card.sampler
     if sampler == "reference" and options.steps is not None:
         raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
     if options.steps is not None and options.steps > model.timesteps:

@@ -85,8 +85,9 @@ class Course:
 
     def __init__(self, pair: Pair, model: Model, settings: Settings):
         self.pair, self.model, self.settings = pair, model, settings
+        chosen = model.card.steps if settings.steps is None else settings.steps
         #: Steps of the diffusion; what the network finds to correspond; its agreement from which an answer is right.
-        self.deep = model.card.get("steps", DEFAULT_STEPS) if settings.steps is None else settings.steps
+        self.deep = DEFAULT_STEPS if chosen is None else chosen
         self.places = model.correspondences(*settings.keys) if self.deep else None
         self.trusted = model.agreement_from(*settings.keys) if self.places is not None else None
         self.candidates: list[Candidate] = []

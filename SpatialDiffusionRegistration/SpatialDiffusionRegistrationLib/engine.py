@@ -76,16 +76,14 @@ def modalities() -> list[Choice]:
 
     found = {m.key: Choice(m.key, m.label, m.description) for m in (AUTO, *MODALITIES.values())}
     for _path, card in _catalog().values():
-        for key in card["modalities"]:
-            found.setdefault(key, Choice(key, key, f"A modality of the model {card['name']}."))
+        for key in card.modalities:
+            found.setdefault(key, Choice(key, key, f"A modality of the model {card.name}."))
     return list(found.values())
 
 
 def models() -> list[Choice]:
     """The installed models, by name; reads the files' headers only."""
-    return [
-        Choice(name, name, f"{', '.join(card['modalities'])} ({path})") for name, (path, card) in _catalog().items()
-    ]
+    return [Choice(name, name, f"{', '.join(card.modalities)} ({path})") for name, (path, card) in _catalog().items()]
 
 
 def _catalog():
