@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from Benchmark import anatomies, anatomy_report, anatomy_run, copies, peer_programs, peers, subjects
 from Benchmark.__main__ import main
 from Benchmark.cases import rng
 from Benchmark.subjects import Subject
-
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
 from SpatialDiffusionCore.spatial.volume import Volume

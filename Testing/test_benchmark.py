@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+
 from Benchmark import (
     cases,
     child,
@@ -29,7 +30,6 @@ from Benchmark import (
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
-
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 

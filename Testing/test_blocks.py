@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("torch")
 from Benchmark import hard  # noqa: E402
-
 from SpatialDiffusionCore.alignment import block_matching, self_similarity  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402

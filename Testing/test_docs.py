@@ -8,8 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.spatial import geometry, volume_file
 from SpatialDiffusionCore.spatial.volume import Grid, Volume, resample
