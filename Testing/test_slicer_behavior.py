@@ -288,13 +288,13 @@ def test_memory_of_the_graphics_card_is_given_back(panel, monkeypatch):  # noqa:
 
     def registration_steps(*_arguments, **options):
         yield types.SimpleNamespace(index=1, count=2, stage="", matrix=np.eye(4))
-        if options["seed"]:
+        if options.get("seed"):
             raise RuntimeError
 
     monkeypatch.setattr(engine.core(), "registration_steps", registration_steps)
     assert len(list(engine.steps(None, None, engine.Settings()))) == 1 and len(given) == 1
     with pytest.raises(RuntimeError):
-        list(engine.steps(None, None, engine.Settings(seed=1)))
+        list(engine.steps(None, None, engine.Settings({"seed": 1})))
     assert len(given) == 2
     steps = engine.steps(None, None, engine.Settings())
     next(steps)
