@@ -68,6 +68,9 @@ HOPELESS = (
     ("t2", "mouse-skull"),
 )
 
+#: Turns of the copies on which networks are measured alone, degrees.
+NEAR = 0.0, 45.0
+
 
 @dataclass(frozen=True)
 class AnatomyCase(Case):
@@ -99,12 +102,20 @@ _overlap = measures.Overlap(MOUSE_LABELS, MOUSE_DICE[0])
 # --- cases -------------------------------------------------------------------------------------------------
 
 
-def _base(name: str, seed: int, root: Path, moving: Subject, fixed: Subject, kind: str) -> AnatomyCase:
+def _base(
+    name: str,
+    seed: int,
+    root: Path,
+    moving: Subject,
+    fixed: Subject,
+    kind: str,
+    turns: tuple[float, float] = copies.TURNS,
+) -> AnatomyCase:
     """What all kinds share: a fixed volume, and the moving one (for copies made of the fixed one) under a turn."""
     generator = rng("anatomies", name, seed)
     fixed_volume, fixed_tissue = _read(str(root / fixed.path))
     source, tissue = _read(str(root / moving.path))
-    degrees, moved = copies.any_turn(generator, tissue)
+    degrees, moved = copies.any_turn(generator, tissue, turns)
     made = copies.make_copy(kind, source, tissue, generator)
     size = copies.size_of(fixed_tissue)
     coarsest = float(max(made.spacing.max(), fixed_volume.spacing.max()))
@@ -130,8 +141,10 @@ def _within(limits: tuple, size: float, coarsest: float) -> tuple[float, float]:
     return right, max(limits[1] * size, right)
 
 
-def _copy(name: str, seed: int, root: Path, subject: Subject, kind: str) -> AnatomyCase:
-    case = _base(name, seed, root, subject, subject, kind)
+def _copy(
+    name: str, seed: int, root: Path, subject: Subject, kind: str, turns: tuple[float, float] = copies.TURNS
+) -> AnatomyCase:
+    case = _base(name, seed, root, subject, subject, kind, turns)
     return replace(case, truth=np.linalg.inv(case.moved))
 
 
@@ -281,6 +294,14 @@ def _in_turn(queues: dict[tuple, list[Todo]]) -> list[Todo]:
     return order
 
 
+def near_copies(root: Path, seed: int) -> dict[str, Callable[[], AnatomyCase]]:
+    """{"any/kind/collection/volume": its case} of copies of organs that no network knows, turned within 45°."""
+    collections = ("mouse-brain", "mouse-skull", "spine", "chest-ct", "torso-ct")
+    chosen = [s for s in subjects.read() if s.collection in collections]
+    names = {f"any/{kind}/{s.collection}/{s.name}": (s, kind) for s in chosen for kind in copies.KINDS if kind != "I"}
+    return {name: partial(_copy, name, seed, root, s, kind, NEAR) for name, (s, kind) in names.items()}
+
+
 # --- measure -----------------------------------------------------------------------------------------------
 
 
@@ -315,9 +336,9 @@ def _error(case: AnatomyCase, matrix: np.ndarray) -> float:
 SUBSET = 100
 
 
-def _written(todo: Todo, scratch: Path) -> Case:
-    """The case with its volumes in files, which the child processes read."""
-    case = todo.make()
+def written(make: Callable[[], AnatomyCase], scratch: Path) -> AnatomyCase:
+    """A case with its volumes in files, which the child processes read."""
+    case = make()
     paths = scratch / "moving.nii", scratch / "fixed.nii"
     for volume, path in zip(case.volumes, paths):
         volume_file.save(volume, path)
@@ -329,7 +350,8 @@ def _cases(arguments: Arguments) -> list[Todo]:
     kinds = tuple(arguments.conditions or [kind for kind in KINDS if kind not in "XI"])
     chosen = todos(data_root(arguments.data), subjects.REPORT, kinds, arguments.draws or DRAWS, arguments.seed)
     return [
-        Todo(t.name, t.rotation, partial(_written, t, arguments.scratch)) for t in chosen[: arguments.pairs or SUBSET]
+        Todo(t.name, t.rotation, partial(written, t.make, arguments.scratch))
+        for t in chosen[: arguments.pairs or SUBSET]
     ]
 
 

@@ -41,9 +41,11 @@ def size_of(prepared: Prepared) -> float:
     return 2 * float(np.sqrt(np.trace(prepared.tissue_covariance)))
 
 
-def any_turn(generator: np.random.Generator, prepared: Prepared) -> tuple[float, np.ndarray]:
+def any_turn(
+    generator: np.random.Generator, prepared: Prepared, turns: tuple[float, float] = TURNS
+) -> tuple[float, np.ndarray]:
     """(degrees, 4×4 RAS → RAS): a turn about any axis through the tissue's center and a shift in any direction."""
-    degrees = float(generator.uniform(*TURNS))
+    degrees = float(generator.uniform(*turns))
     axis, direction = generator.normal(size=(2, 3))
     shift = SHIFT * size_of(prepared) * direction / np.linalg.norm(direction)
     turn = geometry.rotation_about(axis, np.radians(degrees))

@@ -2,19 +2,20 @@
 
 Heads are drawn from the diffusion's own forward process as in steps.py: scans that no model was trained on. Eyes are
 phantoms that no model was trained on, scanned twice with rasters up to 20° from the usual one, and without a search for
-the turn. Methods are named diffusion:MODEL, or diffusion:MODEL:any where the model is not told the modality (class 0);
+the turn. Other organs and animals are copies of volumes as in task anatomies, turned within 45° and told as "any".
+Methods are named diffusion:MODEL, or diffusion:MODEL:any where the model is not told the modality (class 0);
 models of one's own take part by --methods.
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
 from SpatialDiffusionCore.modality import MODALITIES
 
-from . import hard, measures, retinas, steps, tables
+from . import anatomies, hard, measures, retinas, steps, tables
 from .cases import Arguments, Case, Task, Todo, data_root, groups_of, rng, stem
 
 #: Timestep of the heads' draws: with the brain preset's schedule about 28 mm, RMS over the head.
@@ -56,9 +57,14 @@ def eye(kind: str, number: int, seed: int, folder) -> Case:
 
 def _cases(arguments: Arguments) -> list:
     seed, folder, count = arguments.seed, arguments.scratch, arguments.subjects or 10
-    groups = {**heads(arguments.data), "oct": None, "octa": None}
+    groups = {**heads(arguments.data), "oct": None, "octa": None, "any": None}
     todos = []
     for key in groups_of(arguments, groups):
+        if key == "any":
+            copies = anatomies.near_copies(data_root(arguments.data), seed)
+            made = [(name, partial(anatomies.written, make, folder)) for name, make in copies.items()]
+            todos += [Todo(name, 0.0, make) for name, make in made]
+            continue
         if groups[key] is None:
             todos += [Todo(f"{key}/eye{n:02d}", 0.0, lambda k=key, n=n: eye(k, n, seed, folder)) for n in range(count)]
             continue
@@ -77,9 +83,12 @@ def _cases(arguments: Arguments) -> list:
 
 
 def _measure(arguments: Arguments):
-    return lambda case, matrix: (retinas.measure if case.modality[0] in ("oct", "octa") else measures.known)(
-        case, matrix
-    )
+    def measure(case, matrix) -> dict:
+        if isinstance(case, anatomies.AnatomyCase):
+            return anatomies.judge(case, matrix)
+        return (retinas.measure if case.modality[0] in ("oct", "octa") else measures.known)(case, matrix)
+
+    return measure
 
 
 def takes(method: str, name: str) -> bool:
@@ -97,6 +106,9 @@ def takes(method: str, name: str) -> bool:
 
 
 def _cell(found) -> str:
+    if tables.group(found[0]) == "any":
+        shares = [100 * r.get("error_share", 1.0) for r in found]
+        return " · ".join(f"{np.percentile(shares, p):.1f}" for p in (50, 90)) + " %"
     digits = 2 if tables.group(found[0]) in ("oct", "octa") else 1
     errors = [r.get("error_mm", tables.FAILED_MM) for r in found]
     return " · ".join(f"{np.percentile(errors, p):.{digits}f}" for p in (50, 95))
@@ -122,9 +134,10 @@ def _words() -> str:
         f"{DEFAULT_STEPS} steps of the diffusion from the tissue's centers, no search, no refinement. Heads: draws of "
         f"the forward process at timestep {TIMESTEP}, with mild bias, gamma and noise. Eyes: phantoms, two scans of "
         f"each, rasters within {TURN:g}° of the usual, with motion and other artifacts. Median · 95th percentile of "
-        "the RMS error over the tissue, mm; *(any)*: not told the modality (class 0). `t1-brain` never saw T2 or CT. "
-        "`eyes`, `ct` and `t2` (24 minutes of one core each, begun from `t1-brain`) and `no-t2` (T1 and CT) were "
-        "trained for this comparison and do not ship."
+        "the RMS error over the tissue, mm; *(any)*: not told the modality (class 0). Any: copies of volumes of other "
+        f"organs and animals, as in task anatomies, turned within {anatomies.NEAR[1]:g}°; median · 90th percentile "
+        "in per cent of the size. `t1-brain` never saw T2 or CT. `eyes`, `ct` and `t2` (24 minutes of one core each, "
+        "begun from `t1-brain`) and `no-t2` (T1 and CT) were trained for this comparison and do not ship."
     )
 
 
