@@ -306,7 +306,7 @@ def test_nearest_invents_no_values_and_linear_does(window, monkeypatch):
     [
         (0.95, "about 1 in 20 such answers is wrong"),
         (0.99, "about 1 in 100 such answers is wrong"),
-        (0.4, "more often wrong than right"),
+        (0.4, "60 of 100 such answers are wrong"),
         (0.99999, "fewer than 1 in 100 "),
         (None, None),
     ],

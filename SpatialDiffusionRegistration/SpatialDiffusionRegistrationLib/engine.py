@@ -125,6 +125,14 @@ def outside(data) -> float:
     return value(data)
 
 
+def odds(probability) -> str:
+    """How often answers are wrong that are right with this probability (0..1), in the core's words."""
+    core()
+    from SpatialDiffusionCore.pipeline.confidence import odds as words
+
+    return words(probability)
+
+
 def inverse(matrix):
     """The inverse of a 4x4 affine matrix."""
     return _geometry().inverse(matrix)
