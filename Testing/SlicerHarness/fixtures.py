@@ -14,7 +14,7 @@ pytest.importorskip("PySide6", reason="the Slicer tests need PySide6: pip instal
 from . import application  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MODULE = REPOSITORY / "SpatialDiffusionRegistration" / "SpatialDiffusionRegistration.py"
+MODULE = application.MODULE
 OUTPUT = REPOSITORY / "Testing" / "Output"
 
 slicer = application.start()
