@@ -7,7 +7,7 @@ which shows them, too, and does not depend on brightness. Maps are compared at e
 (normalized correlation by Fourier transforms; Padfield, IEEE TIP 21(5):2706, 2012), and a plane fitted to the
 difference of the two surfaces gives tilt and offset.
 
-The cubes' axes are (lateral, depth, lateral); see volume.scan_axes.
+The cubes' axes are (lateral, depth, lateral); see sampling.scan_axes.
 """
 
 from __future__ import annotations

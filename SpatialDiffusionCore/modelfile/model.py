@@ -62,8 +62,8 @@ class Model:
         return self.card.grid.size
 
     def preprocessing(self, key: str) -> str:
-        """What is done to volumes of a modality before the network sees them (a name of network.PREPROCESSING, or
-        "front", see network.front_view).
+        """What is done to volumes of a modality before the network sees them: a name of PREPROCESSING
+        (networks/affine_transformer.py), or "front" (networks/front.py).
         """
         modality = catalog_module.get(key)
         # Enhancement to black and white is part of the published recipe; other models see intensities.
@@ -82,9 +82,10 @@ class Model:
     def _part(self, name: str, key: str):
         return getattr(self, name) if key != "any" and self.card.part_for(name, key) else None
 
-    def agreement_from(self, moving_modality: str, fixed_modality: str):
-        """From where on, 0…1, an answer is right with which the network agrees (search.agreement), as measured for two
-        volumes of a modality; None where it cannot tell."""
+    def agreement_from(self, moving_modality: str, fixed_modality: str) -> float | None:
+        """The network's agreement with an answer, 0…1 (correspondence_search.agreement), from which on answers are
+        right, as measured for two volumes of one modality; None where it cannot tell.
+        """
         return self.card.agreement.get(moving_modality) if moving_modality == fixed_modality else None
 
     def class_id(self, moving_modality: str, fixed_modality: str) -> int:
@@ -109,7 +110,7 @@ class Model:
 
     def correspondences(self, moving_modality: str, fixed_modality: str):
         """(describe, correspond) of the last timestep: what the network sees in volumes, and which places of two of
-        them belong together (network.PointTransformer, MatchTransformer).
+        them belong together (networks/points.py, networks/matches.py).
 
         None for a network that finds no places, or that sees the two modalities differently enhanced.
         """

@@ -10,11 +10,9 @@ from .layers import blur
 def front_view(volume: torch.Tensor):
     """(maps, height, known) of B×1×D×H×W scans of eyes in 0…1, seen from the front, along H.
 
-    maps: B×1×D×2×W in 0…1, the two maps of enface.maps_of as if they were two slices; height: B×1×D×1×W, normalized y
+    maps: B×1×D×2×W in 0…1, the two maps of ``maps_of`` as if they were two slices; height: B×1×D×1×W, normalized y
     of the tissue's middle, 0 where it is not known; known: B×1×D×1×W, 0 or 1.
     """
-    pass
-
     values = volume[:, 0].float()
     with torch.no_grad():
         maps, _, height, known = maps_of(values, torch.ones_like(values), 2 / volume.shape[3])
