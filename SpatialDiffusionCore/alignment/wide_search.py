@@ -14,13 +14,20 @@ from ..spatial import geometry
 from ..spatial.cube import Cube
 from ..spatial.volume import Grid
 from . import gauss_newton
-from .pose_search import coarse, distinct
+from .pose_search import ITERATIONS, coarse, distinct
+from .pose_search import LONGEST as LONGEST_STEP
 
 #: Candidates of each kind that go into the comparison.
 WIDE_CANDIDATES = 16
 
 #: mm between the voxels on which whole volumes are compared at every shift; and the most voxels along an axis.
 OVERVIEW, LONGEST = 12.0, 32
+
+#: On what candidates are refined, as pose_search.LEVEL: fewer points, as there are many candidates. Chosen, untested.
+LEVEL = (3.0, 0.9, 800)
+
+#: Refined of each kind for one that is kept; how many at once, and rotations between two beats of the work.
+REFINED, BATCH, TURNS = 6, 64, 10
 
 #: Least share of the smaller volume that must lie inside the other.
 SHARE = 0.25
@@ -36,21 +43,23 @@ def wide_poses(moving: Cube, fixed: Cube, seed: int, keep: int = 2 * WIDE_CANDID
     stays, moves = (_overview(s) for s in (fixed, moving))
     found: dict[str, list] = {"support": [], "tissue": []}
     for within in found:
-        for start in range(0, 60, 10):
-            found[within] += _at_every_shift(stays, moves, within, geometry.rotation_group()[start : start + 10])
+        for start in range(0, len(geometry.rotation_group()), TURNS):
+            turns = geometry.rotation_group()[start : start + TURNS]
+            found[within] += _at_every_shift(stays, moves, within, turns)
             yield []
     ranked = [[world for _, world in sorted(each, key=lambda pair: -pair[0])] for each in found.values()]
-    best = [world for pair in zip(*ranked) for world in pair][: 6 * keep]
-    a, b = (coarse(s, 3.0, 0.9, 800, seed) for s in (fixed, moving))
+    best = [world for pair in zip(*ranked) for world in pair][: REFINED * keep]
+    factor, sigma, count = LEVEL
+    a, b = (coarse(cube, factor, sigma, count, seed) for cube in (fixed, moving))
     if not (best and len(a.points) and len(b.points)):
         return
     into, back = np.linalg.inv(moving.frame), fixed.frame
     matrices = np.array([into @ world @ back for world in best])
     for kind in ("rigid", "similarity"):
         parts = []
-        for start in range(0, len(matrices), 64):
-            part = matrices[start : start + 64]
-            parts.append(gauss_newton.refine(a, b, part, kind=kind, iterations=6, longest=25.0))
+        for start in range(0, len(matrices), BATCH):
+            part = matrices[start : start + BATCH]
+            parts.append(gauss_newton.refine(a, b, part, kind=kind, iterations=ITERATIONS, longest=LONGEST_STEP))
             yield []
         matrices = np.concatenate(parts)
     yield [matrices[i] for i in distinct(a, matrices, -np.arange(float(len(matrices))), keep)]
@@ -70,7 +79,7 @@ class Overview:
         return float(geometry.spacing(self.voxel_to_ras)[0])
 
 
-def _overview(cube) -> Overview:
+def _overview(cube: Cube) -> Overview:
     """The box around all tissue of a cube's volume, also outside the cube, along the cube's axes."""
     axes = cube.grid.voxel_to_ras[:3, :3] / cube.spacing
     corners = (
@@ -136,7 +145,7 @@ def _at_every_shift(fixed: Overview, moving: Overview, within: str, rotations: n
     return found
 
 
-def masked_correlation(f, mask_f, g, mask_g):
+def masked_correlation(f: torch.Tensor, mask_f: torch.Tensor, g: torch.Tensor, mask_g: torch.Tensor) -> torch.Tensor:
     """Correlation of two volumes over the voxels known in both, at every shift s that pairs f[x] with g[x + s].
 
     All are D×H×W (f and g may differ in size); negative shifts are at the end of each axis. Multiplied by the root of

@@ -250,7 +250,9 @@ class ModelCard:
         knows.
         """
         known = self.modalities
-        return modality if modality in known else "any" if "any" in known or len(known) > 1 else next(iter(known))
+        if modality in known:
+            return modality
+        return next(iter(known)) if len(known) == 1 else "any"
 
 
 def read_card(path: str | Path) -> ModelCard:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelError
 from ..method.schedule import Schedule
@@ -13,11 +15,11 @@ from .safetensors_file import _fill, save_model
 
 
 def import_checkpoint(
-    path,
-    output,
+    path: str | Path,
+    output: str | Path,
     *,
-    volume_size,
-    modality=(),
+    volume_size: Sequence[int],
+    modality: str | Sequence[str] = (),
     schedule: Schedule | None = None,
     groups: int | None = None,
     name: str | None = None,
@@ -89,11 +91,11 @@ def _classes(path: Path, rows: int, names: list) -> dict:
     return {"any": 0, **{key: index for index, key in enumerate(names, start=1)}}
 
 
-def infer_architecture(state: dict, volume_size, where="the checkpoint") -> dict:
+def infer_architecture(state: dict, volume_size: Sequence[int], where: Any = "the checkpoint") -> dict:
     """The published network's settings from its tensors; raises ModelError naming the key that is missing or wrong."""
     from ..networks.layers import remaining_grid
 
-    def shape(key, dimensions):
+    def shape(key: str, dimensions: int) -> Sequence[int]:
         if key not in state:
             raise ModelError(f"{where} lacks {key!r}, so it is not a checkpoint of the published network.")
         if state[key].dim() != dimensions:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, Callable
 
 from ..errors import ModelError
 from ..method.schedule import Schedule
@@ -18,7 +19,7 @@ from .catalog import catalog, choose
 from .safetensors_file import _fill, read_weights
 
 
-def exact():
+def exact() -> AbstractContextManager:
     """A context in which convolutions on a GPU keep single precision, as on the CPU: of 24 registrations of brains 14
     then gave the CPU's answer, with 10 bits of mantissa, the default there, 6 (the others up to 1.3 mm from it, both
     ways).
@@ -28,6 +29,11 @@ def exact():
     return cudnn.flags(
         enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
     )
+
+
+#: What Model.correspondences returns: volumes → their description, a tuple of tensors; two descriptions → places of the
+#: fixed and of the moving volume (B×N×3, normalized x, y, z), log-weights (B×N), and how sure that is (B).
+Correspondences = tuple[Callable[..., tuple], Callable[..., tuple]]
 
 
 @dataclass
@@ -71,15 +77,15 @@ class Model:
             return modality.preprocessing
         return "front" if self.card.architecture.get("front") and not modality.oriented else "none"
 
-    def focus_on(self, key: str):
+    def focus_on(self, key: str) -> Any:
         """The network that says where to look in volumes of a modality; None where there is none for it."""
         return self._part("focus", key)
 
-    def sides_of(self, *keys: str):
+    def sides_of(self, *keys: str) -> Any:
         """What tells left from right in volumes of all these modalities; None where one of them has nothing."""
         return self.sides if all(self._part("sides", key) is not None for key in keys) else None
 
-    def _part(self, name: str, key: str):
+    def _part(self, name: str, key: str) -> Any:
         return getattr(self, name) if key != "any" and self.card.part_for(name, key) else None
 
     def agreement_from(self, moving_modality: str, fixed_modality: str) -> float | None:
@@ -94,21 +100,21 @@ class Model:
             return 0
         return self.card.modalities.get(moving_modality, 0)
 
-    def denoiser(self, moving_modality: str, fixed_modality: str):
+    def denoiser(self, moving_modality: str, fixed_modality: str) -> Callable[..., Any]:
         """The function (fixed, moving, t) → θ that diffusion.reverse takes, for these modalities."""
         import torch
 
         class_id = self.class_id(moving_modality, fixed_modality)
         preprocessing = tuple(self.preprocessing(m) for m in (fixed_modality, moving_modality))
 
-        def denoise(fixed, moving, t):
+        def denoise(fixed: torch.Tensor, moving: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             classes = torch.full((moving.shape[0],), class_id, device=moving.device, dtype=torch.long)
             with exact():
                 return self.network(fixed, moving, t, classes, preprocessing)
 
         return denoise
 
-    def correspondences(self, moving_modality: str, fixed_modality: str):
+    def correspondences(self, moving_modality: str, fixed_modality: str) -> Correspondences | None:
         """(describe, correspond) of the last timestep: what the network sees in volumes, and which places of two of
         them belong together (networks/points.py, networks/matches.py).
 
@@ -122,12 +128,12 @@ class Model:
         class_id, last = self.class_id(moving_modality, fixed_modality), self.timesteps
 
         @torch.no_grad()
-        def describe(volumes):
+        def describe(volumes: torch.Tensor) -> tuple:
             ones = torch.ones(len(volumes), device=volumes.device, dtype=torch.long)
             with exact():
                 return self.network.describe(volumes, last * ones, class_id * ones, first)
 
-        def correspond(fixed_described, moving_described):
+        def correspond(fixed_described: tuple, moving_described: tuple) -> tuple:
             with torch.no_grad():
                 return self.network.correspond(fixed_described, moving_described)
 
@@ -209,7 +215,7 @@ def _read_model(path: Path, card: ModelCard, device: str) -> Model:
     return Model(network.to(device).eval(), card, str(device), **parts)
 
 
-def _build(architecture: Mapping[str, Any], where):
+def _build(architecture: Mapping[str, Any], where: Any) -> Any:
     from ..networks.build import build
 
     try:
@@ -218,7 +224,7 @@ def _build(architecture: Mapping[str, Any], where):
         raise ModelError(f"{where} describes a network that cannot be built ({error}).") from error
 
 
-def _build_part(name: str, part: ModelPart, where):
+def _build_part(name: str, part: ModelPart, where: Any) -> Any:
     from ..networks.focus import FocusNetwork
     from ..networks.symmetric_template import SymmetricTemplate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ LEAST, MOST = 0.1, 0.97
 ASIDE, LOOKS = 0.08, 4
 
 
-def focused(cube, network):
+def focused(cube: Cube, network: Callable[[torch.Tensor], torch.Tensor]) -> Cube | None:
     """The Cube with its focus; as it is where that is nearly all of its tissue, None where it is hardly anything.
 
     A cube about the middle of an upper body shows little of its neck: where the focus lies off its center, the cube
@@ -42,12 +43,18 @@ def focused(cube, network):
         if np.linalg.norm(shift) <= ASIDE * np.linalg.norm(cube.spacing * cube.grid.shape):
             break
         cube = cube.on(cube.grid.moved(geometry.from_parts(np.eye(3), shift)))
-    return None if share < LEAST else found if share <= MOST else cube
+    if share < LEAST:
+        return None
+    return found if share <= MOST else cube
 
 
-def with_focus(cube, network, masked: bool = False) -> tuple:
+def with_focus(
+    cube: Cube, network: Callable[[torch.Tensor], torch.Tensor] | None, masked: bool = False
+) -> tuple[Cube, Cube | None]:
     """(the Cube as it is, in focus or None). masked: the user said where to look, which takes the focus's place."""
-    return cube, cube if masked else None if network is None else focused(cube, network)
+    if masked:
+        return cube, cube
+    return cube, None if network is None else focused(cube, network)
 
 
 def in_common_focus(first: tuple, second: tuple) -> tuple:

@@ -8,13 +8,14 @@ import math
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelError
 from ..files import written_whole
 from .card import KEY, PARTS, ModelCard
 
 
-def read_weights(path) -> dict:
+def read_weights(path: str | os.PathLike) -> dict:
     """{key: tensor} of a safetensors file, with torch alone: Slicer does not bundle the safetensors package.
 
     The format: 8 bytes with the header's length (little endian), a JSON header of types, shapes and byte ranges, the
@@ -51,7 +52,7 @@ def read_weights(path) -> dict:
     return weights
 
 
-def file_hash(path) -> str:
+def file_hash(path: str | os.PathLike) -> str:
     """SHA-256 of a model's file, in hexadecimal digits: which weights an answer is from."""
     state = os.stat(path)
     return _file_hash(os.fspath(path), state.st_mtime_ns, state.st_size)
@@ -62,7 +63,7 @@ def _file_hash(path: str, modified: int, size: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _fill(network, weights: dict, where) -> None:
+def _fill(network: Any, weights: dict, where: Any) -> None:
     """Put weights (any floating type) into a network; raises ModelError that names the first key that does not fit."""
     expected = network.state_dict()
     for key, tensor in expected.items():
@@ -81,7 +82,7 @@ def _fill(network, weights: dict, where) -> None:
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
 
 
-def save_model(path, network, card: ModelCard, half: bool = False, **parts) -> None:
+def save_model(path: str | os.PathLike, network: Any, card: ModelCard, half: bool = False, **parts: Any) -> None:
     """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32).
 
     parts: focus and sides, which belong to the model, or None; the card's ``parts`` say what they are built

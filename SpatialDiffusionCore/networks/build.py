@@ -17,11 +17,18 @@ class NoNetwork(nn.Module):
     """Predicts that nothing is left to do: stands in a model file that only says on which grid its modalities are
     searched and refined."""
 
-    def __init__(self, volume_size: Sequence[int]):
+    def __init__(self, volume_size: Sequence[int]) -> None:
         super().__init__()
         self.volume_size = tuple(int(n) for n in volume_size)
 
-    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        t: torch.Tensor,
+        class_id: torch.Tensor | None = None,
+        preprocessing: tuple[str, str] = ("none", "none"),
+    ) -> torch.Tensor:
         """B identities, B×3×4."""
         return torch.eye(3, 4, device=fixed.device).repeat(fixed.shape[0], 1, 1)
 

@@ -7,7 +7,7 @@ import torch
 from .layers import blur
 
 
-def front_view(volume: torch.Tensor):
+def front_view(volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(maps, height, known) of B×1×D×H×W scans of eyes in 0…1, seen from the front, along H.
 
     maps: B×1×D×2×W in 0…1, the two maps of ``maps_of`` as if they were two slices; height: B×1×D×1×W, normalized y
@@ -26,7 +26,9 @@ FINE, BROAD = 1.0, 7.0
 DARK = 0.2
 
 
-def maps_of(values, support, step: float):
+def maps_of(
+    values: torch.Tensor, support: torch.Tensor, step: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(B×2×D×W maps, B×D×W mask, B×D×W height, B×D×W known) of B×D×H×W values in 0…1 and their support, as Face has
     them, on the same voxels; step: mm per voxel along depth, H.
     """
@@ -50,15 +52,15 @@ def maps_of(values, support, step: float):
     return torch.stack(maps, 1), mask, height, known
 
 
-def _smooth(planes, sigma):
+def _smooth(planes: torch.Tensor, sigma: float) -> torch.Tensor:
     """B×D×W planes, blurred."""
     return blur(planes[:, None, None], sigma)[:, 0, 0]
 
 
-def _normalized(planes, mask):
+def _normalized(planes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """B×D×W planes with local mean 0 and deviation 1 inside their masks, outliers cut, 0 outside."""
 
-    def local(planes):
+    def local(planes: torch.Tensor) -> torch.Tensor:
         return _smooth(planes * mask, BROAD) / _smooth(mask, BROAD).clamp_min(1e-3)
 
     planes = _smooth(planes * mask, FINE) / _smooth(mask, FINE).clamp_min(1e-3)

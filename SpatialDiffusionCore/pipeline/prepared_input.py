@@ -68,8 +68,9 @@ def modalities_of(options: RegistrationOptions, moving: PreparedInput, fixed: Pr
 
     A model that was chosen may know no more than some kinds.
     """
-    model = options.model
-    card = None if model is None else model.card if isinstance(model, Model) else find(model).card
+    model, card = options.model, None
+    if model is not None:
+        card = model.card if isinstance(model, Model) else find(model).card
     keys = []
     for said, volume in ((options.moving_modality, moving), (options.fixed_modality, fixed)):
         if said != AUTO.key:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import InputError
+from ..modelfile.model import Model
 from ..options import RegistrationOptions, SearchMode
 from ..strategies.base import Strategy
 from ..strategies.registry import strategy_of
@@ -45,7 +46,7 @@ class Settings:
         return replace(self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality, init=init)
 
 
-def decided(options: RegistrationOptions, keys: tuple[str, str], model, device: str) -> Settings:
+def decided(options: RegistrationOptions, keys: tuple[str, str], model: Model, device: str) -> Settings:
     """The settings for a model: its card names the sampler where nobody chose one.
 
     keys: what the (moving, fixed) volumes are taken for. Raises InputError where options do not fit the model.

@@ -48,6 +48,9 @@ UNLIKE = 0.45
 #: by 0.9 and more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
 MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
 
+#: mm: a refinement that moves the tissue by more is done again (Strategy.refine). Chosen, untested.
+ENOUGH = 5.0
+
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
 LOST = 0.15
 
@@ -139,6 +142,7 @@ class Course:
         yield self.step("Searching the pose", self.candidates[0].world)
 
     def _network_candidates(self, turned: str, keep: int) -> list[Candidate]:
+        assert self.correspondences is not None, "asked only where the network finds some"
         found, self.upright = correspondence_search.network_poses(
             self.pair.moving, self.pair.fixed, self.correspondences, keep=keep, turned=turned
         )
@@ -197,6 +201,7 @@ class Course:
             return max((c for c in self.candidates if c.rank is not None), key=_rank)
         if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
             worlds = [c.world for c in self.candidates if c.source == "diffusion"] or [c.world for c in self.candidates]
+            assert self.correspondences is not None, "search() refuses a network that finds none"
             agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.correspondences)
             return self.candidates[int(agreed.argmax())]
         return self.candidates[0]
@@ -230,7 +235,7 @@ class Course:
     def _refined(self, world: np.ndarray, source: str) -> Answer:
         settings, pair = self.settings, self.pair
         strategy, seed = settings.strategy, settings.seed
-        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
+        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=ENOUGH)
         if not strategy.is_better(pair, world, found, seed):
             return Answer(world, source)
         lost = self.trusted_agreement is not None and (self.agreement(found) or 0.0) < self.trusted_agreement - LOST
@@ -248,7 +253,7 @@ class Course:
 
     def agreement(self, world: np.ndarray) -> float | None:
         """How far the network agrees with it, 0…1; None where it cannot tell."""
-        if self.trusted_agreement is None:
+        if self.trusted_agreement is None or self.correspondences is None:
             return None
         key = world.tobytes()
         if key not in self.agreements:
