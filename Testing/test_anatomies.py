@@ -12,11 +12,10 @@ from Benchmark import anatomies, anatomy_report, anatomy_run, copies, peer_progr
 from Benchmark.__main__ import main
 from Benchmark.cases import rng
 from Benchmark.subjects import Subject
+from conftest import DEMO
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
 from SpatialDiffusionCore.spatial.volume import Volume
-
-DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")

@@ -30,10 +30,10 @@ from Benchmark import (
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
+from conftest import DEMO
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
-DEMO = Path(volume.__file__).parents[1] / "demo"
 TABLE = "id\tname\tgroup\n1\tUnlabeled\t\n4\tLeft\tSide\n5\tRight\tSide\n9\tMiddle\tMiddle\n"
 
 

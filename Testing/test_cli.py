@@ -14,15 +14,10 @@ from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.transform_file import read_transform, write_transform
+from volume_fixtures import blob
 
 RNG = np.random.default_rng(1)
 HEADER = geometry.from_parts(np.diag([2.0, 2, 2]), [-20, -20, -20])
-
-
-def blob(shape=(24, 24, 24), center=(11, 12, 10)):
-    """A smooth off-center blob with texture."""
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    return (np.exp(-((grid - center) ** 2).sum(-1) / 40) * 200 + 5 * np.sin(grid).sum(-1)).clip(0).astype(np.float32)
 
 
 @pytest.fixture
@@ -35,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
     write("moving.nii.gz", blob())
     write("fixed.nii.gz", blob(center=(13, 11, 12)))
-    write("small.nii.gz", blob((24, 24, 3)))
+    write("small.nii.gz", blob(shape=(24, 24, 3)))
     write("four.nii.gz", np.stack([blob()] * 3, -1))
     write("constant.nii.gz", np.full((20, 20, 20), 7, np.float32))
     write("nan.nii.gz", np.full((24, 24, 24), np.nan, np.float32))

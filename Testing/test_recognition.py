@@ -23,14 +23,6 @@ from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file
 from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402
 from SpatialDiffusionCore.strategies.recognition import brightness, looks_like_ct  # noqa: E402
 
-DEMO = BUNDLED.parent / "demo"
-
-
-@pytest.fixture(scope="module")
-def brains():
-    """(moving, fixed): a person's brain and the MNI152 template."""
-    return tuple(volume_file.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
-
 
 def shown(scan) -> str:
     return PreparedInput(scan, None, "cpu").modality

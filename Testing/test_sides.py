@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from conftest import DEMO
 from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
@@ -22,13 +23,7 @@ from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: 
 from SpatialDiffusionTraining import focus as focus_training  # noqa: E402
 from SpatialDiffusionTraining import sides as training  # noqa: E402
 
-DEMO, MODEL = BUNDLED.parent / "demo", BUNDLED / "t1-brain.safetensors"
-
-
-@pytest.fixture(scope="module")
-def brains():
-    """(moving, fixed): a person's brain and the MNI152 template."""
-    return tuple(volume_file.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
+MODEL = BUNDLED / "t1-brain.safetensors"
 
 
 def turned(scan, degrees):

@@ -76,5 +76,6 @@ def on_model_cube(prepared: Prepared, key: str, grid: ModelGrid, device: str) ->
 
         prepared, where = published_loading.published(prepared, catalog.get(key).published_loader, grid.size)
     else:
+        assert grid.spacing is not None, "ModelGrid refuses canonical grids without"
         where = canonical_grid(prepared, grid.size, grid.spacing, catalog.get(key).oriented)
     return on_grid(prepared, where, device)
