@@ -408,7 +408,7 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
 
 
 def test_apply_moves_label_maps_without_touching_their_values(folder):
-    labels = np.zeros((24, 24, 24), np.uint16)
+    labels = np.zeros((24, 26, 22), np.uint16)
     labels[5:12, 6:14, 8:18], labels[12:15, 6:14, 8:18] = 40000, 3
     nibabel.save(nibabel.Nifti1Image(labels, HEADER), "labels.nii.gz")
     write_transform(geometry.from_parts(np.eye(3), [4, -2, 6]), "shift.tfm")  # 2, -1 and 3 voxels
