@@ -25,6 +25,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     scripted,
     slicer,
     smallVolume,
+    untilStep,
     waitFor,
 )
 
@@ -36,10 +37,6 @@ def window(panel, monkeypatch):  # noqa: F811
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = panel.A, panel.F
     idle()
     return panel
-
-
-def untilStep(window, index=3):
-    waitFor(window, lambda: window.ui.progressBar.maximum > 0 and window.ui.progressBar.value >= index)
 
 
 def slowly(monkeypatch, window, during):
