@@ -38,6 +38,13 @@ FINER = 1.5
 #: Scales of the moving map that are compared.
 SCALES = (0.95, 1.0, 1.05)
 
+#: Pixels (RMS) between poses that count as two.
+APART = 3
+
+#: The plane that takes one surface to the other: fewest places it is fitted to, rounds, the median residuals at which a
+#: place counts half (Cauchy), and what tilts cost, per place. Chosen, untested.
+FEWEST, ROUNDS, WIDTH, TILT = 30, 8, 2, 1e-3
+
 
 @dataclass(frozen=True)
 class Face:
@@ -90,7 +97,7 @@ def poses(moving: Cube, fixed: Cube, keep: int) -> list:
     chosen: list[tuple] = []
     for score, angle, scale, shift in found:
         lateral = _lateral(angle, scale, shift)
-        if all(_apart(lateral, other, radius) > 3 * a.step for _, other in chosen):
+        if all(_apart(lateral, other, radius) > APART * a.step for _, other in chosen):
             chosen.append((score, lateral))
         if len(chosen) == keep:
             break
@@ -151,14 +158,14 @@ def _in_depth(a: Face, b: Face, lateral: np.ndarray) -> np.ndarray:
     height, known = seen[0, :, 0].cpu().double().numpy()
     use = known > 0.99
     plane = np.zeros(3)
-    if use.sum() > 30:
+    if use.sum() > FEWEST:
         difference = height[use] - a.height[a.known > 0].cpu().double().numpy()[use]
         terms = np.column_stack([np.ones(use.sum()), u[use]])
         weights, plane[0] = np.ones(len(terms)), np.median(difference)
-        for _ in range(8):
+        for _ in range(ROUNDS):
             residual = difference - terms @ plane
-            weights = 1 / (1 + (residual / (1e-6 + 2 * np.median(np.abs(residual)))) ** 2)
-            normal = (terms * weights[:, None]).T @ terms + np.diag([0, 1, 1]) * 1e-3 * len(terms)
+            weights = 1 / (1 + (residual / (1e-6 + WIDTH * np.median(np.abs(residual)))) ** 2)
+            normal = (terms * weights[:, None]).T @ terms + np.diag([0, 1, 1]) * TILT * len(terms)
             plane = np.linalg.solve(normal, terms.T @ (weights * difference))
     matrix = np.eye(4)
     for row, (first, second, offset) in ((0, lateral[0]), (2, lateral[1])):

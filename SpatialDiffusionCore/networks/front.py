@@ -22,8 +22,19 @@ def front_view(volume: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.
 #: Blurs in pixels: of the map against noise, and of what is subtracted from it (shading, the fovea's dip).
 FINE, BROAD = 1.0, 7.0
 
-#: A column whose brightest tissue is below this share of what is usual is not known.
-DARK = 0.2
+#: A column whose brightest tissue is below this share of what is usual is not known; the blur in voxels before that is
+#: looked for; and what is usual: this quantile of the columns. Networks were trained on maps that are made so; no
+#: measurement is kept of this and of what follows.
+DARK, SPECKLE, USUAL = 0.2, 0.6, 0.9
+
+#: Blur in pixels of what is known, and the least share of the deepest column that a pixel of the mask covers.
+RIM, COVERED = 1.5, 0.25
+
+#: Above this share of its column's brightest tissue a voxel weighs where the tissue's middle is.
+TISSUE = 0.35
+
+#: This share of the typical local deviation is added to it, so that flat places stay flat; outliers are cut there.
+FLAT, OUTLIER = 0.3, 2.5
 
 
 def maps_of(
@@ -33,15 +44,15 @@ def maps_of(
     them, on the same voxels; step: mm per voxel along depth, H.
     """
     # Each column by its own brightest tissue: half of the light may be missing in a shadow.
-    brightest = blur((values * support)[:, None], 0.6)[:, 0].amax(2)
-    usual = brightest.where(brightest > 0, torch.nan).flatten(1).nanquantile(0.9, dim=1).nan_to_num(1.0)
+    brightest = blur((values * support)[:, None], SPECKLE)[:, 0].amax(2)
+    usual = brightest.where(brightest > 0, torch.nan).flatten(1).nanquantile(USUAL, dim=1).nan_to_num(1.0)
     known = (brightest > DARK * usual[:, None, None]).float()
-    inside = support.sum(2) * (_smooth(known, 1.5) > 0.5)
-    mask = (inside > 0.25 * inside.amax((1, 2), keepdim=True)).float()
+    inside = support.sum(2) * (_smooth(known, RIM) > 0.5)
+    mask = (inside > COVERED * inside.amax((1, 2), keepdim=True)).float()
     known = known * mask
     image = ((values * support).sum(2) / inside.clamp_min(1)).clamp_min(1e-3).log()  # shading becomes a sum
     depth = (torch.arange(values.shape[2], device=values.device) - (values.shape[2] - 1) / 2) * step
-    weight = (values / brightest.clamp_min(1e-3)[:, :, None] - 0.35).clamp_min(0) * support
+    weight = (values / brightest.clamp_min(1e-3)[:, :, None] - TISSUE).clamp_min(0) * support
     height = (weight * depth[:, None]).sum(2) / weight.sum(2).clamp_min(1e-6)
     maps = []
     for plane, where in ((image, mask), (height, known)):
@@ -67,4 +78,4 @@ def _normalized(planes: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     planes = (planes - local(planes)) * mask
     deviation = local(planes**2).clamp_min(1e-12).sqrt()
     typical = (deviation * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
-    return (planes / (deviation + 0.3 * typical[:, None, None])).clamp(-2.5, 2.5) * mask
+    return (planes / (deviation + FLAT * typical[:, None, None])).clamp(-OUTLIER, OUTLIER) * mask
