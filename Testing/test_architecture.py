@@ -7,6 +7,7 @@ import each other in a circle. Training and benchmark build on the core and neve
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,17 @@ def test_importing_the_core_loads_nothing_heavy(statement):
     assert CORE in loaded and not {"torch", "scipy", "numpy", "nibabel", "SimpleITK", "PIL"} & loaded
 
 
+def test_options_and_models_are_known_without_torch():
+    """3D Slicer checks what was chosen, and lists the models, before PyTorch is installed."""
+    code = (
+        f"import sys; from {CORE} import RegistrationOptions; from {CORE}.modelfile.catalog import catalog; "
+        "RegistrationOptions(steps=2); print(*catalog(), *{m.split('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    known = set(done.stdout.split())
+    assert {"foundation", "numpy"} <= known and not {"torch", "scipy", "nibabel", "SimpleITK", "PIL"} & known
+
+
 def test_the_face_names_what_it_has():
     import SpatialDiffusionCore
 
@@ -172,3 +184,14 @@ def test_functions_are_short():
                 if lines > LONGEST_FUNCTION:
                     long[f"{path.name}:{node.name}"] = lines
     assert not long
+
+
+def test_files_that_the_code_speaks_of_are_there():
+    """A comment that names a file which has moved misleads whoever follows it."""
+    there = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    missing = []
+    for path in everything():
+        for name in re.findall(r"(?<![\w.\"'/-])(?:\w+/)*(\w+\.py)\b(?!thon)", path.read_text(encoding="utf-8")):
+            if name not in there:
+                missing.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not missing
