@@ -14,7 +14,6 @@ from ..modelfile.model import Correspondences
 from ..spatial import geometry
 from ..spatial.cube import Cube
 from .pose_search import coarse, distinct
-from .wide_search import WIDE_CANDIDATES
 
 #: Points by which poses are told apart (voxel size relative to the model's, blur in voxels, how many).
 LEVEL = (3.0, 0.7, 300)
@@ -26,7 +25,7 @@ SIZES = 0.75, 1.35
 
 
 def network_poses(
-    moving: Cube, fixed: Cube, correspondences: Correspondences, keep: int = WIDE_CANDIDATES, turned: str = "either"
+    moving: Cube, fixed: Cube, correspondences: Correspondences, keep: int, turned: str = "either"
 ) -> tuple[list[np.ndarray], Cube]:
     """(poses, upright): by what the network finds to correspond, without any similarity of intensities; best first.
 

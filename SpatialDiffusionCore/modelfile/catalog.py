@@ -95,8 +95,8 @@ def choose(
     """The file and the card of the model to use.
 
     ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
-    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError
-    that lists what there is.
+    fewest others; where just one of them is "any", on the most others (failing that, one for anything). Raises
+    ModelError that lists what there is.
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:
@@ -108,8 +108,8 @@ def choose(
             )
         return found
     installed = catalog()
-    # For what may be anything, the model that has seen the most; else the one that has seen the least beside it.
-    sign = -1 if "any" in wanted else 1
+    # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
+    sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
     for exact in (True, False):
         for one in sorted(installed.values(), key=lambda one: sign * len(one.card.modalities)):
             if all(key in one.card.modalities for key in wanted) if exact else one.card.serves(*wanted):

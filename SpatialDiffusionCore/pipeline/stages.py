@@ -36,6 +36,12 @@ NETWORK_CANDIDATES = 6
 #: 0.77 to 0.90 of the right one's correlation.
 RIVAL = 0.92
 
+#: Candidates of each look of the wide search that are compared.
+WIDE_CANDIDATES = 6
+
+#: Candidates of other basins that are refined, too, where an answer is doubtful.
+RIVALS = 3
+
 #: Basins that are compared after the search: the best, and so many more.
 COMPARED = 3
 
@@ -95,6 +101,8 @@ class Course:
         self.correspondences = model.correspondences(*settings.keys) if self.diffusion_steps else None
         self.trusted_agreement = model.agreement_from(*settings.keys) if self.correspondences is not None else None
         self.candidates: list[Candidate] = []
+        #: Every refined candidate.
+        self.answers: list[Answer] = []
         self.upright: Cube = pair.fixed
         #: World transforms that the independent searches put first.
         self.firsts: list[np.ndarray] = []
@@ -187,11 +195,16 @@ class Course:
             return False
         return settings.polish or (settings.init is None and settings.search is not SearchMode.NONE)
 
-    def _compared(self, candidate: Candidate) -> Candidate:
-        world = self.settings.strategy.compared(
-            self.pair.moving, self.pair.fixed, candidate.world, self.settings.transform, self.settings.seed
-        )
-        return replace(candidate, world=world, rank=self.settings.strategy.rank(self.pair, world))
+    def _compared(self, candidate: Candidate, in_full: bool = False) -> Candidate:
+        """The candidate as it is or after a refinement, coarse or once in full, whichever makes the volumes more
+        alike.
+        """
+        strategy, pair = self.settings.strategy, self.pair
+        world = geometry.project(candidate.world, self.settings.transform, *pair.tissue)
+        given = (pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed)
+        refined = strategy.refine(*given, enough=np.inf) if in_full else strategy.compared(*given)
+        rank, world = max(((strategy.rank(pair, w), w) for w in (refined, world)), key=lambda found: found[0])
+        return replace(candidate, world=world, rank=rank)
 
     def best(self) -> Candidate:
         """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the
@@ -206,9 +219,18 @@ class Course:
             return self.candidates[int(agreed.argmax())]
         return self.candidates[0]
 
-    def is_new(self, candidate: Candidate, answer: Answer) -> bool:
-        """Whether a candidate lies in another basin than an answer."""
-        return self.pair.apart(candidate.world, answer.world) > BASIN
+    def _elsewhere(self, one: Candidate | Answer, other: Candidate | Answer) -> bool:
+        """Whether two lie in different basins."""
+        return self.pair.apart(one.world, other.world) > BASIN
+
+    def _rivals(self, answer: Answer) -> list[Candidate]:
+        """The best candidates of other basins than an answer's, one of each."""
+        found: list[Candidate] = []
+        for candidate in sorted(self.candidates, key=_rank, reverse=True):
+            known: list[Candidate | Answer] = [answer, *found]
+            if candidate.rank is not None and all(self._elsewhere(candidate, one) for one in known):
+                found.append(candidate)
+        return found[:RIVALS]
 
     # Better answers
 
@@ -230,6 +252,7 @@ class Course:
             if votes and pair.alike(answer.world) < UNLIKE:
                 answer = self._voted(answer)
                 yield self.step("Refining", answer.world)
+        self.answers.append(answer)
         return answer
 
     def _refined(self, world: np.ndarray, source: str) -> Answer:
@@ -284,6 +307,7 @@ class Course:
             strain=strain_of(world),
             spread=None if spread is None else spread / pair.size,
             margin=self._margin(answer),
+            lead=self._lead(answer),
             searches=self._searches(world),
             refined=float(answer.kept or not self.settings.polish),
             agreement=self.agreement(world),
@@ -299,12 +323,18 @@ class Course:
     def _margin(self, answer: Answer) -> float | None:
         """By how much the answer's basin ranks above the best other one; both after the same coarse refinement."""
         ranked = [c for c in self.candidates if c.rank is not None]
-        here = [_rank(c) for c in ranked if not self.is_new(c, answer)]
-        others = [_rank(c) for c in ranked if self.is_new(c, answer)]
+        here = [_rank(c) for c in ranked if not self._elsewhere(c, answer)]
+        others = [_rank(c) for c in ranked if self._elsewhere(c, answer)]
         if not others:
             return None
         # Where the refinement left its candidate's basin, the answer counts as it is.
         return max(here, default=self.settings.strategy.rank(self.pair, answer.world)) - max(others)
+
+    def _lead(self, answer: Answer) -> float | None:
+        """By how much the answer ranks above the best refined one of another basin."""
+        strategy, pair = self.settings.strategy, self.pair
+        others = [strategy.rank(pair, other.world) for other in self.answers if self._elsewhere(other, answer)]
+        return strategy.rank(pair, answer.world) - max(others) if others else None
 
     def _searches(self, world: np.ndarray) -> float | None:
         """The share of the independent searches that ended in the answer's basin first."""
@@ -334,12 +364,30 @@ class Course:
         else:
             yield from self._rescue_by_wide_search(answer)
 
+    def challenge(self, answer: Answer) -> Generator[Step, None, Answer]:
+        """The answer, or the strongest of its rivals where that is likelier right. Each rival is refined once, the
+        strongest of them in full.
+        """
+        rivals = []
+        for candidate in self._rivals(answer):
+            rivals.append(self._compared(candidate, in_full=True))
+            yield self.step("Refining", rivals[-1].world)
+        other = None
+        if rivals:
+            other = yield from self.refine(max(rivals, key=_rank))
+        best = yield from self.verify(answer)
+        rank = self.settings.strategy.rank
+        if other is None or rank(self.pair, other.world) <= rank(self.pair, answer.world):
+            return best
+        other = yield from self.verify(other)
+        return max(best, other, key=lambda one: one.probability)
+
     def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
         """The network's own poses, one header after the other taken to be wrong, and what diffusion makes of them."""
         if self.correspondences is None:
             return
         for turned in ("moving", "fixed"):
-            found = self._network_candidates(turned, wide_search.WIDE_CANDIDATES)
+            found = self._network_candidates(turned, NETWORK_CANDIDATES)
             yield self.step("Searching further", answer.world)
             for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.diffusion_steps):
                 yield self.step("Searching further", answer.world)
@@ -350,18 +398,15 @@ class Course:
             yield self.step("Searching further", self.best().world)
 
     def _rescue_by_wide_search(self, answer: Answer) -> Iterator[Step]:
-        """All rotations at every shift of the whole volumes."""
-        found: list[np.ndarray] = []
-        for found in wide_search.wide_poses(self.pair.moving, self.pair.fixed, self.settings.seed):
+        """All rotations at every shift of the whole volumes; each look at them is a search of its own."""
+        looks: list[list[np.ndarray]] = []
+        for looks in wide_search.wide_poses(self.pair.moving, self.pair.fixed, WIDE_CANDIDATES):
             yield self.step("Searching further", answer.world)
-        compared = []
-        for number, matrix in enumerate(found, start=1):
-            compared.append(self._compared(Candidate(self.pair.to_world(matrix), "wide search")))
-            if number % 4 == 0:
-                yield self.step("Searching further", max(compared, key=_rank).world)
-        if compared:
-            self.firsts.append(max(compared, key=_rank).world)
-        self.candidates += compared
+        for found in looks:
+            compared = [self._compared(Candidate(world, "wide search")) for world in found]
+            self.firsts += [compared[0].world] if compared else []
+            self.candidates += compared
+            yield self.step("Searching further", self.best().world)
 
     def mirrored(self, answer: Answer) -> Generator[Step, None, float | None]:
         """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are;
