@@ -336,12 +336,25 @@ def test_the_model_is_chosen_by_modality(user_models):
     assert catalog.choose(None, "t1-brain", "oct").card.name == "general"  # trained on neither, but takes anything
     assert catalog.choose().card.name == "general"
     saved(user_models / "e.safetensors", {"name": "own", "modalities": {"any": 0}})
-    for keys in (("any", "any"), ("ct-head-neck", "any")):  # what may be anything is for the one that has seen the most
-        assert catalog.choose(None, *keys).card.name == "general"
+    assert catalog.choose(None, "any", "any").card.name == "own"  # trained for anything, and nothing else
+    assert catalog.choose(None, "ct-head-neck", "any").card.name == "general"  # the one that has seen the most
+
+
+def test_among_equals_ones_own_model_is_chosen_before_a_bundled_one(tmp_path, monkeypatch, user_models):
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    monkeypatch.setattr(catalog, "BUNDLED", bundled)
+    saved(bundled / "a.safetensors", {"name": "anatomy", "modalities": {"any": 0}})
+    assert catalog.choose().card.name == "anatomy"
+    saved(user_models / "z.safetensors", {"name": "ours", "modalities": {"any": 0}})
+    assert catalog.choose().card.name == "ours"
+
+
+def test_a_model_that_does_not_know_the_modality_is_refused(user_models):
+    saved(user_models / "a.safetensors", {"name": "retina", "modalities": {"oct": 0}})
+    saved(user_models / "c.safetensors", {"name": "brain", "modalities": {"t1-brain": 0}})
     words = refusal(lambda: catalog.choose("brain", "oct", "oct"))
     assert "brain was not trained for oct; it knows: t1-brain" in words
-    (user_models / "b.safetensors").unlink()
-    (user_models / "e.safetensors").unlink()
     assert "know: oct, t1-brain" in refusal(lambda: catalog.choose(None, "ct-head-neck", "ct-head-neck"))
 
 

@@ -75,7 +75,7 @@ def test_what_nobody_knows_gets_a_name_and_a_grid_of_its_own(tmp_path):
     paths = sorted(folder.iterdir())
     assert adapt.recognize(paths) == "any" and adapt.own_name(folder.name) == "mouse-knees"
     base, size = adapt.nearest("any"), adapt.typical_size(paths)
-    assert base.card.name == "foundation" and base.key == "any" and 3 < size < 9
+    assert base.card.name == "anatomy" and base.key == "any" and 3 < size < 9
     chosen = adapt.parser().parse_args([str(folder), "-o", str(tmp_path / "out")])
     settings = adapt.settings_for(base, "mouse-knees", chosen, size)
     grid = settings.grid("mouse-knees")

@@ -56,12 +56,15 @@ def wide_poses(moving: Cube, fixed: Cube, keep: int) -> Iterator[list[list[np.nd
     stopped; the last list is the answer.
     """
     done: list[list[np.ndarray]] = []
+    boxes = [_tissue_box(cube, _whole(cube)) for cube in (fixed, moving)]
+    # One step for both: in the voxels of a finer one the coarser would be a large volume.
+    largest = max(float((box.high - box.low).max()) for box in boxes) / LONGEST
     for look in LOOKS:
         found: list[tuple[float, np.ndarray]] = []
         first: list[tuple[float, np.ndarray]] = []
         for level, rotations in enumerate(_levels(first, found)):
-            step = STEP if level else FIRST_STEP
-            stays, moves = Overview.of(fixed, look, step), Overview.of(moving, look, step)
+            step = max(STEP if level else FIRST_STEP, largest)
+            stays, moves = (Overview.of(cube, box, look, step) for cube, box in zip((fixed, moving), boxes))
             for start in range(0, len(rotations), 12):
                 part = _at_every_shift(stays, moves, rotations[start : start + 12])
                 (found if level else first).extend(part)
@@ -137,10 +140,9 @@ class Overview:
     known: dict[tuple, torch.Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, cube: Cube, look: Look, step: float) -> Overview:
-        """The box around all tissue of a cube's volume, also outside the cube, along the cube's axes; step: mm."""
-        box = _tissue_box(cube, _whole(cube))
-        fine = cube.on(_grid(box.axes, box.low, box.high, 2 * LONGEST, step / 2, even=True))
+    def of(cls, cube: Cube, box: Box, look: Look, step: float) -> Overview:
+        """What of a cube's volume lies in a box, also outside the cube; step: mm between voxels."""
+        fine = cube.on(_grid(box, step / 2, even=True))
         values = edge_strength(layers.blur(fine.values, 0.7)) * fine.support if look.edges else fine.values
         tissue = fine.tissue if look.within == "tissue" else fine.support
         values, mask = (F.avg_pool3d(v, 2)[0, 0] for v in (values, tissue))
@@ -174,7 +176,7 @@ def _whole(cube: Cube) -> Box:
 
 def _tissue_box(cube: Cube, box: Box) -> Box:
     """What of a box holds tissue, a voxel of the overview wider; the box itself where nothing does."""
-    grid = _grid(*box, LONGEST, STEP)
+    grid = _grid(box, max(STEP, float((box.high - box.low).max()) / LONGEST))
     inside = cube.on(grid).tissue[0, 0].nonzero()
     if not len(inside):
         return box
@@ -185,14 +187,12 @@ def _tissue_box(cube: Cube, box: Box) -> Box:
     return Box(box.axes, np.maximum(low, box.low), np.minimum(high, box.high))
 
 
-def _grid(axes: np.ndarray, low: np.ndarray, high: np.ndarray, longest: int, step: float, even: bool = False) -> Grid:
-    """Voxels of at least ``step`` mm about a box, at most ``longest`` along an axis."""
-    extent = high - low
-    step = max(step, float(extent.max()) / longest)
-    shape = np.clip(np.ceil(extent / step), 2, longest).astype(int)
+def _grid(box: Box, step: float, even: bool = False) -> Grid:
+    """Voxels of ``step`` mm that fill a box; even: so many along each axis."""
+    shape = np.ceil((box.high - box.low) / step).astype(int).clip(2)
     shape += shape % 2 if even else 0
-    first = (low + high) / 2 - (shape - 1) / 2 * step
-    return Grid(tuple(int(n) for n in shape), geometry.from_parts(axes * step, axes @ first))
+    first = (box.low + box.high) / 2 - (shape - 1) / 2 * step
+    return Grid(tuple(int(n) for n in shape), geometry.from_parts(box.axes * step, box.axes @ first))
 
 
 def _at_every_shift(fixed: Overview, moving: Overview, rotations: np.ndarray) -> list[tuple[float, np.ndarray]]:

@@ -111,7 +111,8 @@ def choose(
     # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
     sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
     for exact in (True, False):
-        for one in sorted(installed.values(), key=lambda one: sign * len(one.card.modalities)):
+        # Among equals a model of one's own, which was asked for when it was installed.
+        for one in sorted(reversed(installed.values()), key=lambda one: sign * len(one.card.modalities)):
             if all(key in one.card.modalities for key in wanted) if exact else one.card.serves(*wanted):
                 return one
     known = sorted({key for one in installed.values() for key in one.card.modalities})

@@ -227,8 +227,8 @@ class Course:
         """The best candidates of other basins than an answer's, one of each."""
         found: list[Candidate] = []
         for candidate in sorted(self.candidates, key=_rank, reverse=True):
-            known: list[Candidate | Answer] = [answer, *found]
-            if candidate.rank is not None and all(self._elsewhere(candidate, one) for one in known):
+            elsewhere = self._elsewhere(candidate, answer) and all(self._elsewhere(candidate, one) for one in found)
+            if candidate.rank is not None and elsewhere:
                 found.append(candidate)
         return found[:RIVALS]
 

@@ -81,8 +81,7 @@ def nearest(modality: str) -> Base:
     for key in (modality, "any"):
         fitting = [(len(card.modalities), path) for path, card in trained.items() if key in card.modalities]
         if fitting:
-            # For what is known, the model that knows little else; for anything, the one that has seen the most.
-            path = min(fitting)[1] if key != "any" else max(fitting)[1]
+            path = min(fitting)[1]  # the model that knows little else
             return Base(path, trained[path], key)
     raise InputError("No bundled model has a network that could be adapted; train one of your own instead.")
 
