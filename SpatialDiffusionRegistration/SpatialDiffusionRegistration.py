@@ -294,24 +294,15 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
           SpatialDiffusionCore.register; threads: processor threads that PyTorch may use.
         :raises ValueError: if something given can not be used; one sentence. The scene is unchanged after any error.
         """
-        task = Task(
-            Request(
-                movingVolume,
-                fixedVolume,
-                engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
-                outputTransform=outputTransform,
-                outputVolume=outputVolume,
-                interpolation=resampling.known(interpolation),
-                alsoMove=tuple(alsoMove),
-                initialTransform=initialTransform,
-                movingMask=movingMask,
-                fixedMask=fixedMask,
-                movingSegment=masks.segmentID(movingMask, movingSegment),
-                fixedSegment=masks.segmentID(fixedMask, fixedSegment),
-                movingLandmarks=movingLandmarks,
-                fixedLandmarks=fixedLandmarks,
-            )
-        )
+        request = Request(
+            movingVolume, fixedVolume, engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
+            outputTransform=outputTransform, outputVolume=outputVolume, interpolation=resampling.known(interpolation),
+            alsoMove=tuple(alsoMove), initialTransform=initialTransform, movingMask=movingMask, fixedMask=fixedMask,
+            movingSegment=masks.segmentID(movingMask, movingSegment),
+            fixedSegment=masks.segmentID(fixedMask, fixedSegment),
+            movingLandmarks=movingLandmarks, fixedLandmarks=fixedLandmarks,
+        )  # fmt: skip
+        task = Task(request)
         run = task.run()
         for step in run:
             if progress is not None and progress(step) is False:

@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     BRAIN,
+    addTransform,
     exceptionsFail,
     idle,
     loaded,
@@ -61,19 +62,11 @@ def mask(name, filled):
     return slicer.util.addVolumeFromArray(data, name=name, nodeClassName="vtkMRMLLabelMapVolumeNode")
 
 
-def translation(name, shift):
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    slicer.util.updateTransformMatrixFromArray(node, matrix)
-    return node
-
-
 # The advanced settings hold
 
 
 def test_the_fixed_mask_and_the_initial_transform_hold_for_every_volume(window):
-    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (4, 5, 6))
+    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), addTransform("start", (4, 5, 6))
     window.p.movingVolume, window.p.movingMask = window.B, mask("of B", 1)
     addAll(window)
     run(window)
@@ -391,7 +384,7 @@ def test_stopping_gives_back_the_item_under_way(window):
 
 @pytest.mark.parametrize("which", ["F", "mask", "initial"])
 def test_removing_what_all_need_stops_the_batch(window, which):
-    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (1, 1, 1))
+    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), addTransform("start", (1, 1, 1))
     nodes = {"F": window.F, "mask": window.p.fixedMask, "initial": window.p.initialTransform}
     addAll(window)
     window.ui.batchRunButton.click()

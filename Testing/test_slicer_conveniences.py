@@ -10,11 +10,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
+    SHIFT,
+    add,
     exceptionsFail,
     idle,
     loaded,
     panel,
     qt,
+    register,
     savedScene,
     scene,
     scripted,
@@ -22,8 +25,6 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     smallVolume,
     waitFor,
 )
-
-SHIFT = (10.0, 20.0, 30.0)  # where the scripted steps lead
 
 
 @pytest.fixture
@@ -34,17 +35,6 @@ def window(panel, monkeypatch):  # noqa: F811
     panel.p.movingVolume, panel.p.fixedVolume = panel.A, panel.F
     idle()
     return panel
-
-
-def register(window):
-    assert window.ui.registerButton.enabled, window.ui.registerButton.toolTip
-    window.ui.registerButton.click()
-    waitFor(window)
-    assert window.ui.messageFrame.isHidden(), window.ui.messageLabel.text
-
-
-def add(className, name):
-    return slicer.mrmlScene.AddNewNodeByClass(className, name)
 
 
 # Undo

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     BRAIN,
     QUICK,
+    REPOSITORY,
     TEMPLATE,
     duplicate,
     exceptionsFail,
@@ -138,18 +142,19 @@ def test_a_sequence_gets_a_note(logic, brains):
     assert any("one frame of a sequence" in warning for warning in logic.result.warnings)
 
 
-def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
-    """Every Python block of the READMEs that uses the logic is run, beside real files with the names that it reads."""
-    import re
-
-    repository = Path(__file__).resolve().parents[1]
-    blocks = [
+def examples():
+    """The Python blocks of the READMEs that use the logic."""
+    return [
         block
         for name in ("README.md", "SpatialDiffusionRegistration/README.md")
-        if (repository / name).is_file()
-        for block in re.findall(r"```python\n(.*?)```", (repository / name).read_text(encoding="utf-8"), re.S)
+        for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / name).read_text(encoding="utf-8"), re.S)
         if "SpatialDiffusionRegistrationLogic" in block
     ]
+
+
+def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
+    """Each is run to its last line, beside real files with the names that it reads."""
+    blocks = examples()
     assert len(blocks) >= 3
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -162,7 +167,10 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
     assert slicer.util.saveNode(labels, str(tmp_path / "labels.nrrd"))
     monkeypatch.chdir(tmp_path)
 
+    ended = []
+
     def stop(*_arguments):
+        ended.append(True)
         raise SystemExit
 
     monkeypatch.setattr(slicer.util, "exit", stop)
@@ -175,8 +183,34 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
             names["fixedVolume"] = slicer.util.loadVolume(str(tmp_path / "fixed.nii.gz"))
         with contextlib.suppress(SystemExit):
             exec(compile(block, "README.md", "exec"), names)
-    assert (tmp_path / "moving_to_fixed.tfm").is_file() and (tmp_path / "labels_in_fixed.nrrd").is_file()
+    assert len(ended) == sum("slicer.util.exit()" in block for block in blocks) >= 3
+    assert (tmp_path / "moving_to_fixed.tfm").is_file()
     assert "good" in (folder / "report.csv").read_text()
+    # The labels end on the fixed volume's grid.
+    fixed = slicer.util.loadVolume(str(tmp_path / "fixed.nii.gz"))
+    resampled = slicer.util.loadLabelVolume(str(tmp_path / "labels_in_fixed.nrrd"))
+    assert slicer.util.arrayFromVolume(resampled).shape == slicer.util.arrayFromVolume(fixed).shape
+    assert set(np.unique(slicer.util.arrayFromVolume(resampled))) == {0, 1}
+    assert sameAsSeen(resampled, fixed) < 1e-3
+
+
+def test_a_script_runs_without_the_application(tmp_path):
+    """As the module's page says; it leaves with the script's own status."""
+    script = tmp_path / "register.py"
+    first = next(block for block in examples() if "moving_to_fixed.tfm" in block)
+    quickly = first.replace("logic.register(moving, fixed,", "logic.register(moving, fixed, steps=1, polish=False,")
+    assert quickly != first
+    script.write_text(quickly)
+    shutil.copy(TEMPLATE, tmp_path / "fixed.nii.gz")
+    shutil.copy(BRAIN, tmp_path / "moving.nii.gz")
+    command = [sys.executable, "-m", "SlicerHarness"]
+    there = {**os.environ, "PYTHONPATH": str(REPOSITORY / "Testing")}
+    done = subprocess.run([*command, str(script)], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "similarity" in done.stdout and (tmp_path / "moving_to_fixed.tfm").is_file()
+    script.write_text("import slicer\nslicer.util.exit(3)\nprint('still here')\n")
+    done = subprocess.run([*command, str(script)], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.returncode == 3 and "still here" not in done.stdout
 
 
 # Many

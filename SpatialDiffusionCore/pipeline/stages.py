@@ -54,6 +54,9 @@ UNLIKE = 0.45
 #: by 0.9 and more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
 MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
 
+#: mm: a refinement that moves the tissue by more is done again (Strategy.refine). Chosen, untested.
+ENOUGH = 5.0
+
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
 LOST = 0.15
 
@@ -91,10 +94,12 @@ class Course:
 
     def __init__(self, pair: Pair, model: Model, settings: Settings):
         self.pair, self.model, self.settings = pair, model, settings
-        #: Steps of the diffusion; what the network finds to correspond; its agreement from which an answer is right.
-        self.deep = model.card.get("steps", DEFAULT_STEPS) if settings.steps is None else settings.steps
-        self.places = model.correspondences(*settings.keys) if self.deep else None
-        self.trusted = model.agreement_from(*settings.keys) if self.places is not None else None
+        chosen = model.card.steps if settings.steps is None else settings.steps
+        #: Steps of the diffusion; what the network finds to correspond (Model.correspondences); the agreement from
+        #: which an answer is right. None where there is nothing of the kind.
+        self.diffusion_steps = DEFAULT_STEPS if chosen is None else chosen
+        self.correspondences = model.correspondences(*settings.keys) if self.diffusion_steps else None
+        self.trusted_agreement = model.agreement_from(*settings.keys) if self.correspondences is not None else None
         self.candidates: list[Candidate] = []
         #: Every refined candidate.
         self.answers: list[Answer] = []
@@ -111,9 +116,10 @@ class Course:
         return Step(self.index, self.count, stage, geometry.inverse(world))
 
     def _few_steps(self) -> int:
+        """Steps of the diffusion of the first candidates: fewer where what they give is compared and refined."""
         compared = self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.polish
-        brief = compared and self.settings.steps is None and self.trusted is None
-        return min(self.deep, STEPS_BEFORE_REFINING) if brief else self.deep
+        brief = compared and self.settings.steps is None and self.trusted_agreement is None
+        return min(self.diffusion_steps, STEPS_BEFORE_REFINING) if brief else self.diffusion_steps
 
     # Where to begin
 
@@ -123,7 +129,7 @@ class Course:
         if settings.init is not None:
             self.candidates = [Candidate(np.linalg.inv(settings.init), "start")]
         elif settings.search is SearchMode.NETWORK:
-            if self.places is None:
+            if self.correspondences is None:
                 raise InputError(
                     f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
                     "leave the search to the similarity."
@@ -139,13 +145,14 @@ class Course:
             self.candidates = [
                 Candidate(pair.to_world(p.matrix), "search", score=p.score) for p in found[: 1 + COMPARED]
             ]
-            if self.trusted is not None:
+            if self.trusted_agreement is not None:
                 self.candidates += self._network_candidates("neither", 1)
         yield self.step("Searching the pose", self.candidates[0].world)
 
     def _network_candidates(self, turned: str, keep: int) -> list[Candidate]:
+        assert self.correspondences is not None, "asked only where the network finds some"
         found, self.upright = correspondence_search.network_poses(
-            self.pair.moving, self.pair.fixed, self.places, keep=keep, turned=turned
+            self.pair.moving, self.pair.fixed, self.correspondences, keep=keep, turned=turned
         )
         return [Candidate(self.pair.to_world(m), "network") for m in found]
 
@@ -182,7 +189,7 @@ class Course:
         yield self.step("Comparing", self.best().world)
 
     def _compares(self) -> bool:
-        """Whether candidates are compared by how alike they make the volumes."""
+        """Whether candidates are compared by how alike they make the volumes, not chosen by the network's agreement."""
         settings = self.settings
         if settings.init is None and settings.search is SearchMode.NETWORK:
             return False
@@ -207,7 +214,8 @@ class Course:
             return max((c for c in self.candidates if c.rank is not None), key=_rank)
         if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
             worlds = [c.world for c in self.candidates if c.source == "diffusion"] or [c.world for c in self.candidates]
-            agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.places)
+            assert self.correspondences is not None, "search() refuses a network that finds none"
+            agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.correspondences)
             return self.candidates[int(agreed.argmax())]
         return self.candidates[0]
 
@@ -236,7 +244,11 @@ class Course:
         if settings.polish:
             answer = self._refined(world, candidate.source)
             yield self.step("Refining", answer.world)
-            votes = settings.strategy.blocks_vote and self.trusted is None and settings.search is not SearchMode.SCREEN
+            votes = (
+                settings.strategy.blocks_vote
+                and self.trusted_agreement is None
+                and settings.search is not SearchMode.SCREEN
+            )
             if votes and pair.alike(answer.world) < UNLIKE:
                 answer = self._voted(answer)
                 yield self.step("Refining", answer.world)
@@ -246,11 +258,11 @@ class Course:
     def _refined(self, world: np.ndarray, source: str) -> Answer:
         settings, pair = self.settings, self.pair
         strategy, seed = settings.strategy, settings.seed
-        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
+        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=ENOUGH)
         if not strategy.is_better(pair, world, found, seed):
             return Answer(world, source)
-        lost = self.trusted is not None and (self.agreement(found) or 0.0) < self.trusted - LOST
-        if lost and self.trusted is not None and (self.agreement(world) or 0.0) >= self.trusted:
+        lost = self.trusted_agreement is not None and (self.agreement(found) or 0.0) < self.trusted_agreement - LOST
+        if lost and self.trusted_agreement is not None and (self.agreement(world) or 0.0) >= self.trusted_agreement:
             return Answer(world, source)
         return Answer(found, source, kept=True)
 
@@ -264,12 +276,12 @@ class Course:
 
     def agreement(self, world: np.ndarray) -> float | None:
         """How far the network agrees with it, 0…1; None where it cannot tell."""
-        if self.trusted is None:
+        if self.trusted_agreement is None or self.correspondences is None:
             return None
         key = world.tobytes()
         if key not in self.agreements:
             pair = self.pair
-            self.agreements[key] = correspondence_search.agreement(pair.moving, pair.fixed, world, self.places)
+            self.agreements[key] = correspondence_search.agreement(pair.moving, pair.fixed, world, self.correspondences)
         return self.agreements[key]
 
     def verify(self, answer: Answer) -> Generator[Step, None, Answer]:
@@ -335,7 +347,7 @@ class Course:
         template may be more like both volumes than they are like each other.
         """
         strategy, pair = self.settings.strategy, self.pair
-        if not strategy.any_rotation or self.trusted is not None or pair.alike(world) >= UNLIKE:
+        if not strategy.any_rotation or self.trusted_agreement is not None or pair.alike(world) >= UNLIKE:
             return None
         ways = [
             template_detour(HeadTemplate.of(symmetric), pair.moving, pair.fixed, world)
@@ -372,12 +384,12 @@ class Course:
 
     def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
         """The network's own poses, one header after the other taken to be wrong, and what diffusion makes of them."""
-        if self.places is None:
+        if self.correspondences is None:
             return
         for turned in ("moving", "fixed"):
             found = self._network_candidates(turned, NETWORK_CANDIDATES)
             yield self.step("Searching further", answer.world)
-            for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.deep):
+            for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.diffusion_steps):
                 yield self.step("Searching further", answer.world)
             led = [Candidate(world, "network") for world in self.pair.plausible(worlds)]
             self.firsts.append(found[0].world)

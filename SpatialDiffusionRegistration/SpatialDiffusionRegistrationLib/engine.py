@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -34,31 +35,34 @@ def core():
 
 @dataclass(frozen=True)
 class Settings:
-    """How to register; None leaves the choice to the core."""
+    """How to register: values for the core's RegistrationOptions, by name, which has defaults for all others, and how
+    many threads PyTorch may use (None: as many as it likes).
+    """
 
-    movingModality: str = "auto"
-    fixedModality: str | None = None  # None: as the moving volume
-    transform: str = "affine"
-    model: str | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    bidirectional: bool | None = None
-    polish: bool | None = None
-    device: str = "auto"
+    options: Mapping = field(default_factory=dict)
     threads: int | None = None
-    seed: int = 0
-    search: bool = True
+
+    def checked(self):
+        """The core's RegistrationOptions; raises its InputError, one sentence, where a value can not be used."""
+        return core().RegistrationOptions(**self.options)
 
 
 def settingsOf(modality, movingModality, fixedModality, transform, more) -> Settings:
     """Settings out of the arguments of a call; `more`: {name: value} of any others."""
-    known = [field.name for field in fields(Settings)]
-    unknown = [name for name in more if name not in known]
+    options = {
+        "modality": modality,
+        "moving_modality": movingModality,
+        "fixed_modality": fixedModality,
+        "transform": transform,
+        **{name: value for name, value in more.items() if name != "threads"},
+    }
+    known = {each.name for each in fields(core().RegistrationOptions)} - {"init"}
+    unknown = [name for name in options if name not in known]
     if unknown:
         raise Problem(_("There is no such setting: {names}.").format(names=", ".join(unknown)))
-    return Settings(
-        movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform, **more
-    )
+    settings = Settings(options, more.get("threads"))
+    settings.checked()
+    return settings
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,14 @@ def modalities() -> list[Choice]:
 
     found = {m.key: Choice(m.key, m.label, m.description) for m in (AUTO, *MODALITIES.values())}
     for _path, card in _catalog().values():
-        for key in card["modalities"]:
-            found.setdefault(key, Choice(key, key, f"A modality of the model {card['name']}."))
+        for key in card.modalities:
+            found.setdefault(key, Choice(key, key, f"A modality of the model {card.name}."))
     return list(found.values())
 
 
 def models() -> list[Choice]:
     """The installed models, by name; reads the files' headers only."""
-    return [
-        Choice(name, name, f"{', '.join(card['modalities'])} ({path})") for name, (path, card) in _catalog().items()
-    ]
+    return [Choice(name, name, f"{', '.join(card.modalities)} ({path})") for name, (path, card) in _catalog().items()]
 
 
 def _catalog():
@@ -204,20 +206,10 @@ def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixe
                 core().registration_steps(
                     moving,
                     fixed,
-                    modality=settings.movingModality,
-                    fixed_modality=settings.fixedModality,
-                    transform=settings.transform,
-                    model=settings.model,
-                    sampler=settings.sampler,
-                    steps=settings.steps,
-                    bidirectional=settings.bidirectional,
-                    polish=settings.polish,
-                    device=settings.device,
-                    seed=settings.seed,
-                    search=settings.search,
                     init=init,
                     moving_mask=movingMask,
                     fixed_mask=fixedMask,
+                    **settings.options,
                 ),
                 beat,
             )

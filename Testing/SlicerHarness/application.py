@@ -16,6 +16,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SUBSTITUTES = HERE / "substitutes"
+MODULE = HERE.parents[1] / "SpatialDiffusionRegistration" / "SpatialDiffusionRegistration.py"
 
 
 class _Signals:
