@@ -8,20 +8,23 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# Tests use one thread, so as many files as there are processors are tested at once; four, as each takes about 1 GB.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+
 .PHONY: demo test test-core check format docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/spatial-diffusion demo
 
 test: $(VENV)/.test
-	QT_QPA_PLATFORM=offscreen $(VENV)/bin/python -m pytest
+	QT_QPA_PLATFORM=offscreen $(PYTEST)
 
 # The tests that need neither Slicer's wheels nor the training package: those of the oldest Python, too.
 CORE_TESTS := $(filter-out Testing/test_slicer% Testing/test_training% Testing/test_benchmark% Testing/test_docs.py, \
 	$(shell grep -L -E 'SpatialDiffusionTraining|training_fixtures|Benchmark' Testing/test_*.py))
 
 test-core: $(VENV)/.test-core
-	$(VENV)/bin/python -m pytest $(CORE_TESTS)
+	$(PYTEST) $(CORE_TESTS)
 
 check: $(VENV)/.check
 	$(VENV)/bin/ruff check

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 class Modality:
     """Facts about one modality.
 
-    key: what is typed and stored; label: what people read; description: help in a sentence or two. preprocessing: which
-    enhancement of network.PREPROCESSING a network with the published loading gets. oriented: whether headers carry an
-    anatomical orientation worth trusting; where not, only spacings count, and the axis with the finest one is depth
-    (sampling.canonical_grid). published_loader: how the published method loads it (SpatialDiffusionTraining.loaders).
+    key: what is typed and stored; label: what people read; description: help in a sentence or two. preprocessing: the
+    enhancement (affine_transformer.PREPROCESSING) before a network with the published loading. oriented: whether
+    headers carry an anatomical orientation worth trusting; where not, only spacings count, and the axis with the finest
+    one is depth (sampling.canonical_grid). published_loader: how the published method loads it
+    (method/published_loading.py). aliases: what else may be typed.
     """
 
     key: str

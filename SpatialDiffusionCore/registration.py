@@ -150,7 +150,7 @@ def _record(
         "moving_file": moving.volume.path,
         "fixed_file": fixed.volume.path,
         "device": moving.device,
-        "model_sha256": None if isinstance(given, Model) else file_hash(choose(given, *keys)[0]),
+        "model_sha256": None if isinstance(given, Model) else file_hash(choose(given, *keys).path),
         "settings": options.to_dict(),
     }
 

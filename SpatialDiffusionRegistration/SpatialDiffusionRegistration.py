@@ -4,7 +4,6 @@ This file holds the four classes that Slicer looks for; the parts are in Spatial
 needs PyTorch until a registration starts.
 """
 
-import os
 import sys
 import unittest
 
@@ -82,7 +81,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
 
         self.logic = SpatialDiffusionRegistrationLogic()
         self.registerTab = RegisterTab(self.ui, self.onSetup, self._onRunningChanged)
-        self.batchTab = BatchTab(self.ui, self._onRunningChanged, self.registerTab.lookAt)
+        self.batchTab = BatchTab(self.ui, self._onRunningChanged, self.registerTab.lookAt, self._onModels)
         self.sequenceTab = SequenceTab(self.ui, self._onRunningChanged)
         self.torchSetup = torchsetup.SetupFrame(self.ui, self.resourcePath("requirements.txt"))
         self.ui.noticeLabel.text = tooOld(slicer.app.majorVersion, slicer.app.minorVersion)
@@ -205,6 +204,11 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.batchTab.update()
         self.sequenceTab.update()
 
+    def _onModels(self):
+        """There may be another model to choose, and another modality."""
+        self.registerTab.fillChoices()
+        self.registerTab.update()
+
     def _onRunningChanged(self):
         tabs = self.registerTab, self.batchTab, self.sequenceTab
         if None not in tabs:
@@ -290,24 +294,15 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
           SpatialDiffusionCore.register; threads: processor threads that PyTorch may use.
         :raises ValueError: if something given can not be used; one sentence. The scene is unchanged after any error.
         """
-        task = Task(
-            Request(
-                movingVolume,
-                fixedVolume,
-                engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
-                outputTransform=outputTransform,
-                outputVolume=outputVolume,
-                interpolation=resampling.known(interpolation),
-                alsoMove=tuple(alsoMove),
-                initialTransform=initialTransform,
-                movingMask=movingMask,
-                fixedMask=fixedMask,
-                movingSegment=masks.segmentID(movingMask, movingSegment),
-                fixedSegment=masks.segmentID(fixedMask, fixedSegment),
-                movingLandmarks=movingLandmarks,
-                fixedLandmarks=fixedLandmarks,
-            )
-        )
+        request = Request(
+            movingVolume, fixedVolume, engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
+            outputTransform=outputTransform, outputVolume=outputVolume, interpolation=resampling.known(interpolation),
+            alsoMove=tuple(alsoMove), initialTransform=initialTransform, movingMask=movingMask, fixedMask=fixedMask,
+            movingSegment=masks.segmentID(movingMask, movingSegment),
+            fixedSegment=masks.segmentID(fixedMask, fixedSegment),
+            movingLandmarks=movingLandmarks, fixedLandmarks=fixedLandmarks,
+        )  # fmt: skip
+        task = Task(request)
         run = task.run()
         for step in run:
             if progress is not None and progress(step) is False:
@@ -331,6 +326,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         outputFolder="",
         keepVolumes=True,
         report="",
+        review="",
         progress=None,
         **settings,
     ):
@@ -340,18 +336,13 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param initialTransform, fixedMask, fixedSegment: as in `register`, for every volume.
         :param outputFolder: if given, every transform is written there (.tfm).
         :param keepVolumes: whether volumes read from files stay in the scene.
-        :param report: path of a CSV report with similarities, confidence, warnings, errors and matrices.
+        :param report: path of a CSV report: the columns of the shell's table, then landmarks and matrices.
+        :param review: folder for a page to review all pairs in the browser (index.html).
         :param progress: called with (item, step); if it returns False, the rest is left out.
         :param settings: as in `register`.
         :raises ValueError: if the call can not start, or if every volume failed (with the first one's sentence).
         """
-        nodes = [m for m in movingVolumes if not isinstance(m, (str, os.PathLike))]
-        if None in nodes:
-            raise Problem(_("One of the moving volumes is None."))
-        items = [
-            batchRuns.Item(path=str(m)) if isinstance(m, (str, os.PathLike)) else batchRuns.Item(node=m)
-            for m in movingVolumes
-        ]
+        items = batchRuns.itemsOf(movingVolumes)
         plan = batchRuns.Plan(
             fixedVolume,
             engine.settingsOf(modality, movingModality, fixedModality, transform, settings),
@@ -359,7 +350,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
             fixedSegment=masks.segmentID(fixedMask, fixedSegment),
             initialTransform=initialTransform,
         )
-        many = batchRuns.Batch(items, plan, outputFolder, keepVolumes)
+        many = batchRuns.Batch(items, plan, outputFolder, keepVolumes, review)
         problem = many.problem()
         if problem:
             raise Problem(problem)
@@ -374,7 +365,7 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
             raise Problem(_("No volume could be registered: {reason}").format(reason=items[0].error))
         return [item.transformNode for item in items]
 
-    def registerSequence(self, sequence, reference=None, transform="rigid", progress=None):
+    def registerSequence(self, sequence, reference=None, transform="rigid", progress=None, review=""):
         """Lay every frame of a sequence of volumes on one of them; return the sequence of transforms.
 
         The volume that shows the sequence in the views is put under the transform of its frame, in the same browser.
@@ -383,8 +374,11 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
         :param reference: number of the frame that the others are laid on, from 0; None takes one like most others.
         :param transform: "rigid", "similarity" or "affine".
         :param progress: called with every step; if it returns False, nothing is changed, and None is returned.
+        :param review: folder for a page to review all frames in the browser (index.html).
         :raises ValueError: if something given can not be used; one sentence.
         """
+        if review:
+            engine.preparePage(review)
         task = SequenceTask(SequenceRequest(sequence, reference, transform))
         run = task.run()
         for step in run:
@@ -392,6 +386,9 @@ class SpatialDiffusionRegistrationLogic(ScriptedLoadableModuleLogic):
                 run.close()
                 return None
         self.motion = task.motion
+        if review:
+            for _page in engine.seriesPageSteps(task.motion, str(review)):
+                pass
         return task.transforms
 
     def resample(self, volume, reference, outputVolume=None, interpolation=None):

@@ -17,6 +17,9 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+#: The bundled pair: a person's brain and the MNI152 template.
+DEMO = ROOT / "SpatialDiffusionCore" / "demo"
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -39,6 +42,14 @@ def one_thread():
     torch = sys.modules.get("torch")
     if torch is not None and hasattr(torch, "set_num_threads"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def brains() -> tuple:
+    """(moving, fixed) Volumes: a person's brain and the MNI152 template."""
+    from SpatialDiffusionCore.spatial import volume_file
+
+    return tuple(volume_file.load(DEMO / name) for name in ("moving_t1_brain.nii.gz", "fixed_mni152_brain.nii.gz"))
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +104,9 @@ def user_models(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(folder))
     monkeypatch.setattr(catalog, "BUNDLED", tmp_path / "nothing-bundled")
-    model._loaded.clear()
+    model.LOADED.clear()
     yield folder
-    model._loaded.clear()
+    model.LOADED.clear()
 
 
 @pytest.fixture

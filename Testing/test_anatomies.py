@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from Benchmark import anatomies, anatomy_report, anatomy_run, copies, peer_programs, peers, subjects
 from Benchmark.__main__ import main
 from Benchmark.cases import rng
 from Benchmark.subjects import Subject
-
+from conftest import DEMO
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.sampling import prepare
 from SpatialDiffusionCore.spatial.volume import Volume
-
-DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +208,8 @@ def test_a_run_goes_on_where_it_was_and_a_copy_of_a_brain_is_right(data, tmp_pat
         (["--cases", "A/moon/x/0"], "no case A/moon/x/0"),
         (["--check", "--kinds", "A"], "--kinds has no effect"),
         (["--options", "[1]"], "needs a JSON object"),
+        (["--table", "--kinds", "A"], "--kinds has no effect beside --table"),
+        (["--table", "--limit", "3"], "--limit has no effect beside --table"),
     ],
 )
 def test_what_the_runner_cannot_do_is_said_in_a_sentence(data, tmp_path, capsys, options, words):
@@ -221,6 +222,11 @@ def test_choices_that_a_task_does_not_know_are_refused(data, tmp_path, capsys):
         command = ["run", "--task", task, "--data", str(data), "--out", str(tmp_path), choice, "3"]
         assert main(command) == 1
         assert f"{choice} has no effect on task {task}" in capsys.readouterr().err
+    command = ["run", "--data", str(data), "--out", str(tmp_path), "--methods"]
+    assert main([*command, "greedy", "--model", "mine"]) == 1
+    assert "--model has no effect on other programs" in capsys.readouterr().err
+    assert main([*command, "default", "--peer-python", "python"]) == 1
+    assert "--peer-python has no effect" in capsys.readouterr().err
     command = ["run", "--task", "contrast", "--data", str(data), "--out", str(tmp_path), "--conditions", "moon"]
     assert main(command) == 1 and "Unknown conditions: moon" in capsys.readouterr().err
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+from conftest import DEMO
 from SpatialDiffusionCore import Volume, load, register  # noqa: E402
 from SpatialDiffusionCore.alignment.pair import Pair  # noqa: E402
-from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
 from SpatialDiffusionCore.pipeline.evidence import Evidence  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry  # noqa: E402
 from SpatialDiffusionCore.spatial.sampling import anatomical_axes, canonical_grid, prepare  # noqa: E402
 
-DEMO = BUNDLED.parent / "demo"
 ANYTHING = {"modality": "any", "device": "cpu"}
 
 

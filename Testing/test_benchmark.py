@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+
 from Benchmark import (
     cases,
     child,
@@ -32,13 +33,12 @@ from Benchmark import group as group_task
 from Benchmark import heads as heads_task
 from Benchmark.__main__ import main
 from Benchmark.tasks import TASKS
-
+from conftest import DEMO
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.many import averaging
 from SpatialDiffusionCore.many.group import PairAnswer
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 
-DEMO = Path(volume.__file__).parents[1] / "demo"
 TABLE = "id\tname\tgroup\n1\tUnlabeled\t\n4\tLeft\tSide\n5\tRight\tSide\n9\tMiddle\tMiddle\n"
 
 

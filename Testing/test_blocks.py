@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 from Benchmark import hard  # noqa: E402
-
+from conftest import DEMO
 from SpatialDiffusionCore.alignment import block_matching, self_similarity  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
-from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume_file  # noqa: E402
 from SpatialDiffusionCore.spatial.volume import Volume  # noqa: E402
-
-DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from conftest import DEMO
 from SpatialDiffusionCore import register, registration_steps
 from SpatialDiffusionCore.alignment import similarity as similarity_module
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.registration import Cancelled
-from SpatialDiffusionCore.spatial import geometry, volume, volume_file
+from SpatialDiffusionCore.spatial import geometry, volume_file
 from SpatialDiffusionCore.spatial.volume import Volume
-
-DEMO = Path(volume.__file__).parents[1] / "demo"
 
 
 @pytest.fixture(scope="module")

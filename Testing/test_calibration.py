@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+
 from Benchmark import anatomy_report, calibrate, calibration, calibration_report, subjects
 from Benchmark.__main__ import main
-
 from SpatialDiffusionCore.pipeline import confidence as core
 from SpatialDiffusionCore.pipeline.evidence import VERSION, Evidence
 
@@ -190,7 +190,6 @@ def test_probabilities_of_a_run_are_judged(tmp_path, capsys):
 
 def test_an_affine_fitted_to_labels_finds_the_one_between_them():
     from Benchmark import ceiling
-
     from SpatialDiffusionCore.spatial import geometry, volume
 
     place = np.indices((48, 50, 52)) - np.array([24, 25, 26]).reshape(3, 1, 1, 1)

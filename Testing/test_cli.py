@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -13,15 +14,10 @@ from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
 from SpatialDiffusionCore.spatial.transform_file import read_transform, write_transform
+from volume_fixtures import blob
 
 RNG = np.random.default_rng(1)
 HEADER = geometry.from_parts(np.diag([2.0, 2, 2]), [-20, -20, -20])
-
-
-def blob(shape=(24, 24, 24), center=(11, 12, 10)):
-    """A smooth off-center blob with texture."""
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    return (np.exp(-((grid - center) ** 2).sum(-1) / 40) * 200 + 5 * np.sin(grid).sum(-1)).clip(0).astype(np.float32)
 
 
 @pytest.fixture
@@ -34,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
     write("moving.nii.gz", blob())
     write("fixed.nii.gz", blob(center=(13, 11, 12)))
-    write("small.nii.gz", blob((24, 24, 3)))
+    write("small.nii.gz", blob(shape=(24, 24, 3)))
     write("four.nii.gz", np.stack([blob()] * 3, -1))
     write("constant.nii.gz", np.full((20, 20, 20), 7, np.float32))
     write("nan.nii.gz", np.full((24, 24, 24), np.nan, np.float32))
@@ -170,14 +166,9 @@ def test_a_wrong_command_line_exits_with_2_in_one_line(capsys, arguments):
 def test_a_model_without_the_modality_is_refused(folder, capsys):
     assert main(["models", "list", "--json"]) == 0
     name = next(iter(json.loads(capsys.readouterr().out)))
-    _, card = catalog()[name]
-    about_others = "grids", "schedules", "focus", "agreement"
-    narrow = {
-        **{k: v for k, v in card.items() if k not in about_others},
-        "name": "narrow",
-        "modalities": {"t1-brain": 0},
-    }
-    save_model("narrow.safetensors", load_model(name, *[next(iter(card["modalities"]))] * 2).network, narrow)
+    card = catalog()[name].card
+    narrow = replace(card, name="narrow", modalities={"t1-brain": 0}, grids={}, schedules={}, parts={}, agreement={})
+    save_model("narrow.safetensors", load_model(name, *[next(iter(card.modalities))] * 2).network, narrow)
     assert (
         main(
             [
@@ -417,7 +408,7 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
 
 
 def test_apply_moves_label_maps_without_touching_their_values(folder):
-    labels = np.zeros((24, 24, 24), np.uint16)
+    labels = np.zeros((24, 26, 22), np.uint16)
     labels[5:12, 6:14, 8:18], labels[12:15, 6:14, 8:18] = 40000, 3
     nibabel.save(nibabel.Nifti1Image(labels, HEADER), "labels.nii.gz")
     write_transform(geometry.from_parts(np.eye(3), [4, -2, 6]), "shift.tfm")  # 2, -1 and 3 voxels

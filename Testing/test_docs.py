@@ -8,13 +8,11 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from conftest import DEMO, ROOT
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.spatial import geometry, volume_file
 from SpatialDiffusionCore.spatial.volume import Grid, Volume, resample
-
-DEMO = ROOT / "SpatialDiffusionCore" / "demo"
 
 #: Pages with examples; those on training are run by test_training_run.py, those for Slicer by test_slicer_scripting.py.
 PAGES = ["README.md", "docs/shell.md", "docs/python.md", "docs/recipes.md", "docs/many.md"]

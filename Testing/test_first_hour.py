@@ -22,17 +22,12 @@ from SpatialDiffusionCore.pipeline.confidence import Quality
 from SpatialDiffusionCore.spatial import geometry, volume_file
 from SpatialDiffusionCore.spatial.file_names import unique_names
 from SpatialDiffusionCore.spatial.transform_file import read_transform, write_transform
+from volume_fixtures import blob
 
 #: Quick: no search, no network, no repeated runs; the answer itself is not what these tests are about.
 QUICK = {"search": False, "steps": 0, "polish": False}
 QUICK_WORDS = ["--no-search", "--steps", "0", "--no-polish", "--threads", "1"]
 OBLIQUE = geometry.about(geometry.rotation_about([1, 2, 3], 0.3), [1, 2, 3], [4, -5, 6]) @ np.diag([2.0, 2.5, 3, 1])
-
-
-def blob(center=(11, 12, 10), shape=(24, 26, 22)):
-    """A smooth blob with texture, off the middle, float32."""
-    grid = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
-    return (np.exp(-((grid - center) ** 2).sum(-1) / 40) * 200 + 5 * np.sin(grid).sum(-1)).clip(0).astype(np.float32)
 
 
 @pytest.fixture

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from training_fixtures import phantom  # noqa: E402
-
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import ModelGrid, ModelPart  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import (  # noqa: E402
     focused,
     in_common_focus,
-    model_cube,  # noqa: E402
+    on_model_cube,
     with_focus,
 )
 from SpatialDiffusionCore.modelfile.safetensors_file import read_weights, save_model  # noqa: E402
 from SpatialDiffusionCore.networks.focus import FocusNetwork, _gathered, _scattered, half  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file  # noqa: E402
+from SpatialDiffusionCore.spatial.sampling import prepare  # noqa: E402
+from training_fixtures import phantom  # noqa: E402
 
-CARD = {"grid": {"size": [32, 32, 32], "spacing": 7.0, "loading": "canonical"}}
+GRID = ModelGrid((32, 32, 32), 7.0, "canonical")
 
 
 class Box(torch.nn.Module):
@@ -41,7 +42,7 @@ class Box(torch.nn.Module):
 
 def head():
     scan = phantom(3)
-    return model_cube(volume.Volume(np.asarray(scan.dataobj), scan.affine), None, "t1-brain", CARD, "cpu")
+    return on_model_cube(prepare(volume.Volume(np.asarray(scan.dataobj), scan.affine)), "t1-brain", GRID, "cpu")
 
 
 def test_blocks_go_in_and_come_out_where_they_were():
@@ -89,7 +90,7 @@ def test_a_cube_moves_to_a_focus_that_lies_aside():
     data[4:16, 4:16] = 100
     data[4:16, 4:16, 54:74] = 250
     body = volume.Volume(data, np.diag([5.0, 5, 5, 1]), "body")
-    cube = model_cube(body, None, "ct-head-neck", CARD, "cpu")
+    cube = on_model_cube(prepare(body), "ct-head-neck", GRID, "cpu")
     assert cube.tissue[0, 0, :, :, -1].any()  # the body goes on beyond the cube
     found = focused(cube, Bright())
     middle = cube.grid.voxel_to_ras[:3, :3] @ np.full(3, 15.5) + cube.grid.voxel_to_ras[:3, 3]
@@ -97,7 +98,7 @@ def test_a_cube_moves_to_a_focus_that_lies_aside():
     assert np.linalg.norm(moved - middle) > 80 and np.linalg.norm(moved - [47.5, 47.5, 317.5]) < 35
     assert float(found.tissue.sum()) * 343 == pytest.approx(12 * 12 * 20 * 125, rel=0.25)
     near = volume.Volume(np.roll(data, -22, axis=2), body.voxel_to_ras, "body")
-    still = model_cube(near, None, "ct-head-neck", CARD, "cpu")
+    still = on_model_cube(prepare(near), "ct-head-neck", GRID, "cpu")
     assert focused(still, Bright()).grid is still.grid
 
 
@@ -120,7 +121,8 @@ def test_two_volumes_are_in_focus_or_neither_is():
 def test_a_model_file_keeps_its_focus(tmp_path):
     model = load_model("retina", "oct", "oct")
     network = FocusNetwork((8, 8, 16))
-    card = {**model.card, "name": "with-focus", "focus": {"channels": [8, 8, 16], "groups": 4}}
+    focus = ModelPart({"channels": [8, 8, 16], "groups": 4})
+    card = replace(model.card, name="with-focus", parts={"focus": focus})
     path = tmp_path / "with-focus.safetensors"
     save_model(path, model.network, card, focus=network)
     assert any(key.startswith("focus.") for key in read_weights(path))
@@ -133,17 +135,18 @@ def test_a_model_file_keeps_its_focus(tmp_path):
     save_model(
         path,
         model.network,
-        {**card, "focus": {**card["focus"], "modalities": ["octa"]}, "agreement": {"octa": 0.5}},
+        replace(card, parts={"focus": replace(focus, modalities=("octa",))}, agreement={"octa": 0.5}),
         focus=network,
     )
     loaded = load_model(path, "oct", "oct")
     told = [loaded.agreement_from(*keys) for keys in (("octa", "octa"), ("octa", "oct"), ("oct", "oct"))]
     assert told == [0.5, None, None]
     assert loaded.focus_on("oct") is None and loaded.focus_on("octa") is loaded.focus
-    save_model(path, model.network, {**card, "focus": {"channels": [8, 16, 16]}}, focus=network)
+    other = replace(card, parts={"focus": ModelPart({"channels": [8, 16, 16]})})
+    save_model(path, model.network, other, focus=network)
     with pytest.raises(ModelError, match="at8.0.0.weight"):
         load_model(path, "oct", "oct")
-    save_model(path, model.network, {**card, "focus": {"colors": 3}}, focus=network)
+    save_model(path, model.network, replace(card, parts={"focus": ModelPart({"colors": 3})}), focus=network)
     with pytest.raises(ModelError, match="entry 'focus' that cannot be built"):
         load_model(path, "oct", "oct")
     save_model(path, model.network, model.card, focus=network)
@@ -178,7 +181,6 @@ def test_whole_heads_of_two_people_meet_at_their_brains(data_folder, tmp_path):
     """Labelled brains in heads of two held-out people, turned by 90°: the labels overlap as those of bare brains."""
     from Benchmark import cases
     from Benchmark.heads import TASKS
-
     from SpatialDiffusionCore import register
 
     arguments = cases.Arguments(data_folder, tmp_path, rotations=(90,), conditions=("head on head",))

@@ -7,8 +7,8 @@ import re
 import nibabel
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from conftest import ROOT
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import extension

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import locale
 import os
+import sys
 from pathlib import Path
 
 import nibabel
@@ -139,6 +140,8 @@ def test_a_nifti_lies_where_itk_and_slicer_put_it(tmp_path, in_slicer, name, end
     path = nifti_file(tmp_path / f"über@1 b{ending}", kind=KIND_OF_FILE[ending], **fields)
     volume = volume_file.load(path)
     assert np.array_equal(np.sort(volume.data.ravel()), np.sort(DATA.ravel()))
+    # For programs that read the voxels by other means and have no nibabel, as Slicer: the same sentences.
+    assert volume_file.header_warnings(path) == (() if ending == "-2.nii" else volume.warnings)
     if ending == "-2.nii":  # which ITK cannot open: the same header as NIfTI-1 says where it lies
         assert any("NIfTI-2" in warning for warning in volume.warnings)
         path = nifti_file(tmp_path / "one.nii", **fields)
@@ -168,6 +171,7 @@ def test_the_order_of_bytes_does_not_matter(tmp_path, in_slicer, ending, order):
     nibabel.save(image, tmp_path / f"a{ending}")
     volume = volume_file.load(tmp_path / f"a{ending}")
     assert np.array_equal(volume.data, DATA) and np.allclose(volume.voxel_to_ras, TURNED, atol=1e-5)
+    assert volume_file.header_warnings(tmp_path / f"a{ending}") == volume.warnings == ()
     assert np.allclose(places(volume), in_slicer(tmp_path / f"a{ending}"), atol=1e-4)
     if ending == ".hdr":
         assert np.array_equal(volume_file.load(tmp_path / "a.img").data, DATA)
@@ -194,6 +198,16 @@ def test_an_analyze_file_lies_where_itk_puts_it_with_the_sides_in_doubt(tmp_path
     assert np.allclose(places(volume), in_itk(tmp_path / "old.hdr"))
     assert np.allclose(places(volume), in_slicer(tmp_path / "old.hdr"))
     assert "left and right are in doubt" in volume.warnings[0]
+    assert volume_file.header_warnings(tmp_path / "old.img") == volume_file.load(tmp_path / "old.img").warnings
+
+
+@pytest.mark.parametrize("content", [b"", b"no header", bytes(400)])
+def test_a_file_that_is_no_nifti_has_no_header_to_speak_of(tmp_path, content):
+    (tmp_path / "a.nii").write_bytes(content)
+    assert volume_file.header_warnings(tmp_path / "a.nii") == ()
+    (tmp_path / "a.nii.gz").write_bytes(content + b"x")
+    with pytest.raises(InputError, match="a.nii.gz"):
+        volume_file.header_warnings(tmp_path / "a.nii.gz")
 
 
 @st.composite
@@ -494,3 +508,10 @@ def test_a_metaimage_that_lists_its_slices_is_read(tmp_path):
     (tmp_path / "a.mhd").write_text("".join(f"{key} = {value}\n" for key, value in fields.items()))
     with pytest.raises(InputError, match="slice3.raw, which is not there"):
         volume_file.load(tmp_path / "a.mhd")
+
+
+def test_the_sentences_need_no_nibabel(tmp_path, monkeypatch):
+    path = nifti_file(tmp_path / "a.nii.gz", sform=ELSEWHERE, codes=(1, 4))
+    expected = volume_file.load(path).warnings
+    monkeypatch.setitem(sys.modules, "nibabel", None)
+    assert volume_file.header_warnings(path) == expected != ()

@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
-from SpatialDiffusionCore import heartbeat, load, registration_steps
-
-
-@pytest.fixture(scope="module")
-def brains():
-    demo = ROOT / "SpatialDiffusionCore" / "demo"
-    return load(demo / "moving_t1_brain.nii.gz"), load(demo / "fixed_mni152_brain.nii.gz")
+from SpatialDiffusionCore import heartbeat, registration_steps
 
 
 def test_nobody_need_listen():

@@ -6,6 +6,8 @@ import json
 import os
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,8 +48,12 @@ def network(**changes):
     return build({**ARCHITECTURE, **changes}).eval()
 
 
+def card_of(**changes):
+    return card_module.ModelCard.from_dict({"format": card_module.FORMAT, **CARD, **changes})
+
+
 def saved(path, card=None, **options):
-    safetensors_file.save_model(path, network(), {**CARD, **(card or {})}, **options)
+    safetensors_file.save_model(path, network(), card_of(**(card or {})), **options)
     return path
 
 
@@ -71,9 +77,9 @@ def refusal(action):
 
 @pytest.fixture(autouse=True)
 def forget():
-    m._loaded.clear()
+    m.LOADED.clear()
     yield
-    m._loaded.clear()
+    m.LOADED.clear()
 
 
 # -------------------------------------------------------------------------------------------------- there and back
@@ -88,10 +94,29 @@ def test_a_saved_model_loads_and_predicts_the_same(tmp_path):
     with torch.no_grad():
         assert torch.equal(predict(model), network()(a, b, t, torch.tensor([0])))
         assert torch.equal(predict(model, "t1-brain"), network()(a, b, t, torch.tensor([1])))
-    assert {k: v for k, v in model.card.items() if k != "format"} == json.loads(json.dumps(CARD))
+    said = {k: v for k, v in model.card.to_dict().items() if k not in ("format", "sampler")}
+    assert json.loads(json.dumps(said)) == json.loads(json.dumps(CARD)) and model.card.sampler == "fast"
     assert model.schedule() == Schedule() and model.size == (20, 24, 18) and model.name == "small"
     assert not model.network.training
     assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
+
+
+def test_what_this_version_does_not_know_of_a_card_is_kept(tmp_path):
+    path = saved(tmp_path / "small.safetensors", {"thumbnail": {"of": [1, 2]}})
+    card = m.load_model(path).card
+    assert card.other == {"thumbnail": {"of": [1, 2]}}
+    safetensors_file.save_model(path, network(), replace(card, license="mine"))
+    again = card_module.read_card(path)
+    assert again.to_dict() == {**card.to_dict(), "license": "mine"} and again.other == card.other
+
+
+def test_bundled_cards_are_written_as_they_are_read():
+    files = sorted(catalog.BUNDLED.glob("*.safetensors"))
+    assert len(files) >= 3
+    for path in files:
+        raw = path.read_bytes()
+        header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
+        assert json.loads(card_module.read_card(path).to_json()) == json.loads(header["__metadata__"][card_module.KEY])
 
 
 def test_half_precision_halves_the_file_and_is_used_in_single(tmp_path):
@@ -109,7 +134,29 @@ def test_the_last_model_is_kept_until_its_file_changes(tmp_path):
     assert m.load_model(path) is first
     saved(path, {"license": "another one"})
     os.utime(path, ns=(1, 1))
-    assert m.load_model(path).card["license"] == "another one"
+    assert m.load_model(path).card.license == "another one"
+
+
+def test_the_models_used_last_stay_loaded(tmp_path):
+    paths = [saved(tmp_path / f"{name}.safetensors", {"name": name}) for name in ("a", "b", "c")]
+    kept = m.LoadedModels(most=2)
+
+    def get(number):
+        return kept.get(paths[number], card_module.read_card(paths[number]))
+
+    a, b = get(0), get(1)
+    assert get(0) is a  # so b is the one that was used longest ago
+    get(2)
+    assert get(0) is a and get(1) is not b
+    kept.clear()
+    assert get(0) is not a
+
+
+def test_threads_that_ask_for_a_model_get_the_same_one(tmp_path):
+    path, kept = saved(tmp_path / "small.safetensors"), m.LoadedModels(most=2)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: kept.get(path, card_module.read_card(path)), range(8)))
+    assert all(one is found[0] for one in found)
 
 
 def test_the_class_of_a_pair(tmp_path):
@@ -178,6 +225,15 @@ def test_what_is_no_model_is_refused(tmp_path):
         (lambda card: card.pop("format"), "format version None"),
         (lambda card: card.pop("architecture"), "lacks the entry 'architecture'"),
         (lambda card: card.pop("schedule"), "lacks the entry 'schedule'"),
+        (lambda card: card.pop("grid"), "lacks the entry 'grid'"),
+        (lambda card: card.update(name=7), "name 7"),
+        (lambda card: card.update(modalities={"any": "first"}), "expected a whole number for each"),
+        (lambda card: card.update(sampler="quick"), "sampler 'quick'; expected fast or reference"),
+        (lambda card: card.update(steps=66), "66 steps of the diffusion; expected a whole number, 0 to 65"),
+        (lambda card: card.update(grids={"pet": card["grid"]}), "'pet', which is none of its"),
+        (lambda card: card.update(schedules={"oct": {"timesteps": 9}}), "schedules of \\[9, 65\\] timesteps"),
+        (lambda card: card.update(focus=[1]), "entry 'focus' that is not a table"),
+        (lambda card: card.update(training="none"), "training 'none'; expected a table"),
         (lambda card: card["grid"].update(size=[20, 24]), "grid size"),
         (lambda card: card["grid"].update(size=[20, 24, -1]), "grid size"),
         (lambda card: card.update(grid=7), "grid"),
@@ -233,15 +289,12 @@ def test_a_network_that_diverged_is_not_saved(tmp_path):
     broken = network()
     broken.output_head[2].bias.data[3] = float("nan")
     assert "output_head.2.bias" in refusal(
-        lambda: safetensors_file.save_model(tmp_path / "a.safetensors", broken, CARD)
+        lambda: safetensors_file.save_model(tmp_path / "a.safetensors", broken, card_of())
     )
-    assert "lacks the entry 'grid'" in refusal(
-        lambda: safetensors_file.save_model(
-            tmp_path / "a.safetensors", network(), {k: v for k, v in CARD.items() if k != "grid"}
-        )
-    )
+    assert "grid size (16, 16)" in refusal(lambda: card_module.ModelGrid((16, 16), 3.5, "canonical"))
+    assert "'pet', which is none" in refusal(lambda: replace(card_of(), agreement={"pet": 0.5}))
     assert "no folder" in refusal(
-        lambda: safetensors_file.save_model(tmp_path / "none" / "a.safetensors", network(), CARD)
+        lambda: safetensors_file.save_model(tmp_path / "none" / "a.safetensors", network(), card_of())
     )
     assert not list(tmp_path.iterdir())
 
@@ -258,7 +311,7 @@ def test_models_are_found_in_the_users_folder_which_wins(tmp_path, monkeypatch, 
     (user_models / "broken.safetensors").write_bytes(b"no model")
     (user_models / "notes.txt").write_text("no model either")
     assert list(catalog.catalog()) == ["one", "two"]
-    assert m.load_model("two").card["license"] == "mine" and m.load_model("one").name == "one"
+    assert m.load_model("two").card.license == "mine" and m.load_model("one").name == "one"
     assert "installed: one, two" in refusal(lambda: m.load_model("three"))
 
 
@@ -275,20 +328,33 @@ def test_the_model_is_chosen_by_modality(user_models):
     saved(user_models / "a.safetensors", {"name": "retina", "modalities": {"oct": 0}})
     saved(user_models / "b.safetensors", {"name": "general", "modalities": {"any": 0, "ct-head-neck": 1}})
     saved(user_models / "c.safetensors", {"name": "brain", "modalities": {"t1-brain": 0}})
-    assert catalog.choose(None, "oct", "oct")[1]["name"] == "retina"
+    assert catalog.choose(None, "oct", "oct").card.name == "retina"
     saved(user_models / "d.safetensors", {"name": "both", "modalities": {"t1-brain": 1, "t2-head-neck": 2}})
-    assert catalog.choose(None, "t1-brain", "t1-brain")[1]["name"] == "brain"  # the one trained on the fewest others
-    assert catalog.choose(None, "t1-brain", "t2-head-neck")[1]["name"] == "both"
+    assert catalog.choose(None, "t1-brain", "t1-brain").card.name == "brain"  # the one trained on the fewest others
+    assert catalog.choose(None, "t1-brain", "t2-head-neck").card.name == "both"
     (user_models / "d.safetensors").unlink()
-    assert catalog.choose(None, "t1-brain", "oct")[1]["name"] == "general"  # trained on neither, but takes anything
-    assert catalog.choose()[1]["name"] == "general"
+    assert catalog.choose(None, "t1-brain", "oct").card.name == "general"  # trained on neither, but takes anything
+    assert catalog.choose().card.name == "general"
     saved(user_models / "e.safetensors", {"name": "own", "modalities": {"any": 0}})
-    for keys in (("any", "any"), ("ct-head-neck", "any")):  # what may be anything is for the one that has seen the most
-        assert catalog.choose(None, *keys)[1]["name"] == "general"
+    assert catalog.choose(None, "any", "any").card.name == "own"  # trained for anything, and nothing else
+    assert catalog.choose(None, "ct-head-neck", "any").card.name == "general"  # the one that has seen the most
+
+
+def test_among_equals_ones_own_model_is_chosen_before_a_bundled_one(tmp_path, monkeypatch, user_models):
+    bundled = tmp_path / "bundled"
+    bundled.mkdir()
+    monkeypatch.setattr(catalog, "BUNDLED", bundled)
+    saved(bundled / "a.safetensors", {"name": "anatomy", "modalities": {"any": 0}})
+    assert catalog.choose().card.name == "anatomy"
+    saved(user_models / "z.safetensors", {"name": "ours", "modalities": {"any": 0}})
+    assert catalog.choose().card.name == "ours"
+
+
+def test_a_model_that_does_not_know_the_modality_is_refused(user_models):
+    saved(user_models / "a.safetensors", {"name": "retina", "modalities": {"oct": 0}})
+    saved(user_models / "c.safetensors", {"name": "brain", "modalities": {"t1-brain": 0}})
     words = refusal(lambda: catalog.choose("brain", "oct", "oct"))
     assert "brain was not trained for oct; it knows: t1-brain" in words
-    (user_models / "b.safetensors").unlink()
-    (user_models / "e.safetensors").unlink()
     assert "know: oct, t1-brain" in refusal(lambda: catalog.choose(None, "ct-head-neck", "ct-head-neck"))
 
 
@@ -303,15 +369,15 @@ def imported(published, folder, **changes):
 
 def test_an_imported_checkpoint_is_the_checkpoint_bit_for_bit(published, tmp_path):
     card, path = imported(published, tmp_path)
-    model = m.load_model(path, *(["oct"] * 2 if "oct" in card["modalities"] else []))
+    model = m.load_model(path, *(["oct"] * 2 if "oct" in card.modalities else []))
     original = torch.load(published.checkpoint, weights_only=True)
     state = model.network.state_dict()
     assert set(state) == set(original) and all(torch.equal(state[k], original[k]) for k in original)
     config = published.config
-    assert card["architecture"]["channels"] == config["channels"]
-    assert card["architecture"]["n_classes"] == config["n_classes"]
-    assert card["architecture"]["time_width"] == config["time_dim"]
-    assert card["grid"] == {"size": config["volume_size"], "spacing": None, "loading": "published"}
+    assert card.architecture["channels"] == config["channels"]
+    assert card.architecture["n_classes"] == config["n_classes"]
+    assert card.architecture["time_width"] == config["time_dim"]
+    assert card.grid.to_dict() == {"size": config["volume_size"], "spacing": None, "loading": "published"}
     assert model.schedule() == Schedule(
         config["timesteps"], config["transf_range"], config["transl_range"], config["schedule"]
     )
@@ -328,12 +394,12 @@ def test_an_imported_checkpoint_is_the_checkpoint_bit_for_bit(published, tmp_pat
     both = (torch.from_numpy(published.expected["pair"][:1]) + 1) / 2
     t = torch.tensor([30])
     with torch.no_grad():
-        ids = torch.tensor([card["modalities"].get("t1-brain", 0)])
+        ids = torch.tensor([card.modalities.get("t1-brain", 0)])
         ours = model.denoiser("t1-brain", "t1-brain")(both[:, :1], both[:, 1:], t)
         assert torch.equal(ours, own(both[:, :1], both[:, 1:], t, ids))
     # The class of a pair comes from the order of training; the published output for it is met.
     if config["n_classes"] > 1:
-        assert card["modalities"] == {"any": 0, "oct": 1, "octa": 2, "t1-brain": 3, "t2-head-neck": 4}
+        assert card.modalities == {"any": 0, "oct": 1, "octa": 2, "t1-brain": 3, "t2-head-neck": 4}
         assert model.class_id("t2-head-neck", "t2-head-neck") == 4
     assert published.expected.get("class_id", [0])[0] == 0
     with torch.no_grad():
@@ -353,7 +419,7 @@ def test_only_what_the_tensors_cannot_tell_is_asked(conditional, unconditional, 
     assert "at most one" in refusal(lambda: imported(unconditional, tmp_path, modality=["oct", "octa"]))
     assert not list(tmp_path.iterdir())
     card, _ = imported(unconditional, tmp_path, modality="oct", name="retina")
-    assert card["modalities"] == {"oct": 0} and card["name"] == "retina"
+    assert card.modalities == {"oct": 0} and card.name == "retina"
 
 
 class Trap:
@@ -414,7 +480,7 @@ def test_a_checkpoint_of_another_network_is_refused_by_key(tmp_path):
     assert not out.exists()
     torch.save(plain, path)
     checkpoint_import.import_checkpoint(path, out, volume_size=size, groups=4)
-    assert m.load_model(out).card["architecture"]["groups"] == 4
+    assert m.load_model(out).card.architecture["groups"] == 4
 
 
 def test_weights_are_read_as_the_safetensors_package_reads_them(tmp_path):
@@ -442,15 +508,15 @@ def test_a_modality_of_ones_own_is_known_once_its_model_is_installed(user_models
     with pytest.raises(InputError, match="my-eye.*t1-brain"):
         catalog.get("my-eye")
     network = build({"head": "points", "volume_size": [16, 16, 16], "channels": [8, 8, 8, 8], "points": 8})
-    card = {
-        "name": "mine",
-        "architecture": network.architecture,
-        "schedule": Schedule().to_dict(),
-        "grid": {"size": [16, 16, 16], "spacing": 3.5, "loading": "canonical"},
-        "modalities": {"my-eye": 0},
-    }
+    card = card_module.ModelCard(
+        name="mine",
+        architecture=network.architecture,
+        schedule=Schedule(),
+        grid=card_module.ModelGrid((16, 16, 16), 3.5, "canonical"),
+        modalities={"my-eye": 0},
+    )
     safetensors_file.save_model(user_models / "mine.safetensors", network, card)
     assert catalog.get("My eye").key == "my-eye"
-    assert catalog.choose(None, "my-eye", "my-eye")[1]["name"] == "mine"
+    assert catalog.choose(None, "my-eye", "my-eye").card.name == "mine"
     with pytest.raises(InputError, match="my-eye"):
         catalog.get("your-eye")

@@ -9,9 +9,9 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from moving_series import MovingSeries
 from scipy import ndimage
 
+from moving_series import MovingSeries
 from SpatialDiffusionCore import Cancelled, InputError, load, register_series
 from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.many import motion, motion_files

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 
-import mutate_files
 import pytest
+
+import mutate_files
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGPROF"), reason="needs an alarm to end what hangs")
 

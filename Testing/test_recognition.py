@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ torch = pytest.importorskip("torch")
 from SpatialDiffusionCore import modality, register  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
-from SpatialDiffusionCore.modelfile.card import nearest  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
@@ -20,14 +22,6 @@ from SpatialDiffusionCore.registration import register_many  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402
 from SpatialDiffusionCore.strategies.recognition import brightness, looks_like_ct  # noqa: E402
-
-DEMO = BUNDLED.parent / "demo"
-
-
-@pytest.fixture(scope="module")
-def brains():
-    """(moving, fixed): a person's brain and the MNI152 template."""
-    return tuple(volume_file.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
 
 
 def shown(scan) -> str:
@@ -137,9 +131,10 @@ def test_a_model_that_was_chosen_says_what_volumes_can_be(brains):
     inverted = with_values(brains[0], lambda data: np.where(data > 0, 1.2 * data.max() - data, 0))
     found = register(inverted, brains[1], model="foundation", steps=0, polish=False, device="cpu")
     assert (found.model, found.modality) == ("foundation", ("any", "t1-brain"))
-    both, one, two = ({"modalities": dict.fromkeys(keys, 0)} for keys in (("any", "oct"), ("oct",), ("oct", "octa")))
-    assert [nearest("oct", card) for card in (both, one, two)] == ["oct"] * 3
-    assert [nearest("t1-brain", card) for card in (both, one, two)] == ["any", "oct", "any"]
+    base, kinds = read_card(BUNDLED / "retina.safetensors"), (("any", "oct"), ("oct",), ("oct", "octa"))
+    both, one, two = (replace(base, modalities=dict.fromkeys(keys, 0)) for keys in kinds)
+    assert [card.nearest("oct") for card in (both, one, two)] == ["oct"] * 3
+    assert [card.nearest("t1-brain") for card in (both, one, two)] == ["any", "oct", "any"]
     with pytest.raises(InputError, match="There is no model 'nobody'; installed: "):
         register(*brains, model="nobody")
 

@@ -15,6 +15,7 @@ from SpatialDiffusionCore import InputError, Registration, Volume, register, reg
 from SpatialDiffusionCore.method import diffusion
 from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
 from SpatialDiffusionCore.modelfile import checkpoint_import, model, safetensors_file
+from SpatialDiffusionCore.modelfile.card import ModelCard, ModelGrid  # noqa: E402
 from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionCore.registration import Cancelled, registration_steps, share_of_rank  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry
@@ -55,13 +56,13 @@ def small(tmp_path_factory):
     safetensors_file.save_model(
         path,
         network,
-        {
-            "name": "small",
-            "architecture": architecture,
-            "grid": {"size": list(SIZE), "spacing": 8.0, "loading": "canonical"},
-            "schedule": SCHEDULE.to_dict(),
-            "modalities": {"any": 0, "t1-brain": 1},
-        },
+        ModelCard(
+            name="small",
+            architecture=architecture,
+            grid=ModelGrid(tuple(SIZE), 8.0, "canonical"),
+            schedule=SCHEDULE,
+            modalities={"any": 0, "t1-brain": 1},
+        ),
     )
     return path
 

@@ -9,16 +9,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from SpatialDiffusionTraining import retina  # noqa: E402
-from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
-from SpatialDiffusionTraining.retina import rendering  # noqa: E402
-
 from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.alignment import front_maps  # noqa: E402
 from SpatialDiffusionCore.alignment.pair import Pair  # noqa: E402
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.method.schedule import Schedule  # noqa: E402
-from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
+from SpatialDiffusionCore.modelfile.card import ModelCard, ModelGrid, read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.modelfile.model_cube import model_cube  # noqa: E402
@@ -26,6 +22,9 @@ from SpatialDiffusionCore.modelfile.safetensors_file import save_model  # noqa: 
 from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies.registry import RETINA  # noqa: E402
+from SpatialDiffusionTraining import retina  # noqa: E402
+from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
+from SpatialDiffusionTraining.retina import rendering  # noqa: E402
 
 #: What is bundled for eyes: their grid, and no network yet.
 MODEL = BUNDLED / "retina.safetensors"
@@ -154,25 +153,24 @@ def test_a_model_file_without_a_network_says_on_which_grid(tmp_path):
     save_model(
         path,
         network,
-        {
-            "name": "grid",
-            "architecture": network.architecture,
-            "schedule": Schedule().to_dict(),
-            "modalities": {"oct": 0},
-            "grid": {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"},
-            "sampler": "fast",
-            "steps": 0,
-        },
+        ModelCard(
+            name="grid",
+            architecture=network.architecture,
+            schedule=Schedule(),
+            modalities={"oct": 0},
+            grid=ModelGrid((32, 24, 16), (0.2, 0.05, 0.3), "canonical"),
+            steps=0,
+        ),
     )
     loaded = load_model(path, "oct", "oct")
-    assert loaded.card["grid"] == {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}
+    assert loaded.card.grid.to_dict() == {"size": [32, 24, 16], "spacing": [0.2, 0.05, 0.3], "loading": "canonical"}
     cube = torch.zeros(2, 1, *loaded.size)
     assert torch.equal(loaded.denoiser("oct", "oct")(cube, cube, torch.tensor([3, 3])), torch.eye(3, 4).repeat(2, 1, 1))
 
 
 def test_eyes_are_registered_without_a_network_by_default():
     chosen = load_model(None, "oct", "oct")
-    assert chosen.name == "retina" and chosen.card["steps"] == 0 and not list(chosen.network.parameters())
+    assert chosen.name == "retina" and chosen.card.steps == 0 and not list(chosen.network.parameters())
     assert load_model(None, "octa", "octa") is chosen
 
 

@@ -30,14 +30,61 @@ def error(result, truth, of) -> float:
     return geometry.displacement_rms(np.linalg.inv(result.matrix), truth, found.tissue_center, found.tissue_covariance)
 
 
-def test_masked_correlation_finds_the_shift_of_a_part():
+def shifts_of(whole: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> list:
+    """[(correlation, shift)] of the best shifts of a volume against a whole one, within its mask."""
+    overview = wide_search.Overview(whole, torch.ones_like(whole), np.eye(4))
+    score = wide_search.masked_correlation(overview, values, mask)
+    return wide_search._peaks(score, whole.shape, values.shape)
+
+
+@pytest.mark.parametrize("start", [(3, 2, 6), (0, 0, 0), (6, 6, 9), (0, 6, 3)])
+def test_masked_correlation_finds_the_shift_of_a_part(start):
     generator = torch.Generator().manual_seed(0)
     whole = torch.rand(14, 16, 18, generator=generator)
-    part = whole[3:11, 2:12, 6:15]
-    score = wide_search.masked_correlation(whole, torch.ones_like(whole), part, torch.ones_like(part))
-    best = np.unravel_index(int(score.argmax()), score.shape)
-    assert [b - n if b > n // 2 else b for b, n in zip(best, score.shape)] == [-3, -2, -6]
-    assert score.max() == pytest.approx(1.0, abs=1e-3)
+    part = whole[tuple(slice(a, a + n) for a, n in zip(start, (8, 10, 9)))]
+    (value, shift), *_ = shifts_of(whole, part, torch.ones_like(part))
+    np.testing.assert_array_equal(shift, [-a for a in start])
+    assert value == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("shift", [(5, -2, 1), (-4, 4, -3), (8, 0, 0), (0, 0, -8)])
+def test_masked_correlation_finds_shifts_that_leave_little_in_common(shift):
+    """The circular transforms are shorter than both volumes together; shifts must not be mixed up for it."""
+    generator = torch.Generator().manual_seed(2)
+    scene = torch.rand(34, 34, 34, generator=generator)
+    first = scene[10:22, 10:22, 10:22]
+    second = scene[tuple(slice(10 - s, 23 - s) for s in shift)]
+    (value, found), *_ = shifts_of(first, second, torch.ones_like(second))
+    np.testing.assert_array_equal(found, shift)
+
+
+def test_the_wide_search_finds_a_cut_and_inverted_part_under_any_turn():
+    """Blobs in a ball, the upper half of them with inverted intensities, turned and moved: edges tell."""
+    from SpatialDiffusionCore.alignment.pair import Pair
+    from SpatialDiffusionCore.spatial.cube import on_grid
+    from SpatialDiffusionCore.spatial.volume import Grid
+
+    random = np.random.default_rng(3)
+    places = np.stack(np.meshgrid(*[np.arange(48.0)] * 3, indexing="ij"), axis=-1)
+    data = np.zeros((48, 48, 48), np.float32)
+    inside = np.linalg.norm((places - 23.5) / (20, 16, 18), axis=-1) < 1
+    data[inside] = 120
+    blobs = zip(random.uniform(10, 38, (9, 3)), random.uniform(3, 8, 9), random.uniform(10, 250, 9))
+    for center, radius, value in blobs:
+        data[(np.linalg.norm(places - center, axis=-1) < radius) & inside] = value
+    to_ras = geometry.from_parts(3.5 * np.eye(3), [-80, -80, -80])
+    fixed = Volume(data, to_ras, "fixed")
+    part = np.where(inside, 260 - data, 0)[:, :, 14:].astype(np.float32)
+    turn = geometry.about(geometry.rotation_about((1, 2, 0.5), np.radians(130)), np.zeros(3), np.array([20.0, -30, 10]))
+    moving = Volume(part, turn @ to_ras @ geometry.from_parts(np.eye(3), [0, 0, 14]), "moving")
+    cubes = [
+        on_grid(prepare(v), Grid((64,) * 3, v.voxel_to_ras @ geometry.from_parts(np.eye(3), [-8, -8, -8])), "cpu")
+        for v in (moving, fixed)
+    ]
+    for looks in wide_search.wide_poses(*cubes, keep=3):
+        pass
+    edges = looks[[look.edges for look in wide_search.LOOKS].index(True)]
+    assert Pair(*cubes).apart(edges[0], turn) < 0.1
 
 
 def test_masked_correlation_ignores_what_is_masked():
@@ -45,9 +92,9 @@ def test_masked_correlation_ignores_what_is_masked():
     whole = torch.rand(12, 12, 12, generator=generator)
     spoiled, mask = whole.clone(), torch.ones_like(whole)
     spoiled[:, :, :4], mask[:, :, :4] = 50.0, 0.0
-    score = wide_search.masked_correlation(whole, torch.ones_like(whole), spoiled, mask)
-    assert score[0, 0, 0] == pytest.approx(1.0, abs=1e-3)
-    assert int(score.argmax()) == 0
+    (value, shift), *_ = shifts_of(whole, spoiled, mask)
+    assert value == pytest.approx(1.0, abs=1e-3)
+    np.testing.assert_array_equal(shift, 0)
 
 
 def test_consensus_finds_the_similarity_that_most_points_obey():
@@ -194,7 +241,7 @@ def test_matched_places_find_any_pose_and_agree_with_it_only():
     model = load_model("foundation", "t1-brain", "t1-brain")
     cubes = [model_cube(v, None, "t1-brain", model.card, "cpu") for v in (moving, fixed)]
     places = model.correspondences("t1-brain", "t1-brain")
-    poses, _ = correspondence_search.network_poses(*cubes, places)
+    poses, _ = correspondence_search.network_poses(*cubes, places, keep=1)
     first = cubes[0].frame @ poses[0] @ np.linalg.inv(cubes[1].frame)
     expected = np.linalg.inv(register(moving, fixed, modality="t1-brain").matrix)
     tissue = cubes[1].prepared.tissue_center, cubes[1].prepared.tissue_covariance

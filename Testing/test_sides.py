@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionTraining import focus as focus_training  # noqa: E402
-from SpatialDiffusionTraining import sides as training  # noqa: E402
-
+from conftest import DEMO
 from SpatialDiffusionCore import register  # noqa: E402
 from SpatialDiffusionCore.errors import ModelError  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
@@ -22,14 +20,10 @@ from SpatialDiffusionCore.pipeline import confidence  # noqa: E402
 from SpatialDiffusionCore.pipeline.template_check import laterality  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file  # noqa: E402
 from SpatialDiffusionCore.strategies.head_template import HeadTemplate  # noqa: E402
+from SpatialDiffusionTraining import focus as focus_training  # noqa: E402
+from SpatialDiffusionTraining import sides as training  # noqa: E402
 
-DEMO, MODEL = BUNDLED.parent / "demo", BUNDLED / "t1-brain.safetensors"
-
-
-@pytest.fixture(scope="module")
-def brains():
-    """(moving, fixed): a person's brain and the MNI152 template."""
-    return tuple(volume_file.load(next(DEMO.glob(f"{part}*.nii*"))) for part in ("moving", "fixed"))
+MODEL = BUNDLED / "t1-brain.safetensors"
 
 
 def turned(scan, degrees):
@@ -155,7 +149,7 @@ def test_a_model_is_taught_by_scans_alone(tmp_path, capsys, brains):
     assert training.main([*arguments, str(tmp_path / "list.txt")]) == 2
     assert "give 20 or more" in capsys.readouterr().err and not output.exists()
     assert training.main([*arguments, str(tmp_path / "scans")]) == 0
-    figures = read_card(output)["accuracy"]["sides"]
+    figures = read_card(output).accuracy["sides"]
     assert all(figures[kind]["told"] == figures[kind]["of"] == 24 for kind in ("true", "mirrored"))
     loaded = load_model(output, "t1-brain", "t1-brain")
     assert loaded.focus is not None and isinstance(loaded.sides, SymmetricTemplate)

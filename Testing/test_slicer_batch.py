@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     BRAIN,
+    addTransform,
     exceptionsFail,
     idle,
     loaded,
@@ -60,19 +62,11 @@ def mask(name, filled):
     return slicer.util.addVolumeFromArray(data, name=name, nodeClassName="vtkMRMLLabelMapVolumeNode")
 
 
-def translation(name, shift):
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", name)
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    slicer.util.updateTransformMatrixFromArray(node, matrix)
-    return node
-
-
 # The advanced settings hold
 
 
 def test_the_fixed_mask_and_the_initial_transform_hold_for_every_volume(window):
-    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (4, 5, 6))
+    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), addTransform("start", (4, 5, 6))
     window.p.movingVolume, window.p.movingMask = window.B, mask("of B", 1)
     addAll(window)
     run(window)
@@ -112,6 +106,15 @@ def test_what_every_volume_would_fail_for_is_said_before_any_work(window, kind):
     assert savedScene() == before
 
 
+def table(window, path):
+    """The report's rows by the name of the moving volume."""
+    from SpatialDiffusionRegistrationLib.report import writeReport
+
+    writeReport(path, window.batchTab.items)
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["moving"]: row for row in csv.DictReader(file)}
+
+
 def test_landmarks_of_the_own_volume_are_in_the_report(window, tmp_path):
     points = {}
     for name, at in (("moving points", (1, 2, 3)), ("fixed points", (11, 22, 33))):
@@ -121,26 +124,134 @@ def test_landmarks_of_the_own_volume_are_in_the_report(window, tmp_path):
     window.p.movingLandmarks, window.p.fixedLandmarks = points["moving points"], points["fixed points"]
     addAll(window)
     run(window)
-    from SpatialDiffusionRegistrationLib.report import writeReport
-
-    writeReport(tmp_path / "report.csv", window.batchTab.items)
-    rows = {row["volume"]: row for row in csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8"))}
+    rows = table(window, tmp_path / "report.csv")
     # (1, 2, 3) moves by (10, 20, 30) to (11, 22, 33): no distance is left of 37.4 mm.
     assert rows["A"]["landmarks_after_mm"] == "0.000"
     assert float(rows["A"]["landmarks_before_mm"]) == pytest.approx(np.sqrt(1400), abs=1e-3)
     assert rows["B"]["landmarks_after_mm"] == ""
 
 
-def test_the_report_tells_the_probability(panel, window, monkeypatch, tmp_path):  # noqa: F811
-    scripted(monkeypatch, window, probability=0.95)
+def test_the_report_begins_with_the_columns_words_and_signs_of_the_shells_table(window, monkeypatch, tmp_path):
+    from SpatialDiffusionCore import report
+
+    scripted(monkeypatch, window, probability=0.95, warnings=["Look at it."])
     addAll(window)
     run(window)
-    from SpatialDiffusionRegistrationLib.report import writeReport
-
-    writeReport(tmp_path / "report.csv", window.batchTab.items)
-    row = next(csv.DictReader((tmp_path / "report.csv").open(encoding="utf-8")))
-    assert row["probability_right"] == "0.9500"
+    rows = table(window, tmp_path / "report.csv")
+    assert tuple(rows["A"])[: len(report.COLUMNS)] == report.COLUMNS
+    item = window.batchTab.items[0]
+    expected = report.row(item.result.report)
+    assert {name: rows["A"][name] for name in report.COLUMNS} == expected
+    assert expected["probability"] == "0.9500" and expected["translation_mm"] == "10.0 R, 20.0 A, 30.0 S"
+    assert rows["A"]["why"] == "look at it; about 1 in 20 such answers is wrong"
+    assert rows["A"]["transform_node"] == "A to F"
+    matrix = np.fromstring(rows["A"]["matrix_moving_to_fixed_ras"], sep=" ").reshape(4, 4)
+    np.testing.assert_allclose(matrix, slicer.util.arrayFromTransformMatrix(item.transformNode))
     assert "about 1 in 20 such answers is wrong" in window.ui.batchTable.item(0, 3).toolTip()
+
+
+def test_a_volume_that_failed_is_in_the_report_as_in_the_shells_table(window, tmp_path):
+    from SpatialDiffusionCore import report
+
+    slicer.util.updateVolumeFromArray(window.B, np.zeros((20, 22, 24), np.float32))
+    addAll(window)
+    run(window)
+    row = table(window, tmp_path / "report.csv")["B"]
+    item = next(item for item in window.batchTab.items if item.name == "B")
+    assert {name: row[name] for name in report.COLUMNS} == report.failed_row("B", "F", item.error)
+    assert row["confidence"] == "failed" and "B" in row["why"]
+
+
+# The page to review
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """What would have been opened in the browser."""
+    from SpatialDiffusionRegistrationLib import batch_tab
+
+    paths = []
+    monkeypatch.setattr(batch_tab, "openFile", lambda path: paths.append(path) or True)
+    return paths
+
+
+def pairsOf(page):
+    """{moving volume: row} of a review page."""
+    data = (page.parent / "data.js").read_text(encoding="ascii")
+    rows = json.loads(data[data.index("{") : data.rindex("}") + 1])["pairs"]
+    return {row["moving"]: row for row in rows}
+
+
+def test_a_batch_with_an_output_folder_writes_a_page_and_offers_to_open_it(window, opened, tmp_path):
+    slicer.util.updateVolumeFromArray(window.B, np.zeros((20, 22, 24), np.float32))
+    addAll(window)
+    window.ui.batchOutputPath.currentPath = str(tmp_path)
+    assert not window.ui.batchPageButton.enabled
+    run(window)
+    page = tmp_path / "review" / "index.html"
+    assert "(registrations.csv) and the review page are in" in window.ui.batchMessageLabel.text
+    assert window.ui.batchPageButton.enabled
+    window.ui.batchPageButton.click()
+    assert opened == [str(page)]
+    pairs = pairsOf(page)
+    assert set(pairs) == {"A", "B", "C"} and pairs["B"]["word"] == "failed"
+    assert pairs["A"]["probability"] == 0.97 and pairs["A"]["in_words"].startswith("turned 0.0°, moved 37.4 mm")
+    for files in (pairs["A"]["figures"]["axial"].values(), [pairs["A"]["figures"]["thumbnail"]]):
+        assert all((page.parent / name).is_file() for name in files)
+    assert (tmp_path / "registrations.csv").is_file()
+
+
+def test_another_batch_into_the_folder_adds_to_its_page(window, opened, tmp_path):
+    window.ui.batchOutputPath.currentPath = str(tmp_path)
+    addAll(window)
+    run(window)
+    window.p.fixedVolume = window.A
+    window.ui.batchTable.selectRow(0)
+    window.ui.batchRemoveButton.click()
+    assert [item.name for item in window.batchTab.items] == ["B", "C"]
+    run(window)
+    assert len(list((tmp_path / "review" / "pairs").glob("*.json"))) == 5
+
+
+def test_a_stopped_batch_has_a_page_of_what_is_done(window, tmp_path):
+    window.ui.batchOutputPath.currentPath = str(tmp_path)
+    addAll(window)
+    window.ui.batchRunButton.click()
+    waitFor(window, lambda: statuses(window)[0] == "done")
+    window.ui.batchRunButton.click()
+    assert list(pairsOf(tmp_path / "review" / "index.html")) == ["A"] and window.ui.batchPageButton.enabled
+
+
+def test_a_folder_that_holds_something_else_is_refused_before_any_work(window, tmp_path):
+    (tmp_path / "review").mkdir()
+    (tmp_path / "review" / "thesis.txt").write_text("mine")
+    window.ui.batchOutputPath.currentPath = str(tmp_path)
+    addAll(window)
+    run(window)
+    assert "holds other files (thesis.txt)" in window.ui.batchMessageLabel.text and not window.calls
+    assert set(statuses(window)) == {"stopped"}
+
+
+def test_a_page_that_can_not_be_written_stops_no_registration(window, monkeypatch, tmp_path):
+    from SpatialDiffusionRegistrationLib import engine
+
+    def full(*_ignored):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine, "addToPage", full)
+    window.ui.batchOutputPath.currentPath = str(tmp_path)
+    addAll(window)
+    run(window)
+    assert set(statuses(window)) == {"done"}
+    assert "page could not be written" in window.ui.batchMessageLabel.text
+    assert "No space left" in window.ui.batchMessageLabel.text
+
+
+def test_a_batch_without_an_output_folder_writes_nothing(window, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    addAll(window)
+    run(window)
+    assert not list(tmp_path.iterdir()) and not window.ui.batchPageButton.enabled
 
 
 # Where the volumes come from
@@ -273,7 +384,7 @@ def test_stopping_gives_back_the_item_under_way(window):
 
 @pytest.mark.parametrize("which", ["F", "mask", "initial"])
 def test_removing_what_all_need_stops_the_batch(window, which):
-    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), translation("start", (1, 1, 1))
+    window.p.fixedMask, window.p.initialTransform = mask("inside", 1), addTransform("start", (1, 1, 1))
     nodes = {"F": window.F, "mask": window.p.fixedMask, "initial": window.p.initialTransform}
     addAll(window)
     window.ui.batchRunButton.click()

@@ -25,6 +25,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     scripted,
     slicer,
     smallVolume,
+    untilStep,
     waitFor,
 )
 
@@ -36,10 +37,6 @@ def window(panel, monkeypatch):  # noqa: F811
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = panel.A, panel.F
     idle()
     return panel
-
-
-def untilStep(window, index=3):
-    waitFor(window, lambda: window.ui.progressBar.maximum > 0 and window.ui.progressBar.value >= index)
 
 
 def slowly(monkeypatch, window, during):
@@ -288,13 +285,13 @@ def test_memory_of_the_graphics_card_is_given_back(panel, monkeypatch):  # noqa:
 
     def registration_steps(*_arguments, **options):
         yield types.SimpleNamespace(index=1, count=2, stage="", matrix=np.eye(4))
-        if options["seed"]:
+        if options.get("seed"):
             raise RuntimeError
 
     monkeypatch.setattr(engine.core(), "registration_steps", registration_steps)
     assert len(list(engine.steps(None, None, engine.Settings()))) == 1 and len(given) == 1
     with pytest.raises(RuntimeError):
-        list(engine.steps(None, None, engine.Settings(seed=1)))
+        list(engine.steps(None, None, engine.Settings({"seed": 1})))
     assert len(given) == 2
     steps = engine.steps(None, None, engine.Settings())
     next(steps)
@@ -409,3 +406,17 @@ def test_installing_pytorch_shows_that_it_works_and_asks_for_a_restart(panel, lo
     panel.ui.setupButton.click()
     assert restarts == [True]
     panel.torchSetup._restart = False  # as in a new session
+
+
+def test_the_review_is_of_the_volumes_that_are_selected_not_of_an_older_result(window):
+    window.ui.registerButton.click()
+    waitFor(window)
+    other = smallVolume("Other", 9)
+    window._parameterNode.movingVolume = other
+    idle()
+    assert "other volumes are selected" in window.ui.stateValue.text
+    assert not window.ui.beforeButton.enabled  # nothing is known of where this one was
+    slicer.util.setSliceViewerLayers(background=window.F, foreground=None)
+    window.ui.fadeSlider.setValue(80)
+    composite = slicer.app.layoutManager().sliceWidget("Red").mrmlSliceCompositeNode()
+    assert composite.GetForegroundVolumeID() == other.GetID()

@@ -11,11 +11,15 @@ import vtk
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
+    SHIFT,
+    add,
+    addTransform,
     exceptionsFail,
     idle,
     loaded,
     panel,
     qt,
+    register,
     savedScene,
     scene,
     sceneState,
@@ -24,8 +28,6 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     smallVolume,
     waitFor,
 )
-
-SHIFT = (10.0, 20.0, 30.0)  # where the scripted steps lead
 
 
 @pytest.fixture
@@ -56,25 +58,6 @@ def asked(monkeypatch):
     return questions
 
 
-def register(window):
-    assert window.ui.registerButton.enabled, window.ui.registerButton.toolTip
-    window.ui.registerButton.click()
-    waitFor(window)
-    assert window.ui.messageFrame.isHidden(), window.ui.messageLabel.text
-
-
-def add(className, name):
-    return slicer.mrmlScene.AddNewNodeByClass(className, name)
-
-
-def transform(name, shift=(0, 0, 0)):
-    node = add("vtkMRMLLinearTransformNode", name)
-    matrix = np.eye(4)
-    matrix[:3, 3] = shift
-    slicer.util.updateTransformMatrixFromArray(node, matrix)
-    return node
-
-
 def under(node, parent):
     node.SetAndObserveTransformNodeID(parent.GetID())
     return node
@@ -102,7 +85,7 @@ def check(window, name):
 
 def test_a_transform_of_the_scene_is_never_chosen_by_itself(window, loaded):  # noqa: F811
     """Whatever is done to the volumes, the outputs and the module, a planning transform stays what it was."""
-    implant = under(add("vtkMRMLModelNode", "Implant"), transform("My planning transform", (99, 0, 0)))
+    implant = under(add("vtkMRMLModelNode", "Implant"), addTransform("My planning transform", (99, 0, 0)))
     p, planning = window.p, implant.GetParentTransformNode()
     resampled = add("vtkMRMLScalarVolumeNode", "Resampled")
     for change in (
@@ -156,7 +139,7 @@ def test_another_moving_volume_does_not_overwrite_the_first_result(window):
 
 def test_another_fixed_volume_does_not_overwrite_the_outputs(window):
     resampled = window.p.outputVolume = add("vtkMRMLScalarVolumeNode", "Resampled")
-    window.p.outputTransform = transform("Chosen")
+    window.p.outputTransform = addTransform("Chosen")
     register(window)
     window.p.fixedVolume = window.B
     assert window.p.outputTransform is None and window.p.outputVolume is None
@@ -173,15 +156,15 @@ def test_registering_the_same_pair_again_fills_the_same_transform(window):
 
 
 def test_a_scene_that_was_loaded_keeps_its_output(window, loaded):  # noqa: F811
-    window.p.outputTransform = transform("Chosen")
+    window.p.outputTransform = addTransform("Chosen")
     loaded.exit()
     loaded.enter()
     assert window.p.outputTransform.GetName() == "Chosen"
 
 
 def test_what_else_the_output_moves_is_named_and_confirmed(window, asked):
-    output = window.p.outputTransform = transform("Mine", (1, 2, 3))
-    implant = under(add("vtkMRMLModelNode", "Implant"), under(transform("Between"), output))
+    output = window.p.outputTransform = addTransform("Mine", (1, 2, 3))
+    implant = under(add("vtkMRMLModelNode", "Implant"), under(addTransform("Between"), output))
     before = savedScene()
     asked.answer = False
     window.p.Modified()
@@ -230,7 +213,7 @@ def test_what_belongs_to_the_moving_volume_is_offered_first(window):
     item = hierarchy.CreateStudyItem(hierarchy.GetSceneItemID(), "Study")
     for node, parent in ((window.A, item), (study, item), (alien, hierarchy.GetSceneItemID())):
         hierarchy.CreateItem(parent, node)
-    placed = transform("Placed")
+    placed = addTransform("Placed")
     under(window.A, placed)
     under(sibling, placed)
     drawn.SetNodeReferenceID(drawn.GetReferenceImageGeometryReferenceRole(), window.A.GetID())
@@ -327,7 +310,7 @@ def test_what_fails_at_the_very_end_is_undone(window, asked, monkeypatch):
     from SpatialDiffusionRegistrationLib import task
 
     output = window.p.outputVolume = smallVolume("Mine", 4)
-    window.p.outputTransform = transform("Chosen", (1, 2, 3))
+    window.p.outputTransform = addTransform("Chosen", (1, 2, 3))
     window.p.Modified()
     image, before = output.GetImageData(), savedScene()
 
@@ -361,7 +344,7 @@ def test_a_result_that_is_not_true_any_more_is_grayed_with_a_word(window, how):
     elif how == "taken out":
         window.A.SetAndObserveTransformNodeID(None)
     else:
-        under(window.F, transform("Away", (5, 0, 0)))
+        under(window.F, addTransform("Away", (5, 0, 0)))
     idle()
     ui = window.ui
     assert "Not true any more" in ui.stateValue.text and not ui.stateValue.isHidden()
@@ -422,7 +405,7 @@ def test_the_hint_says_what_becomes_of_the_outputs(window):
     assert ui.outputHintLabel.text == "A new transform will be made."
     p.outputVolume = add("vtkMRMLScalarVolumeNode", "Resampled")
     assert "Only a resampled volume" in ui.outputHintLabel.text
-    p.outputTransform = transform("Mine")
+    p.outputTransform = addTransform("Mine")
     assert ui.outputHintLabel.text == "“Mine” will be overwritten."
     p.initialTransform = p.outputTransform
     assert not ui.registerButton.enabled and "both the initial and the output" in ui.registerButton.toolTip
@@ -434,7 +417,7 @@ def test_label_volumes_can_be_resampled_without_new_values(window):
         name="labels",
         nodeClassName="vtkMRMLLabelMapVolumeNode",
     )
-    under(labels, transform("Half a voxel", (0.4, 0.3, 0)))
+    under(labels, addTransform("Half a voxel", (0.4, 0.3, 0)))
     result = window.logic.resample(labels, window.F)
     array = slicer.util.arrayFromVolume(result)
     assert result.IsA("vtkMRMLLabelMapVolumeNode") and array.dtype == np.uint8
@@ -450,8 +433,8 @@ def test_resampling_goes_by_where_both_are_seen(window):
 
     data = np.random.default_rng(5).integers(0, 1000, (20, 22, 24)).astype(np.int16)
     volume = slicer.util.addVolumeFromArray(data, name="volume")
-    under(volume, transform("There", (2, 3, 4)))
-    under(window.F, transform("Here", (1, 1, 1)))
+    under(volume, addTransform("There", (2, 3, 4)))
+    under(window.F, addTransform("Here", (1, 1, 1)))
     image = resampling.onGridOf(volume, window.F)
     assert image.GetScalarType() == vtk.VTK_SHORT
     result = resampling.toArray(image).transpose(2, 1, 0)  # k, j, i as data

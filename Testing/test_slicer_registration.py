@@ -124,15 +124,21 @@ def test_the_moving_volume_moves_while_it_runs(turnedInFull):
     assert not turnedInFull.ui.inputsSection.enabled
     original = turnedInFull.registerTab.onStep
     turnedInFull.registerTab.runner._onStep = lambda step: (
-        positions.append(slicer.util.arrayFromTransformMatrix(moving.GetParentTransformNode())),
+        positions.append(slicer.util.arrayFromTransformMatrix(shownMoving().GetParentTransformNode())),
         original(step),
     )
     waitFor(turnedInFull)
+    assert moving.GetParentTransformNode() is turnedInFull._parameterNode.outputTransform
     corner = np.array([80, 80, 80, 1.0])
     jumps = [np.linalg.norm((b - a)[:3] @ corner) for a, b in zip([np.eye(4), *positions], positions)]
     assert sum(jump > 0.5 for jump in jumps) >= 5
     assert max(jumps) < 25  # it glides over the 25 degrees and 20 mm, it does not jump
     assert turnedInFull.ui.inputsSection.enabled and turnedInFull.ui.progressFrame.isHidden()
+
+
+def shownMoving():
+    """What the red view shows over the fixed volume."""
+    return slicer.app.layoutManager().sliceWidget("Red").sliceLogic().GetForegroundLayer().GetVolumeNode()
 
 
 def test_without_preview_nothing_moves_until_the_end(turned):
@@ -177,7 +183,6 @@ def test_cancel_restores_a_chosen_transform(turned):
     before = sceneState()
     press(turned)
     untilStep(turned, 2)
-    assert turned.pair.moving.GetParentTransformNode() is chosen
     turned.ui.registerButton.click()
     assert sceneState() == before
 
@@ -193,18 +198,16 @@ def test_closing_the_scene_in_mid_run(turned):
 
 @pytest.mark.parametrize("which", ["moving", "fixed", "transform"])
 def test_removing_a_node_in_mid_run(turned, which):
+    p = turned._parameterNode
+    p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "Chosen")
+    node = {"moving": turned.pair.moving, "fixed": turned.pair.fixed, "transform": p.outputTransform}[which]
     press(turned)
     untilStep(turned, 2)
-    node = {
-        "moving": turned.pair.moving,
-        "fixed": turned.pair.fixed,
-        "transform": turned.pair.moving.GetParentTransformNode(),
-    }[which]
     name = node.GetName()
     slicer.mrmlScene.RemoveNode(node)
     assert not turned.registerTab.running
     assert name in turned.ui.messageLabel.text
-    assert not transforms()
+    assert [each.GetName() for each in transforms()] == ([] if which == "transform" else ["Chosen"])
     if which != "moving":
         assert turned.pair.moving.GetParentTransformNode() is None
 
@@ -361,12 +364,12 @@ def test_an_initial_transform_is_used(turnedInFull):
         turned,
         lambda: (
             not turned.registerTab.running
-            or turned.registerTab.task._placement is not None
-            and np.allclose(turned.registerTab.task._placement.matrix, np.linalg.inv(turn()), atol=1e-6)
+            or turned.registerTab.task._preview is not None
+            and np.allclose(turned.registerTab.task._preview.matrix, np.linalg.inv(turn()), atol=1e-6)
         ),
     )
     assert turned.registerTab.running
-    assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1e-3  # the first step shows where it starts
+    assert sameAsSeen(shownMoving(), turned.pair.fixed) < 1e-3  # the first step shows where it starts
     waitFor(turned)
     assert sameAsSeen(turned.pair.moving, turned.pair.fixed) < 1.0
 

@@ -138,7 +138,11 @@ def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):  # noqa: F811
     part(loaded, "14_empty")
 
 
-def test_pictures_of_a_batch(ready, loaded, pair):  # noqa: F811
+def test_pictures_of_a_batch(ready, loaded, pair, monkeypatch, tmp_path):  # noqa: F811
+    for name in ("results", "scans"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    ready.ui.batchFolderPath.currentPath, ready.ui.batchOutputPath.currentPath = "scans", "results"
     slicer.util.addVolumeFromArray(np.full((20, 20, 20), 7.0), name="Constant volume")
     quick(ready)
     second = duplicate(pair.moving, "Second brain")
@@ -155,4 +159,29 @@ def test_pictures_of_a_batch(ready, loaded, pair):  # noqa: F811
     ready.ui.colorBox.setChecked(True)
     window(loaded, "16_batch_row", "The selected row.\n" + COLORS)
     ready.ui.colorBox.setChecked(False)
+    ready.ui.batchFolderPath.currentPath = ""
     ready.ui.tabs.setCurrentIndex(0)
+
+
+def test_pictures_of_a_sequence(ready, loaded, pair):  # noqa: F811
+    from test_slicer_sequences import SHIFTS, sequenceOf
+
+    sequence, _browser = sequenceOf(SHIFTS, "Perfusion")
+    ready.ui.tabs.setCurrentIndex(2)
+    ready._parameterNode.sequence = sequence
+    idle()
+    ready.ui.sequenceRunButton.click()
+    waitFor(ready, lambda: not ready.sequenceTab.running)
+    part(loaded, "17_sequence")
+    ready.ui.tabs.setCurrentIndex(0)
+
+
+def test_pictures_of_warnings(ready, loaded, pair, monkeypatch):  # noqa: F811
+    said = (
+        "The qform and the sform of brain.nii.gz place it up to 10 mm apart; the qform is used, as in Slicer and ITK."
+    )
+    scripted(monkeypatch, ready, target=np.eye(4), probability=0.6, confidence="fair", warnings=[said])
+    ready.ui.registerButton.click()
+    waitFor(ready)
+    idle()
+    part(loaded, "18_warnings")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from SlicerHarness.fixtures import (  # noqa: E402, F401
     BRAIN,
     QUICK,
+    REPOSITORY,
     TEMPLATE,
     duplicate,
     exceptionsFail,
@@ -138,18 +142,19 @@ def test_a_sequence_gets_a_note(logic, brains):
     assert any("one frame of a sequence" in warning for warning in logic.result.warnings)
 
 
-def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
-    """Every Python block of the READMEs that uses the logic is run, beside real files with the names that it reads."""
-    import re
-
-    repository = Path(__file__).resolve().parents[1]
-    blocks = [
+def examples():
+    """The Python blocks of the READMEs that use the logic."""
+    return [
         block
         for name in ("README.md", "SpatialDiffusionRegistration/README.md")
-        if (repository / name).is_file()
-        for block in re.findall(r"```python\n(.*?)```", (repository / name).read_text(encoding="utf-8"), re.S)
+        for block in re.findall(r"```python\n(.*?)```", (REPOSITORY / name).read_text(encoding="utf-8"), re.S)
         if "SpatialDiffusionRegistrationLogic" in block
     ]
+
+
+def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
+    """Each is run to its last line, beside real files with the names that it reads."""
+    blocks = examples()
     assert len(blocks) >= 3
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -162,7 +167,10 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
     assert slicer.util.saveNode(labels, str(tmp_path / "labels.nrrd"))
     monkeypatch.chdir(tmp_path)
 
+    ended = []
+
     def stop(*_arguments):
+        ended.append(True)
         raise SystemExit
 
     monkeypatch.setattr(slicer.util, "exit", stop)
@@ -175,8 +183,34 @@ def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa:
             names["fixedVolume"] = slicer.util.loadVolume(str(tmp_path / "fixed.nii.gz"))
         with contextlib.suppress(SystemExit):
             exec(compile(block, "README.md", "exec"), names)
-    assert (tmp_path / "moving_to_fixed.tfm").is_file() and (tmp_path / "labels_in_fixed.nrrd").is_file()
-    assert "done" in (folder / "report.csv").read_text()
+    assert len(ended) == sum("slicer.util.exit()" in block for block in blocks) >= 3
+    assert (tmp_path / "moving_to_fixed.tfm").is_file()
+    assert "good" in (folder / "report.csv").read_text()
+    # The labels end on the fixed volume's grid.
+    fixed = slicer.util.loadVolume(str(tmp_path / "fixed.nii.gz"))
+    resampled = slicer.util.loadLabelVolume(str(tmp_path / "labels_in_fixed.nrrd"))
+    assert slicer.util.arrayFromVolume(resampled).shape == slicer.util.arrayFromVolume(fixed).shape
+    assert set(np.unique(slicer.util.arrayFromVolume(resampled))) == {0, 1}
+    assert sameAsSeen(resampled, fixed) < 1e-3
+
+
+def test_a_script_runs_without_the_application(tmp_path):
+    """As the module's page says; it leaves with the script's own status."""
+    script = tmp_path / "register.py"
+    first = next(block for block in examples() if "moving_to_fixed.tfm" in block)
+    quickly = first.replace("logic.register(moving, fixed,", "logic.register(moving, fixed, steps=1, polish=False,")
+    assert quickly != first
+    script.write_text(quickly)
+    shutil.copy(TEMPLATE, tmp_path / "fixed.nii.gz")
+    shutil.copy(BRAIN, tmp_path / "moving.nii.gz")
+    command = [sys.executable, "-m", "SlicerHarness"]
+    there = {**os.environ, "PYTHONPATH": str(REPOSITORY / "Testing")}
+    done = subprocess.run([*command, str(script)], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "similarity" in done.stdout and (tmp_path / "moving_to_fixed.tfm").is_file()
+    script.write_text("import slicer\nslicer.util.exit(3)\nprint('still here')\n")
+    done = subprocess.run([*command, str(script)], cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert done.returncode == 3 and "still here" not in done.stdout
 
 
 # Many
@@ -195,8 +229,9 @@ def test_register_many_nodes_and_files_with_a_report(logic, brains, tmp_path):
     assert broken.GetParentTransformNode() is None
     assert not [n for n in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode") if n.GetName() == BRAIN.name[:-7]]
     rows = list(csv.DictReader(report.open(encoding="utf-8")))
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
-    assert "constant" in rows[1]["error"] and rows[2]["file"] == str(BRAIN)
+    assert [row["confidence"] == "failed" for row in rows] == [False, True, False]
+    assert "constant" in rows[1]["why"] and rows[2]["moving_file"] == str(BRAIN)
+    assert rows[0]["moving_file"] == ""  # its header was changed after it was read
     for row, transform in ((rows[0], transforms[0]), (rows[2], transforms[2])):
         matrix = np.array(row["matrix_moving_to_fixed_ras"].split(), float).reshape(4, 4)
         np.testing.assert_allclose(matrix, slicer.util.arrayFromTransformMatrix(transform), atol=1e-6)
@@ -257,8 +292,10 @@ def test_the_batch_tab_registers_scene_and_folder(batch, brains, tmp_path):
     assert sameAsSeen(moving, fixed) < 1.5
     assert "2 registered, 1 failed" in ui.batchMessageLabel.text and "\nbroken: " in ui.batchMessageLabel.text
     assert "broken.nii.gz" in ui.batchTable.item(1, 1).toolTip()
-    rows = list(csv.DictReader((out / "registration_report.csv").open(encoding="utf-8")))
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    rows = list(csv.DictReader((out / "registrations.csv").open(encoding="utf-8")))
+    assert [row["moving"] for row in rows] == ["Brain", "broken", "one"] and rows[1]["confidence"] == "failed"
+    assert rows[2]["moving_file"] == str(scans / "one.nii.gz") and rows[2]["transform_file"].endswith(".tfm")
+    assert (out / "review" / "index.html").is_file()
     assert len(list(out.glob("*.tfm"))) == 2
     assert ui.batchRunButton.text == "Register all"
 
@@ -275,7 +312,8 @@ def test_stopping_a_batch_keeps_what_is_done(batch, brains, monkeypatch, tmp_pat
     path = tmp_path / "mine.csv"
     monkeypatch.setattr(qt.QFileDialog, "getSaveFileName", lambda *arguments: str(path))
     ui.batchReportButton.click()
-    assert [row["status"] for row in csv.DictReader(path.open(encoding="utf-8"))] == ["done", "stopped"]
+    stopped = list(csv.DictReader(path.open(encoding="utf-8")))[1]
+    assert (stopped["confidence"], stopped["why"]) == ("", "not registered (stopped)")
     ui.batchRunButton.click()  # goes on with what is left
     waitFor(batch)
     assert column(batch, 1) == ["Done", "Done"] and sameAsSeen(second, fixed) < 1.5
@@ -326,4 +364,7 @@ def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, mon
     assert report["failed"] == []
     assert report["cancel"] == {"returned": None, "nodes added": 0, "moving is where it was": True}
     assert report["register"]["segmentation follows"] and report["register"]["dice of the labels"] > 0.9
+    batch = report["batch"]
+    assert batch["registered"] == [True, False] and len(batch["table"]) == 3 and batch["nodes left"] == []
+    assert "review/index.html" in batch["files"] and any(name.endswith(".tfm") for name in batch["files"])
     assert (tmp_path / "in_slicer_report.json").stat().st_size > 500

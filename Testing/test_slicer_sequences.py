@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     idle,
     loaded,
     panel,
+    qt,
     savedScene,
     scene,
     slicer,
@@ -169,3 +171,64 @@ def test_scripts_register_a_sequence(series):
     before = savedScene()
     assert series.logic.registerSequence(series.sequence, progress=lambda step: False) is None
     assert savedScene() == before
+
+
+# The page to review
+
+
+def pairsOf(folder):
+    """Names of the frames on a review page, in its order."""
+    data = (folder / "data.js").read_text(encoding="ascii")
+    return [row["moving"] for row in json.loads(data[data.index("{") : data.rindex("}") + 1])["pairs"]]
+
+
+@pytest.fixture
+def chosen(monkeypatch, tmp_path):
+    """The folder that the person chooses; `opened` is what would have been opened in the browser."""
+    from SpatialDiffusionRegistrationLib import sequence_tab
+
+    opened = []
+    monkeypatch.setattr(qt.QFileDialog, "getExistingDirectory", lambda *_arguments: str(tmp_path))
+    monkeypatch.setattr(sequence_tab, "openFile", lambda path: opened.append(Path(path)) or True)
+    return opened
+
+
+def test_every_frame_is_on_the_review_page_under_the_number_that_the_panel_gives_it(series, chosen, tmp_path):
+    assert not series.ui.sequencePageButton.enabled
+    press(series)
+    before = savedScene()
+    series.ui.sequencePageButton.click()
+    assert series.ui.sequenceRunButton.text == "Cancel" and not series.ui.registerButton.enabled
+    waitFor(series, lambda: not series.sequenceTab.drawing)
+    folder = tmp_path / f"review of {series.sequence.GetName()}"
+    assert chosen == [folder / "index.html"] and str(folder) in series.ui.sequenceMessageLabel.text
+    assert sorted(pairsOf(folder)) == [f"frame {number}" for number in range(1, FRAMES + 1)]
+    assert savedScene() == before and series.ui.sequencePageButton.enabled
+    assert series.ui.sequenceRunButton.text == "Register the frames"
+
+
+def test_drawing_the_page_can_be_cancelled(series, chosen):
+    press(series)
+    series.ui.sequencePageButton.click()
+    series.ui.sequenceRunButton.click()
+    assert not series.sequenceTab.drawing and not chosen
+    assert "not whole" in series.ui.sequenceMessageLabel.text and series.ui.sequencePageButton.enabled
+
+
+def test_closing_the_scene_ends_the_drawing(series, chosen):
+    press(series)
+    series.ui.sequencePageButton.click()
+    slicer.mrmlScene.Clear()
+    idle()
+    assert not series.sequenceTab.drawing and not chosen and not series.ui.sequencePageButton.enabled
+
+
+def test_a_script_gets_the_page_too(series, tmp_path):
+    from SpatialDiffusionRegistration import SpatialDiffusionRegistrationLogic
+
+    SpatialDiffusionRegistrationLogic().registerSequence(series.sequence, reference=0, review=tmp_path / "page")
+    assert len(pairsOf(tmp_path / "page")) == FRAMES
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="thesis.txt"):
+        SpatialDiffusionRegistrationLogic().registerSequence(series.sequence, review=tmp_path / "own")

@@ -15,12 +15,14 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     idle,
     loaded,
     panel,
+    register,
     savedScene,
     scene,
     sceneState,
     scripted,
     slicer,
     smallVolume,
+    untilStep,
     waitFor,
 )
 
@@ -64,15 +66,6 @@ def show(name, background, foreground=None):
     node.SetForegroundVolumeID(foreground.GetID() if foreground else None)
 
 
-def untilStep(window, index=3):
-    waitFor(window, lambda: window.ui.progressBar.maximum > 0 and window.ui.progressBar.value >= index)
-
-
-def register(window):
-    window.ui.registerButton.click()
-    waitFor(window)
-
-
 # Giving back
 
 
@@ -91,7 +84,8 @@ def test_cancel_gives_back_zoom_offset_and_field_of_view_of_every_view(window, p
 def test_a_failure_gives_back_the_views(window, monkeypatch):
     scripted(monkeypatch, window, raises=RuntimeError("no"))
     before = savedScene()
-    register(window)
+    window.ui.registerButton.click()
+    waitFor(window)
     assert "no" in window.ui.messageLabel.text and savedScene() == before
 
 

@@ -381,27 +381,30 @@ def test_settings_reach_the_core(panel, volumes):  # noqa: F811
     from SpatialDiffusionRegistrationLib import parameters
 
     p = panel._parameterNode
-    assert parameters.settings(p) == parameters.engine.Settings()
+    options = parameters.engine.core().RegistrationOptions
+    assert parameters.settings(p).checked() == options() and parameters.settings(p).threads is None
     p.movingModality, p.fixedModality, p.polish = "t1-brain", "any", parameters.Polish.OFF
     p.steps, p.threads, p.seed, p.modelName, p.search = 5, 2, 3, "mine", False
     p.sampler, p.device, p.transformType = (
-        parameters.Sampler.REFERENCE,
+        parameters.Sampler.FAST,
         parameters.Device.CPU,
         parameters.TransformType.RIGID,
     )
-    assert parameters.settings(p) == parameters.engine.Settings(
-        movingModality="t1-brain",
-        fixedModality="any",
+    assert parameters.settings(p).threads == 2 and parameters.settings(p).checked() == options(
+        modality="t1-brain",
+        fixed_modality="any",
         transform="rigid",
         model="mine",
-        sampler="reference",
+        sampler="fast",
         steps=5,
         polish=False,
         device="cpu",
-        threads=2,
         seed=3,
         search=False,
     )
+    p.sampler = parameters.Sampler.REFERENCE  # which visits every timestep: said when it is to start, not before
+    with pytest.raises(ValueError, match="leave the number of steps out"):
+        parameters.settings(p).checked()
 
 
 def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noqa: F811

@@ -9,15 +9,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
-from SpatialDiffusionTraining import adapt, checkpoint, measure, train  # noqa: E402
-from SpatialDiffusionTraining.settings import Settings  # noqa: E402
-from training_fixtures import ROOT, write_phantoms  # noqa: E402
-
 from SpatialDiffusionCore.modelfile import card as card_module  # noqa: E402
 from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, volume_file  # noqa: E402
 from SpatialDiffusionCore.spatial.volume import Volume  # noqa: E402
+from SpatialDiffusionTraining import adapt, checkpoint, measure, train  # noqa: E402
+from SpatialDiffusionTraining.settings import Settings  # noqa: E402
+from training_fixtures import ROOT, write_phantoms  # noqa: E402
 
 #: A fraction of a second per step.
 SMALL = ["--minutes", "0.03", "--measure", "1", "--threads", "1", "--device", "cpu", "--set", "data.size=[24]", "--set",
@@ -49,15 +48,18 @@ def test_a_folder_of_brains_is_recognized_adapted_to_and_measured(brains, tmp_pa
     before = card_module.read_card(catalog.BUNDLED / "t1-brain.safetensors")
     # It is for that modality alone, keeps where to look and which side is left, and what raises a probability is left
     # out.
-    assert card["modalities"] == {"t1-brain": 0} and "agreement" not in card
-    assert card["focus"]["modalities"] == ["t1-brain"] and card["sides"]["modalities"] == ["t1-brain"]
+    assert card.modalities == {"t1-brain": 0} and not card.agreement
+    assert [(name, part.modalities) for name, part in card.parts.items()] == [
+        ("focus", ("t1-brain",)),
+        ("sides", ("t1-brain",)),
+    ]
     mine = load_model(tmp_path / "out" / "model.safetensors", "t1-brain", "t1-brain")
     assert mine.focus_on("t1-brain") is not None and mine.sides_of("t1-brain") is not None
     # Training began with its weights: after a few gentle steps they are nearly the same, but not all of them.
     old = load_model("t1-brain", "t1-brain", "t1-brain").network.state_dict()
     new = mine.network.state_dict()
     moved = max((new[k] - old[k]).abs().max().item() for k in old)
-    assert 0 < moved < 0.05 and before["architecture"] == {**card["architecture"], "volume_size": [64, 64, 64]}
+    assert 0 < moved < 0.05 and before.architecture == {**card.architecture, "volume_size": [64, 64, 64]}
     page = (tmp_path / "out" / "report.html").read_text()
     assert (
         "the whole registration" in page and page.count("data:image/png;base64,") >= 2 and "5 scans" not in page[:200]
@@ -73,7 +75,7 @@ def test_what_nobody_knows_gets_a_name_and_a_grid_of_its_own(tmp_path):
     paths = sorted(folder.iterdir())
     assert adapt.recognize(paths) == "any" and adapt.own_name(folder.name) == "mouse-knees"
     base, size = adapt.nearest("any"), adapt.typical_size(paths)
-    assert base.card["name"] == "foundation" and base.key == "any" and 3 < size < 9
+    assert base.card.name == "anatomy" and base.key == "any" and 3 < size < 9
     chosen = adapt.parser().parse_args([str(folder), "-o", str(tmp_path / "out")])
     settings = adapt.settings_for(base, "mouse-knees", chosen, size)
     grid = settings.grid("mouse-knees")
@@ -84,7 +86,7 @@ def test_what_nobody_knows_gets_a_name_and_a_grid_of_its_own(tmp_path):
 
 def test_eyes_begin_with_the_model_that_has_seen_eyes():
     base = adapt.nearest("oct")
-    assert base.card["name"] == "foundation" and base.key == "oct"
+    assert base.card.name == "foundation" and base.key == "oct"
     chosen = adapt.parser().parse_args(["scans", "-o", "out"])
     settings = adapt.settings_for(base, "oct", chosen, 3.0)
     assert settings.grid()["size"] == (96, 32, 96) and settings.augmentation.by_modality["oct"]["pose"]["tilt_degrees"]
@@ -110,9 +112,8 @@ def test_only_what_helps_and_harms_nothing_is_installed(helps, mine, bundled, tm
 
 
 def test_pairs_for_measuring_are_undone_by_their_truth(brains, tmp_path):
-    from SpatialDiffusionTraining import datasets, scans
-
     from SpatialDiffusionCore.spatial import volume
+    from SpatialDiffusionTraining import datasets, scans
 
     files = scans.find_scans(brains)
     source = datasets.Source("t1-brain", 1, files[:3], files[3:])

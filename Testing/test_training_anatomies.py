@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionCore.spatial import sampling, volume_file  # noqa: E402
 from SpatialDiffusionTraining import anatomies, datasets, scans  # noqa: E402
 from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
-
-from SpatialDiffusionCore.spatial import sampling, volume_file  # noqa: E402
 
 
 @pytest.fixture(scope="module")

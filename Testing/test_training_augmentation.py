@@ -7,10 +7,9 @@ import math
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
 from SpatialDiffusionTraining import augmentation as a  # noqa: E402
 from SpatialDiffusionTraining import losses  # noqa: E402
-
-from SpatialDiffusionCore.method import diffusion  # noqa: E402
 
 SHAPE = (20, 24, 22)
 

@@ -15,6 +15,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from SpatialDiffusionCore.errors import InputError  # noqa: E402
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
+from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 from SpatialDiffusionTraining import datasets, loaders, people  # noqa: E402
 from SpatialDiffusionTraining import scans as scans_  # noqa: E402
 from SpatialDiffusionTraining.augmentation import Pose  # noqa: E402
@@ -22,10 +25,6 @@ from SpatialDiffusionTraining.pair_lists import PARTNERS  # noqa: E402
 from SpatialDiffusionTraining.pairs import PairMaker, seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 from training_fixtures import phantom, real_scans, write_phantoms  # noqa: E402
-
-from SpatialDiffusionCore.errors import InputError  # noqa: E402
-from SpatialDiffusionCore.method import diffusion  # noqa: E402
-from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
 
 GRID = {"size": [16, 16, 16], "spacing": 14.0}
 

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
-from SpatialDiffusionTraining import scans as scans_  # noqa: E402
-from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
-from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
-from training_fixtures import write_phantoms  # noqa: E402
-
 from SpatialDiffusionCore.errors import InputError  # noqa: E402
 from SpatialDiffusionCore.modelfile.card import read_card  # noqa: E402
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED  # noqa: E402
 from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
 from SpatialDiffusionCore.spatial import geometry, sampling, volume, volume_file  # noqa: E402
+from SpatialDiffusionTraining import datasets, focus, masks, necks, partners  # noqa: E402
+from SpatialDiffusionTraining import scans as scans_  # noqa: E402
+from SpatialDiffusionTraining.augmentation import Corruption, Pose  # noqa: E402
+from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
+from training_fixtures import write_phantoms  # noqa: E402
 
 DEMO = BUNDLED.parent / "demo"
 
@@ -153,7 +152,7 @@ def test_a_model_learns_where_to_look_and_keeps_its_own_weights(tmp_path, capsys
     assert "named like a scan" in capsys.readouterr().err and not output.exists()
     assert focus.main([*arguments, "--masks", str(tmp_path / "masks")]) == 0
     card = read_card(output)
-    assert set(card["accuracy"]["focus_dice_median_least"]) == {"clean", "corrupted"}
+    assert set(card.accuracy["focus_dice_median_least"]) == {"clean", "corrupted"}
     before, after = (load_model(path, "t1-brain", "t1-brain").network.state_dict() for path in (model, output))
     assert all(torch.equal(before[key], after[key]) for key in before)
     loaded = load_model(output, "t1-brain", "t1-brain")

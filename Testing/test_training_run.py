@@ -19,16 +19,15 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
+from SpatialDiffusionCore.method import diffusion  # noqa: E402
+from SpatialDiffusionCore.modelfile import card as card_module
+from SpatialDiffusionCore.modelfile import catalog, model  # noqa: E402
+from SpatialDiffusionCore.spatial import transform_file  # noqa: E402
 from SpatialDiffusionTraining import checkpoint, export, losses, optimization, retina, train, trainer  # noqa: E402
 from SpatialDiffusionTraining import run as runs  # noqa: E402
 from SpatialDiffusionTraining.pairs import PairMaker, make_schedule, seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 from training_fixtures import ROOT, TINY, real_scans, write_phantoms  # noqa: E402
-
-from SpatialDiffusionCore.method import diffusion  # noqa: E402
-from SpatialDiffusionCore.modelfile import card as card_module
-from SpatialDiffusionCore.modelfile import catalog, model  # noqa: E402
-from SpatialDiffusionCore.spatial import transform_file  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +84,14 @@ def test_a_run_leaves_checkpoints_figures_and_a_model(scans, tmp_path, capsys):
         output, tmp_path / "model.safetensors", half=True, name="tiny", licence="CC0", data="phantoms"
     )
     loaded = model.load_model(exported)
-    assert loaded.card["grid"] == {"size": [16, 16, 16], "spacing": 14.0, "loading": "canonical"}
-    assert loaded.card["license"] == "CC0" and loaded.card["training"]["scans"] == {
+    assert loaded.card.grid.to_dict() == {"size": [16, 16, 16], "spacing": 14.0, "loading": "canonical"}
+    assert loaded.card.license == "CC0" and loaded.card.training["scans"] == {
         "t1-brain train": 5,
         "t1-brain validation": 1,
     }
-    assert loaded.card["modalities"] == {"any": 0, "t1-brain": 0}
-    assert "median" in loaded.card["accuracy"]["validation"]["clean"]["registration"]
-    assert str(scans) not in json.dumps(loaded.card) and str(tmp_path) not in json.dumps(loaded.card)
+    assert loaded.card.modalities == {"any": 0, "t1-brain": 0}
+    assert "median" in loaded.card.accuracy["validation"]["clean"]["registration"]
+    assert str(scans) not in loaded.card.to_json() and str(tmp_path) not in loaded.card.to_json()
     best = checkpoint.load_checkpoint(output / "best.pt")["weights"]
     assert all(torch.allclose(v, best[k], atol=1e-3) for k, v in loaded.network.state_dict().items())
 
@@ -134,9 +133,9 @@ def test_the_published_recipe_in_small(scans, tmp_path):
     assert train.main(["--train", str(scans), *small, "--steps", "2", "-o", str(tmp_path / "run")]) == 0
     assert all(np.isfinite(training_losses(tmp_path / "run")))
     card = card_module.read_card(export.export(tmp_path / "run"))
-    assert card["grid"] == {"size": [48, 56, 52], "spacing": None, "loading": "published"}
-    assert card["sampler"] == "reference" and card["schedule"]["translation_range"] == [0.5, 4.0]
-    assert card["architecture"]["head"] == "matrix" and card["architecture"]["class_dropout"] == 0.15
+    assert card.grid.to_dict() == {"size": [48, 56, 52], "spacing": None, "loading": "published"}
+    assert card.sampler == "reference" and card.schedule.translation_range == (0.5, 4.0)
+    assert card.architecture["head"] == "matrix" and card.architecture["class_dropout"] == 0.15
 
 
 def test_install_puts_the_model_where_programs_look(scans, tmp_path, monkeypatch):
@@ -191,11 +190,11 @@ def test_several_modalities_get_class_ids_in_order(tmp_path):
     assert train.main([*base, "-o", str(tmp_path / "run")]) == 0
     assert last_state(tmp_path / "run")["architecture"]["n_classes"] == 2
     exported = export.export(tmp_path / "run", which="last")
-    assert card_module.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 1, "t2-head-neck": 2}
+    assert card_module.read_card(exported).modalities == {"any": 0, "t1-brain": 1, "t2-head-neck": 2}
     assert train.main([*base, "-o", str(tmp_path / "one"), "--unconditional"]) == 0
     assert last_state(tmp_path / "one")["architecture"]["n_classes"] == 1
     exported = export.export(tmp_path / "one", which="last")
-    assert card_module.read_card(exported)["modalities"] == {"any": 0, "t1-brain": 0, "t2-head-neck": 0}
+    assert card_module.read_card(exported).modalities == {"any": 0, "t1-brain": 0, "t2-head-neck": 0}
 
 
 def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
@@ -230,9 +229,9 @@ def test_one_model_sees_heads_and_eyes_on_grids_of_their_own(tmp_path, capsys):
     assert "16×12×16 at 0.4×0.16×0.4 mm" in said and "cannot be written" not in said
     assert (tmp_path / "run" / "loss.png").stat().st_size > 1000
     card = card_module.read_card(export.export(tmp_path / "run", which="last"))
-    assert card_module.grid_of(card, "t1-brain") == card_module.grid_of(card, "any") == card["grid"]
-    assert card_module.grid_of(card, "oct") == {**grid, "loading": "canonical"}
-    assert set(card["training"]["scans"]) == {f"{m} {p}" for m in ("t1-brain", "oct") for p in ("train", "validation")}
+    assert card.grid_of("t1-brain") == card.grid_of("any") == card.grid
+    assert card.grid_of("oct").to_dict() == {**grid, "loading": "canonical"}
+    assert set(card.training["scans"]) == {f"{m} {p}" for m in ("t1-brain", "oct") for p in ("train", "validation")}
     loaded = model.load_model(tmp_path / "run" / "model.safetensors", "oct", "oct")
     assert loaded.schedule("oct").transform_range == (0.004, 0.03)
     assert loaded.schedule("t1-brain") == loaded.schedule() != loaded.schedule("oct")
@@ -508,9 +507,8 @@ def test_a_damaged_checkpoint_is_refused(scans, tmp_path, capsys):
 
 
 def test_time_bounds_a_run_and_the_cosine_follows_it(scans, tmp_path):
-    started = time.monotonic()
     assert run(scans, tmp_path / "run", "--max-minutes", "0.03", "--validate-every", "1000000", steps=0) == 0
-    assert time.monotonic() - started < 20
+    # Without its bound it would never end.
     settings = Settings()
     settings.optimization.lr, settings.optimization.warmup = 1.0, 10
     settings.optimization.steps, settings.optimization.max_minutes = 0, 60.0

@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("ema_pytorch")
 pytest.importorskip("lightning_fabric")
+from SpatialDiffusionCore.errors import InputError  # noqa: E402
+from SpatialDiffusionCore.modelfile import card as card_module  # noqa: E402
+from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
+from SpatialDiffusionCore.modelfile.checkpoint_import import import_checkpoint  # noqa: E402
+from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
+from SpatialDiffusionCore.networks.build import build  # noqa: E402
 from SpatialDiffusionTraining import (  # noqa: E402
     ahead,
     checkpoint,
@@ -31,13 +38,6 @@ from SpatialDiffusionTraining.checks import check  # noqa: E402
 from SpatialDiffusionTraining.pairs import seeded  # noqa: E402
 from SpatialDiffusionTraining.settings import Settings  # noqa: E402
 from training_fixtures import TINY, write_phantoms  # noqa: E402
-
-from SpatialDiffusionCore.errors import InputError  # noqa: E402
-from SpatialDiffusionCore.modelfile import card as card_module  # noqa: E402
-from SpatialDiffusionCore.modelfile import catalog  # noqa: E402
-from SpatialDiffusionCore.modelfile.checkpoint_import import import_checkpoint  # noqa: E402
-from SpatialDiffusionCore.modelfile.model import load_model  # noqa: E402
-from SpatialDiffusionCore.networks.build import build  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_without_class_dropout_classes_count_from_zero(tmp_path):
     base = conditional(tmp_path)
     assert train.main([*base, "--class-dropout", "0", "--steps", "2", "-o", str(tmp_path / "run")]) == 0
     path = export.export(tmp_path / "run", which="last")
-    assert card_module.read_card(path)["modalities"] == {"t1-brain": 0, "t2-head-neck": 1}
+    assert card_module.read_card(path).modalities == {"t1-brain": 0, "t2-head-neck": 1}
     loaded = load_model(path, "t2-head-neck", "t2-head-neck")
     volume = torch.rand(1, 1, 16, 16, 16)
     found = loaded.denoiser("t2-head-neck", "t2-head-neck")(volume, volume, torch.tensor([3]))
@@ -310,11 +310,11 @@ def test_a_model_of_ones_own_takes_no_bundled_models_place_unasked(finished, tmp
     assert train.main([*base, "--name", "t1-brain", "--install"]) == 2
     assert "take its place" in capsys.readouterr().err and not (tmp_path / "models").exists()
     assert train.main([*base, "--name", "mine", "--install"]) == 0
-    assert catalog.choose(None, "t1-brain", "t1-brain")[1]["name"] == "t1-brain"
+    assert catalog.choose(None, "t1-brain", "t1-brain").card.name == "t1-brain"
     # One that knows nothing else would be preferred.
     card = card_module.read_card(tmp_path / "m.safetensors")
-    assert export.displaced({**card, "modalities": {"t1-brain": 0}}) == {"t1-brain": "t1-brain"}
-    assert export.displaced({**card, "modalities": {"knee-mri": 0}}) == {}
+    assert export.displaced(replace(card, modalities={"t1-brain": 0})) == {"t1-brain": "t1-brain"}
+    assert export.displaced(replace(card, modalities={"knee-mri": 0})) == {}
     assert train.main([*base, "--name", "t1-brain", "--install", "--replace"]) == 0
     assert catalog.find("t1-brain")[0].parent == tmp_path / "models"
 
@@ -338,7 +338,7 @@ def test_a_published_checkpoint_comes_back_as_the_same_network(scans, tmp_path, 
     assert train.main([*arguments, "--which", "raw"]) == 0
     card = import_checkpoint(tmp_path / "ckpt.pth", tmp_path / "back.safetensors", volume_size=(48, 56, 52), groups=4,
                              modality="t1-brain")  # fmt: skip
-    assert card["architecture"]["channels"] == [2, 8, 8, 8, 8, 8, 8]
+    assert card.architecture["channels"] == [2, 8, 8, 8, 8, 8, 8]
     mine = load_model(tmp_path / "run" / "model.safetensors", "t1-brain", "t1-brain").network.state_dict()
     back = load_model(tmp_path / "back.safetensors", "t1-brain", "t1-brain").network.state_dict()
     assert all(torch.equal(mine[k], back[k]) for k in mine)

@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from ..heartbeat import beat
 from ..networks.layers import blur
 from ..spatial import geometry
+from ..spatial.cube import Cube
 from .self_similarity import laid_on
+
+# How these were found, and what else was tried: Training/NOTES.md, "Heads corrupted in every way".
 
 #: Voxel size relative to the model's, blur, edge of a block, distance between blocks and how far they look, in voxels.
 FACTOR, SIGMA, EDGE, APART, REACH = 1.2, 0.7, 5, 2, 3
@@ -30,7 +33,16 @@ FLAT, MOST, FEWEST = 2e-4, 3000, 60
 ROUNDS, RIDGE = 3, 1e-3
 
 
-def refine(moving, fixed, world: np.ndarray, kind: str) -> np.ndarray:
+#: A block counts where so much of it is known in both volumes; between voxels places count by exp(SHARPNESS · c), where
+#: c is their squared correlation. Chosen, untested.
+KNOWN, SHARPNESS = 0.99, 20.0
+
+#: The fit follows this share of the blocks at first, FEWER times as many in each round until KEPT are left; most rounds
+#: where they do not settle.
+FOLLOWED, FEWER, SETTLING = 0.8, 0.85, 30
+
+
+def refine(moving: Cube, fixed: Cube, world: np.ndarray, kind: str) -> np.ndarray:
     """Refine a fixed → moving RAS transform (4×4) of a kind between two Cubes; as it is if too few blocks can tell."""
     for _ in range(ROUNDS):
         beat()
@@ -48,7 +60,7 @@ def refine(moving, fixed, world: np.ndarray, kind: str) -> np.ndarray:
     return world
 
 
-def matches(moving, fixed, world: np.ndarray):
+def matches(moving: Cube, fixed: Cube, world: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(N×3 centers of blocks in the fixed tissue, N×3 by how much their like lies elsewhere in the moving volume laid
     there by ``world``, N squared correlations with it; 4×4 from these voxels to RAS).
     """
@@ -56,7 +68,7 @@ def matches(moving, fixed, world: np.ndarray):
     half = EDGE // 2
     around = [REACH + half] * 6
 
-    def mean(volume):
+    def mean(volume: torch.Tensor) -> torch.Tensor:
         return F.avg_pool3d(volume, EDGE, 1, half)
 
     one, other, known, seen, tissue = (
@@ -65,8 +77,8 @@ def matches(moving, fixed, world: np.ndarray):
     )
     spread_one = mean(one * one) - mean(one) ** 2
     spread_other = (mean(other * other) - mean(other) ** 2).clamp_min(0).flatten() + FLAT / 2
-    whole = (mean(seen) > 0.99).flatten()
-    inside = ((mean(tissue) > 0.5) & (mean(known) > 0.99) & (spread_one > FLAT))[0, 0]
+    whole = (mean(seen) > KNOWN).flatten()
+    inside = ((mean(tissue) > 0.5) & (mean(known) > KNOWN) & (spread_one > FLAT))[0, 0]
     inside = inside[tuple(slice(around[0], None, APART) for _ in range(3))].nonzero() * APART + around[0]
     if len(inside) > MOST:
         inside = inside[
@@ -92,11 +104,11 @@ def matches(moving, fixed, world: np.ndarray):
     offsets = offsets.to(alike.dtype)
     # Between voxels: the mean of the best place and its neighbors, weighted by how nearly as like they are.
     near = (offsets - offsets[index]).square().sum(2) <= 2
-    weights = near * (20 * (alike - best)).exp()
+    weights = near * (SHARPNESS * (alike - best)).exp()
     moves = weights @ offsets / weights.sum(1, keepdim=True)
     met = best[:, 0] > 0  # others found nothing but the end of the volume
-    found = tuple(v[met].cpu().double().numpy() for v in (inside - around[0], moves, best[:, 0]))
-    return *found, frame
+    centers, moved, correlations = (v[met].cpu().double().numpy() for v in (inside - around[0], moves, best[:, 0]))
+    return centers, moved, correlations, frame
 
 
 def trimmed_fit(places: np.ndarray, moves: np.ndarray, kept: float = KEPT) -> np.ndarray:
@@ -105,8 +117,8 @@ def trimmed_fit(places: np.ndarray, moves: np.ndarray, kept: float = KEPT) -> np
     Least squares of all, then of fewer and fewer, those with the smallest residuals (Rousseeuw, J. Am. Stat. Assoc.
     79:871, 1984).
     """
-    chosen, share = np.ones(len(places), bool), 0.8
-    for _ in range(30):
+    chosen, share = np.ones(len(places), bool), FOLLOWED
+    for _ in range(SETTLING):
         mean = places[chosen].mean(0)
         centered = np.c_[places - mean, np.ones(len(places))]
         used = centered[chosen]
@@ -114,7 +126,7 @@ def trimmed_fit(places: np.ndarray, moves: np.ndarray, kept: float = KEPT) -> np
         normal[:3, :3] += np.eye(3) * RIDGE * np.trace(normal[:3, :3]) / 3
         solution = np.linalg.solve(normal, used.T @ moves[chosen])
         residual = np.linalg.norm(centered @ solution - moves, axis=1)
-        share = max(kept, 0.85 * share)
+        share = max(kept, FEWER * share)
         best = residual <= np.quantile(residual, share)
         if share == kept and (best == chosen).all():
             break

@@ -7,11 +7,12 @@ which shows them, too, and does not depend on brightness. Maps are compared at e
 (normalized correlation by Fourier transforms; Padfield, IEEE TIP 21(5):2706, 2012), and a plane fitted to the
 difference of the two surfaces gives tilt and offset.
 
-The cubes' axes are (lateral, depth, lateral); see volume.scan_axes.
+The cubes' axes are (lateral, depth, lateral); see sampling.scan_axes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,10 @@ import torch.nn.functional as F
 
 from ..networks.front import maps_of
 from ..spatial import geometry
+from ..spatial.cube import Cube
+from ..spatial.volume import Grid
 from . import gauss_newton, self_similarity
+from .gauss_newton import Side
 
 #: Degrees between the turns that are compared: a step moves the rim of a 6 mm map by 0.2 mm, about a vessel.
 STEP = 4.0
@@ -33,6 +37,13 @@ FINER = 1.5
 
 #: Scales of the moving map that are compared.
 SCALES = (0.95, 1.0, 1.05)
+
+#: Pixels (RMS) between poses that count as two.
+APART = 3
+
+#: The plane that takes one surface to the other: fewest places it is fitted to, rounds, the median residuals at which a
+#: place counts half (Cauchy), and what tilts cost, per place. Chosen, untested.
+FEWEST, ROUNDS, WIDTH, TILT = 30, 8, 2, 1e-3
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,17 @@ class Face:
     step: float
 
 
-def _maps(cube):
+def _maps(cube: Cube) -> Iterator[torch.Tensor]:
     """maps_of a cube."""
     return (part[0] for part in maps_of(cube.values[0], cube.support[0], float(cube.spacing[1])))
 
 
-def _finer(grid, factor):
+def _finer(grid: Grid, factor: float) -> Grid:
     """The grid with ``factor`` times the lateral voxels."""
     return grid.with_shape([n if axis == 1 else int(round(n * factor)) for axis, n in enumerate(grid.shape)])
 
 
-def face(cube) -> Face:
+def face(cube: Cube) -> Face:
     """The Face of a cube."""
     fine = cube.on(_finer(cube.grid, FINER))
     maps, mask, height, known = _maps(fine)
@@ -78,7 +89,7 @@ def face(cube) -> Face:
     return Face(planes[:2] * mask, mask, planes[3], known, step)
 
 
-def poses(moving, fixed, keep: int) -> list:
+def poses(moving: Cube, fixed: Cube, keep: int) -> list:
     """Up to ``keep`` distinct fixed → moving cube-frame transforms (4×4 float64), the most promising first."""
     a, b = face(fixed), face(moving)
     found = _turns_and_shifts(a, b)
@@ -86,27 +97,27 @@ def poses(moving, fixed, keep: int) -> list:
     chosen: list[tuple] = []
     for score, angle, scale, shift in found:
         lateral = _lateral(angle, scale, shift)
-        if all(_apart(lateral, other, radius) > 3 * a.step for _, other in chosen):
+        if all(_apart(lateral, other, radius) > APART * a.step for _, other in chosen):
             chosen.append((score, lateral))
         if len(chosen) == keep:
             break
     return [_in_depth(a, b, lateral) for _, lateral in chosen]
 
 
-def _lateral(angle, scale, shift):
+def _lateral(angle: float, scale: float, shift: np.ndarray) -> np.ndarray:
     """2×3 map of fixed to moving (D, W) in mm: u → scale·R(u + shift)."""
     cosine, sine = np.cos(angle), np.sin(angle)
     linear = scale * np.array([[cosine, -sine], [sine, cosine]])
     return np.column_stack([linear, linear @ shift])
 
 
-def _apart(p, q, radius):
+def _apart(p: np.ndarray, q: np.ndarray, radius: float) -> float:
     """RMS distance in mm of two lateral maps over a disk of that RMS radius."""
     d = p - q
     return np.sqrt((d[:, 2] ** 2).sum() + radius**2 / 2 * (d[:, :2] ** 2).sum())
 
 
-def _turns_and_shifts(a: Face, b: Face):
+def _turns_and_shifts(a: Face, b: Face) -> list[tuple[float, float, float, np.ndarray]]:
     """[(score, angle, scale, shift)], best first: the best shift of every turn and scale."""
     count, device = len(a.mask), a.mask.device
     size = 2 * max(count, len(b.mask))
@@ -137,7 +148,7 @@ def _turns_and_shifts(a: Face, b: Face):
     return sorted(found, key=lambda entry: -entry[0])
 
 
-def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
+def _in_depth(a: Face, b: Face, lateral: np.ndarray) -> np.ndarray:
     """4×4 frame transform: the lateral map, and the robust plane that takes a's surface to b's."""
     at = a.known.nonzero()
     u = (at.cpu().double().numpy() - (len(a.mask) - 1) / 2) * a.step
@@ -147,14 +158,14 @@ def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
     height, known = seen[0, :, 0].cpu().double().numpy()
     use = known > 0.99
     plane = np.zeros(3)
-    if use.sum() > 30:
+    if use.sum() > FEWEST:
         difference = height[use] - a.height[a.known > 0].cpu().double().numpy()[use]
         terms = np.column_stack([np.ones(use.sum()), u[use]])
         weights, plane[0] = np.ones(len(terms)), np.median(difference)
-        for _ in range(8):
+        for _ in range(ROUNDS):
             residual = difference - terms @ plane
-            weights = 1 / (1 + (residual / (1e-6 + 2 * np.median(np.abs(residual)))) ** 2)
-            normal = (terms * weights[:, None]).T @ terms + np.diag([0, 1, 1]) * 1e-3 * len(terms)
+            weights = 1 / (1 + (residual / (1e-6 + WIDTH * np.median(np.abs(residual)))) ** 2)
+            normal = (terms * weights[:, None]).T @ terms + np.diag([0, 1, 1]) * TILT * len(terms)
             plane = np.linalg.solve(normal, terms.T @ (weights * difference))
     matrix = np.eye(4)
     for row, (first, second, offset) in ((0, lateral[0]), (2, lateral[1])):
@@ -167,7 +178,7 @@ def _in_depth(a: Face, b: Face, lateral) -> np.ndarray:
 FINEST, POINTS = 2.0, 8000
 
 
-def refine(moving, fixed, world, *, seed: int):
+def refine(moving: Cube, fixed: Cube, world: np.ndarray, *, seed: int) -> np.ndarray:
     """Refine a fixed → moving RAS transform (4×4) of two cubes: laterally on their maps, in depth by self-similarity.
 
     Layers say little about lateral shifts: on ten phantom pairs of OCT with motion and shadows, self-similarity in all
@@ -184,12 +195,12 @@ def refine(moving, fixed, world, *, seed: int):
     return _laterally(moving, fixed, world @ fixed.frame @ change @ np.linalg.inv(fixed.frame), sides)
 
 
-def shifted(moving, fixed, world, *, seed: int) -> np.ndarray:
+def shifted(moving: Cube, fixed: Cube, world: np.ndarray, *, seed: int) -> np.ndarray:
     """``world`` turned and shifted laterally to where the maps agree best; its scales and shears stay."""
     return _laterally(moving, fixed, world, [_side(cube, seed) for cube in (fixed, moving)], kind="rigid")
 
 
-def agreement(moving, fixed, worlds, *, seed: int) -> np.ndarray:
+def agreement(moving: Cube, fixed: Cube, worlds: Sequence[np.ndarray], *, seed: int) -> np.ndarray:
     """Correlation of the maps of two cubes under fixed → moving RAS transforms, times the root of their overlap.
 
     It judges a refinement: a lateral step of a voxel hardly changes local similarity, which layers dominate; that of
@@ -201,14 +212,14 @@ def agreement(moving, fixed, worlds, *, seed: int) -> np.ndarray:
     return similarity * np.sqrt(overlap.clip(0, 1))
 
 
-def _flat(matrix) -> np.ndarray:
+def _flat(matrix: np.ndarray) -> np.ndarray:
     """The lateral part of a cube-frame transform, 4×4."""
     result = np.eye(4)
     result[np.ix_([0, 2], [0, 2, 3])] = matrix[np.ix_([0, 2], [0, 2, 3])]
     return result
 
 
-def _side(cube, seed: int):
+def _side(cube: Cube, seed: int) -> Side:
     """A cube's maps as a Side of Gauss–Newton, in the cube's frame.
 
     Three equal layers make a volume of a map; points lie in the middle one, and no slope leads out of it.
@@ -221,7 +232,7 @@ def _side(cube, seed: int):
     return gauss_newton.side(torch.stack([maps] * 3, 2)[None], support, middle, spacing, POINTS, seed)
 
 
-def _laterally(moving, fixed, world, sides, kind: str = "affine"):
+def _laterally(moving: Cube, fixed: Cube, world: np.ndarray, sides: Sequence[Side], kind: str = "affine") -> np.ndarray:
     """Robust Gauss–Newton fit of two maps to each other by changes of a kind; what ``world`` does in depth stays."""
     matrix = np.linalg.inv(moving.frame) @ world @ fixed.frame
     found = gauss_newton.refine(
@@ -237,7 +248,9 @@ def _laterally(moving, fixed, world, sides, kind: str = "affine"):
     return moving.frame @ matrix @ np.linalg.inv(fixed.frame)
 
 
-def spread(moving, fixed, world, *, seed: int, degrees: float = 3.0, voxels: float = 2.0) -> float:
+def spread(
+    moving: Cube, fixed: Cube, world: np.ndarray, *, seed: int, degrees: float = 3.0, voxels: float = 2.0
+) -> float:
     """RMS distance in mm over the maps between the answer and fits of the maps from turned and shifted starts.
 
     world: fixed → moving, 4×4, RAS mm. voxels: shift of the starts in lateral voxels of the cube.

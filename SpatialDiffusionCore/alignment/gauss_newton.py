@@ -9,6 +9,7 @@ steps would cost as much as a look at all points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -38,7 +39,7 @@ class Side:
         """C×N×3: 1, the values, and their squares."""
         return torch.stack([torch.ones_like(self.values), self.values, self.values.square()], dim=-1)
 
-    def seen(self, points: torch.Tensor, matrices: np.ndarray):
+    def seen(self, points: torch.Tensor, matrices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (C×B×N) and support (B×N), trilinear, where B matrices (4×4) take N×3 points in mm."""
         # From mm to normalized (x, y, z), whose x runs along the last axis.
         scale = 2 / (self.spacing * self.grid.shape[2:])
@@ -49,7 +50,14 @@ class Side:
         return sampled[:-1], sampled[-1]
 
 
-def side(features: torch.Tensor, support: torch.Tensor, tissue: torch.Tensor, spacing, count: int, seed: int) -> Side:
+def side(
+    features: torch.Tensor,
+    support: torch.Tensor,
+    tissue: torch.Tensor,
+    spacing: Sequence[float] | np.ndarray,
+    count: int,
+    seed: int,
+) -> Side:
     """Make a Side from 1×C×D×H×W features, 1×1×D×H×W support and tissue (> 0.5 = draw points here).
 
     ``count`` points are drawn without repetition (all if there are fewer); the same seed draws the same points.
@@ -153,7 +161,7 @@ class _Linear:
     compositional; Baker and Matthews, IJCV 56:221, 2004), so it does not change while the transform does.
     """
 
-    def __init__(self, side: Side):
+    def __init__(self, side: Side) -> None:
         count = len(side.points)
         place = torch.cat([side.points, side.points.new_ones(count, 1)], dim=1)
         self.jacobian = (side.slopes[..., None] * place[:, None, :]).flatten(2)  # C×N×12
@@ -161,7 +169,7 @@ class _Linear:
         squares, outer = squares[:, _UPPER[3][0], _UPPER[3][1]], (place[:, _UPPER[4][0]] * place[:, _UPPER[4][1]])
         self.products = (squares[:, :, None] * outer[:, None]).flatten(1)  # N×60
 
-    def equations(self, residual, weights):
+    def equations(self, residual: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """B×72 for C×B×N residuals and B×N weights: Σ w J Jᵀ, folded, and Σ w J r; see ``_unfolded``."""
         return torch.cat([weights @ self.products, torch.bmm(residual * weights, self.jacobian).sum(0)], dim=1)
 
@@ -171,7 +179,9 @@ def _unfolded(equations: np.ndarray) -> tuple:
     return equations[:, _UNFOLDING].reshape(-1, 12, 12), equations[:, 60:]
 
 
-def _fit_intensity(sampled, powers, weights):
+def _fit_intensity(
+    sampled: torch.Tensor, powers: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Per transform and channel (C×B×1), gain and offset that make values like ``sampled`` (C×B×N); C×N×3 ``powers``:
     1, the values, their squares.
     """
@@ -183,7 +193,9 @@ def _fit_intensity(sampled, powers, weights):
     return gain, sum_s / total - gain * mean_v
 
 
-def _residuals(source: Side, target: Side, matrix, linear_fit: bool, tuning: float, chosen=None):
+def _residuals(
+    source: Side, target: Side, matrix: np.ndarray, linear_fit: bool, tuning: float, chosen: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Residuals (C×B×N) and weights (B×N) of points of ``source`` that ``matrix`` (B×4×4) takes into ``target``.
 
     chosen: which points count in each transform, B×N of 0 and 1 (default: all)."""
@@ -206,7 +218,9 @@ def _residuals(source: Side, target: Side, matrix, linear_fit: bool, tuning: flo
     return residual, weights / (scale * weights.sum(1, keepdim=True)).clamp_min(1e-6)
 
 
-def _factor(hessian, previous, newton, factor, most: float):
+def _factor(
+    hessian: np.ndarray, previous: np.ndarray, newton: np.ndarray, factor: np.ndarray, most: float
+) -> np.ndarray:
     """The multiple (B) of the next Gauss–Newton step, from the last step's (B×n), the multiple taken, and this one.
 
     Two people's gradients agree in part only, the less the finer the voxels, so the steps fall short, by about the
@@ -242,7 +256,7 @@ def _strain_slope(matrices: np.ndarray, already: np.ndarray | None, free: float)
 def refine(
     fixed: Side,
     moving: Side,
-    matrices,
+    matrices: Sequence[np.ndarray] | np.ndarray,
     *,
     kind: str = "affine",
     iterations: int = 10,
@@ -254,8 +268,8 @@ def refine(
     boldest: float = 1.0,
     stiffness: float = 0.0,
     free: float = 0.0,
-    already=None,
-    chosen=(None, None),
+    already: np.ndarray | None = None,
+    chosen: Sequence[torch.Tensor | None] = (None, None),
 ) -> np.ndarray:
     """Improve B transforms (B×4×4, fixed → moving cube frame) by symmetric robust Gauss–Newton.
 
@@ -301,7 +315,7 @@ def refine(
     return matrices
 
 
-def correlation(fixed: Side, moving: Side, matrices: np.ndarray):
+def correlation(fixed: Side, moving: Side, matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(similarity, overlap) of B×4×4 transforms, arrays of B: mean of both directions' correlation of features over
     tissue points.
 

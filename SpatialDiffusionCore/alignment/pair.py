@@ -78,10 +78,6 @@ class Pair:
         """A transform between cube frames (4×4)."""
         return self.moving.frame @ np.asarray(matrix, float) @ np.linalg.inv(self.fixed.frame)
 
-    def to_frames(self, world: np.ndarray) -> np.ndarray:
-        """The opposite."""
-        return np.linalg.inv(self.moving.frame) @ world @ self.fixed.frame
-
     def from_theta(self, theta: torch.Tensor) -> np.ndarray:
         """A transform between the cubes' normalized coordinates (3×4)."""
         return geometry.theta_to_world(

@@ -37,6 +37,23 @@ class Search(NamedTuple):
 #: first (44° at most, 35° then); edges are compared whatever the contrast.
 SEARCHES = (Search(0.0, False), Search(36.0, False), Search(18.0, True))
 
+#: On what is searched: voxel size relative to the model's, blur in voxels, points drawn in each volume. No measurement
+#: is kept of this and of what follows.
+LEVEL = (3.0, 0.7, 1500)
+
+#: Iterations of the refinement from each start, and mm that a point near the rim moves at most in one: starts may be
+#: far off.
+ITERATIONS, LONGEST = 6, 25.0
+
+#: Ends of a search that are refined with scale, too.
+ENDS = 4 * CANDIDATES
+
+#: Fewest voxels of a searched cube along an axis.
+LEAST_SIZE = 12
+
+#: mm (RMS) between transforms that count as two, see ``distinct``.
+APART = 15.0
+
 #: Axis about which the starts of a search are turned: none of the icosahedron's.
 TURN_AXIS = (0.36, 0.48, 0.8)
 
@@ -53,8 +70,11 @@ class Pose:
 
 
 def coarse(cube: Cube, factor: float, sigma: float, count: int, seed: int, edges: bool = False) -> Side:
-    """A Side of a cube at 1/factor of its resolution: its intensities, or how strong its edges are."""
-    size = [max(12, int(round(n / factor))) for n in cube.grid.shape]
+    """A Side of a cube at 1/factor of its resolution: its intensities, or how strong its edges are.
+
+    sigma: of the blur after that, voxels. count: points drawn in the tissue, the same ones for the same seed.
+    """
+    size = [max(LEAST_SIZE, int(round(n / factor))) for n in cube.grid.shape]
     values = cube.values
     if edges:
         values = edge_strength(layers.blur(values, 1.0)) * cube.support
@@ -88,8 +108,9 @@ def search_poses(moving: Cube, fixed: Cube, seed: int, searches: Sequence[Search
     10 mm, in one batch, and the best of them with scale.
     """
     found = []
+    factor, sigma, count = LEVEL
     for number, search in enumerate(searches):
-        a, b = (coarse(s, 3.0, 0.7, 1500, seed + number, search.edges) for s in (fixed, moving))
+        a, b = (coarse(cube, factor, sigma, count, seed + number, search.edges) for cube in (fixed, moving))
         if len(a.points) and len(b.points):
             found += [(matrix, score, number) for matrix, score in _one_search(a, b, moving, fixed, search)]
     return _basins(found, fixed)
@@ -101,9 +122,9 @@ def _one_search(a: Side, b: Side, moving: Cube, fixed: Cube, search: Search) -> 
     center_a, center_b = a.points.mean(0).cpu().double().numpy(), b.points.mean(0).cpu().double().numpy()
     starts = [geometry.about(r @ turn, center_a, center_b - center_a) for r in geometry.rotation_group()]
     starts.append(np.linalg.inv(moving.frame) @ fixed.frame)
-    matrices = gauss_newton.refine(a, b, starts, kind="rigid", iterations=6, longest=25.0)
-    first = np.argsort(-_score(a, b, matrices), kind="stable")[: 4 * CANDIDATES]
-    matrices = gauss_newton.refine(a, b, matrices[first], kind="similarity", iterations=6)
+    matrices = gauss_newton.refine(a, b, starts, kind="rigid", iterations=ITERATIONS, longest=LONGEST)
+    first = np.argsort(-_score(a, b, matrices), kind="stable")[:ENDS]
+    matrices = gauss_newton.refine(a, b, matrices[first], kind="similarity", iterations=ITERATIONS)
     score = _score(a, b, matrices)
     best = max(score.max(), 1e-6)
     return [(matrices[i], float(score[i] / best)) for i in np.argsort(-score, kind="stable")]
@@ -143,7 +164,7 @@ def _score(a: Side, b: Side, matrices: np.ndarray) -> np.ndarray:
     return np.nan_to_num(similarity * np.sqrt(overlap.clip(0, 1)), nan=-1.0)
 
 
-def distinct(a: Side, matrices: np.ndarray, score: np.ndarray, keep: int, apart: float = 15.0) -> list[int]:
+def distinct(a: Side, matrices: np.ndarray, score: np.ndarray, keep: int, apart: float = APART) -> list[int]:
     """Indices of the best-scored transforms that lie more than ``apart`` mm (RMS) from each other."""
     points = a.points.cpu().double().numpy()
     mean, covariance = points.mean(0), np.cov(points.T, bias=True)

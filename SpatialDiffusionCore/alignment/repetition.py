@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..spatial import geometry
+from ..spatial.cube import Cube
 from . import self_similarity
 
 #: Degrees and mm by which the starts of repeated refinements are off; points drawn, and the share of them that each
@@ -13,7 +14,7 @@ from . import self_similarity
 PERTURBED, REPEATED, SHARE_SEEN = (6.0, 6.0), 2400, 0.25
 
 
-def spread(moving, fixed, world, kind: str, seed: int):
+def spread(moving: Cube, fixed: Cube, world: np.ndarray, kind: str, seed: int) -> float | None:
     """RMS distance in mm over the tissue between the refinement from a fixed → moving RAS transform and six refinements
     from starts around it, each by other points; None where the volumes do not meet.
 

@@ -6,6 +6,7 @@ Transforms are 4×4, reference → frame, in the *series frame*: mm along the vo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,27 +70,31 @@ class Layout:
         return geometry.from_parts(np.eye(3), (used - np.array(self.shape)) / 2 * self.spacing)
 
 
-def layout(shape, spacing, size: float, settings: Settings = SETTINGS) -> Layout:
+def layout(
+    shape: Sequence[int], spacing: Sequence[float] | np.ndarray, size: float, settings: Settings = SETTINGS
+) -> Layout:
     """The levels for a grid of ``shape`` and ``spacing`` (mm) with tissue of a ``size`` in mm."""
-    shape, spacing = np.array(shape), np.array(spacing, float)
+    counts, steps = np.array(shape), np.array(spacing, float)
     finest = np.ones(3, int)
-    while np.prod(shape // finest) > settings.voxels:
-        finest[np.argmin(np.where(shape // finest > 16, spacing * finest, np.inf))] *= 2
+    while np.prod(counts // finest) > settings.voxels:
+        finest[np.argmin(np.where(counts // finest > 16, steps * finest, np.inf))] *= 2
     levels = []
     for part, points in zip(settings.coarse, settings.points):
-        most = np.maximum(shape // 8, 1)  # eight voxels along each axis at least, where there are as many
-        factors = np.maximum(np.minimum((part * size / spacing).astype(int), most), finest)
+        most = np.maximum(counts // 8, 1)  # eight voxels along each axis at least, where there are as many
+        factors = np.maximum(np.minimum((part * size / steps).astype(int), most), finest)
         if (factors > finest).any():
             levels.append(Level(tuple(int(f) for f in factors), points, settings.enough[0]))
     for points, enough in zip(settings.points[-2:], settings.enough):
         levels.append(Level(tuple(int(f) for f in finest), points, enough))
-    return Layout(tuple(int(n) for n in shape), spacing, tuple(levels))
+    return Layout(tuple(int(n) for n in counts), steps, tuple(levels))
 
 
 class Frame:
     """One frame's array (I×J×K numbers), seen at the levels of a layout; each is made when it is first asked for."""
 
-    def __init__(self, values: np.ndarray, common: Layout, device: str = "cpu", seed: int = 0, tissue=None):
+    def __init__(
+        self, values: np.ndarray, common: Layout, device: str = "cpu", seed: int = 0, tissue: np.ndarray | None = None
+    ) -> None:
         """tissue: I×J×K array, not 0 where the volume matters (default: what Otsu's threshold tells)."""
         self.layout, self.seed = common, seed
         array = np.require(values, np.float32, ["C", "W"])
@@ -135,14 +140,22 @@ class Frame:
         return self._sides[index, alike]
 
 
-def _inner(shape) -> tuple:
+def _inner(shape: Sequence[int]) -> tuple:
     """Slices of what lies off the faces by the margin; at most a sixth of a short axis is left out at each end."""
     wide = int(np.ceil(SETTINGS.margin * SETTINGS.sigma))
     cut = [min(wide, n // 6) for n in shape]
     return (..., *(slice(c, n - c) for c, n in zip(cut, shape)))
 
 
-def align(reference: Frame, frame: Frame, starts, *, kind: str = "rigid", alike: bool = True, levels=None):
+def align(
+    reference: Frame,
+    frame: Frame,
+    starts: Sequence[np.ndarray] | np.ndarray,
+    *,
+    kind: str = "rigid",
+    alike: bool = True,
+    levels: Sequence[int] | None = None,
+) -> tuple[np.ndarray, float, float]:
     """(the best transform, 4×4 reference → frame; its similarity; its overlap) begun from B×4×4 starts.
 
     levels: which ones to go through (default: all).
@@ -192,7 +205,7 @@ def precision(reference: Frame, frame: Frame, found: np.ndarray, *, kind: str = 
     return geometry.displacement_rms(halves[0], halves[1], mean, covariance) / 2
 
 
-def similarity_at_rest(frames) -> np.ndarray:
+def similarity_at_rest(frames: Sequence[Frame]) -> np.ndarray:
     """N×N correlations of frames as they lie, at the coarsest level."""
     rows = []
     for one in frames:
@@ -201,7 +214,7 @@ def similarity_at_rest(frames) -> np.ndarray:
     return np.atleast_2d(np.corrcoef(values))
 
 
-def tissue_of(values: np.ndarray, spacing, mask: np.ndarray | None = None) -> tuple:
+def tissue_of(values: np.ndarray, spacing: Sequence[float] | np.ndarray, mask: np.ndarray | None = None) -> tuple:
     """(mean, 3; covariance, 3×3; mm along the axes from the middle of the grid) of the tissue of an array."""
     from ..spatial.sampling import prepare
     from ..spatial.volume import Volume

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from ..errors import InputError
@@ -16,6 +17,9 @@ from .parser import Commands, wrapped
 
 #: The program of the training package, and what it needs beyond the core.
 TRAINING, NEEDS = "SpatialDiffusionTraining", ("lightning_fabric", "ema_pytorch", "matplotlib")
+
+#: What is installed to have all of it.
+PACKAGE = "spatial-diffusion-registration[training]"
 
 
 def add_parser(commands: Commands) -> None:
@@ -30,16 +34,24 @@ def add_parser(commands: Commands) -> None:
     parser.add_argument("rest", nargs="*")
 
 
+def missing() -> list[str]:
+    """The packages that adapting needs and this Python has not."""
+    return [name for name in (TRAINING, *NEEDS) if find_spec(name) is None]
+
+
+def command(rest: Sequence[str]) -> list[str]:
+    """What follows the Python interpreter to start the program with these options."""
+    return ["-m", f"{TRAINING}.train", "adapt", *rest]
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Carry the command out; returns the exit status. Raises InputError where training is not installed."""
-    missing = [name for name in (TRAINING, *NEEDS) if find_spec(name) is None]
-    if missing:
+    lacking = missing()
+    if lacking:
         raise InputError(
-            f"Adapting needs the training package ({', '.join(missing)} is missing): "
-            "pip install 'spatial-diffusion-registration[training]'."
+            f"Adapting needs the training package ({', '.join(lacking)} is missing): pip install '{PACKAGE}'."
         )
-    command = [sys.executable, "-m", f"{TRAINING}.train", "adapt", *arguments.rest]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen([sys.executable, *command(arguments.rest)])
     while True:
         try:
             return process.wait()

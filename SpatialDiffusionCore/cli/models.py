@@ -71,10 +71,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
     models = catalog.catalog()
     if arguments.json:
-        print(json.dumps({name: {"path": str(path), "card": card} for name, (path, card) in models.items()}))
+        print(json.dumps({name: {"path": str(one.path), "card": one.card.to_dict()} for name, one in models.items()}))
         return 0
     for name, (path, card) in models.items():
-        print(f"{name}  ({', '.join(card['modalities'])})  {path}")
+        print(f"{name}  ({', '.join(card.modalities)})  {path}")
     if not models:
         print(f"No models are installed; put model files into {catalog.user_folder()}.")
     return 0
@@ -84,16 +84,16 @@ def _info(arguments: argparse.Namespace) -> int:
     from ..modelfile import catalog, model
 
     path, card = catalog.choose(arguments.model, *[_any_known(arguments.model)] * 2)
-    facts = model.describe(model.load_model(path, *[next(iter(card["modalities"]))] * 2))
+    facts = model.describe(model.load_model(path, *[next(iter(card.modalities))] * 2))
     if arguments.json:
-        print(json.dumps({"path": str(path), **facts, "card": card}, indent=2))
+        print(json.dumps({"path": str(path), **facts, "card": card.to_dict()}, indent=2))
         return 0
-    print(f"{card['name']}\n  file        {path}")
+    print(f"{card.name}\n  file        {path}")
     print(
         f"  network     {facts['layers']} layers, {facts['parameters']:,} parameters, "
         f"{facts['flops'] / 1e9:.1f} GFLOP per pass"
     )
-    for key, value in card.items():
+    for key, value in card.to_dict().items():
         if key not in ("name", "format"):
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             lines = textwrap.wrap(text, 96) or [""]
@@ -107,9 +107,9 @@ def _any_known(name: str) -> str:
     from ..modelfile.card import SUFFIX, read_card
 
     if os.fspath(name).endswith(SUFFIX) or os.path.sep in name:
-        return next(iter(read_card(name)["modalities"]))
+        return next(iter(read_card(name).modalities))
     installed = catalog.catalog()
-    return next(iter(installed[name][1]["modalities"])) if name in installed else "any"
+    return next(iter(installed[name].card.modalities)) if name in installed else "any"
 
 
 def _import(arguments: argparse.Namespace) -> int:
@@ -139,5 +139,5 @@ def _import(arguments: argparse.Namespace) -> int:
         groups=arguments.groups,
         name=arguments.name,
     )
-    print(f"wrote {output}: {card['name']}, for {', '.join(card['modalities'])}")
+    print(f"wrote {output}: {card.name}, for {', '.join(card.modalities)}")
     return 0

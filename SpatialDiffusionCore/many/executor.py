@@ -19,14 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Callable, Union
 
 from ..errors import InputError
+from .worker import answered
 
 
 class WorkerLost(RuntimeError):
     """The process that worked on an item ended by itself: it was killed, or ran out of memory."""
-
-
-class WorkerError(RuntimeError):
-    """What was raised in another process, where it can't be sent as it is."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +172,6 @@ class Dask:
 
     def run(self, function: Callable, items: Iterable) -> Outcomes:
         from distributed import as_completed
-
-        from .worker import answered
 
         futures = {
             self.client.submit(answered, function, item, pure=False, retries=2): index

@@ -1,4 +1,6 @@
-"""The child process of executor.Processes: reads (function, item) pairs, writes (value, error) pairs."""
+"""What another process does with an item of work, and the child process of executor.Processes: it reads (function,
+item) pairs and writes (value, error) pairs.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,10 @@ import traceback
 from typing import Any, Callable
 
 from ..errors import InputError
-from .executor import WorkerError
+
+
+class WorkerError(RuntimeError):
+    """What was raised in another process, where it can't be sent as it is."""
 
 
 def answered(function: Callable, item: Any) -> tuple[Any, Exception | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ def draw(
     generator: torch.Generator | None = None,
     rigid_share: float = 0.2,
     scale: float = 1.0,
-):
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw misalignments of timesteps ``t`` and the targets that undo them.
 
     t: B integers 1…T. size: (D, H, W) of the volume in voxels, which gives the translation its unit.
@@ -69,15 +69,15 @@ def draw(
     """
     device, batch = t.device, t.shape[0]
 
-    def table(values):
+    def table(values: Any) -> torch.Tensor:
         return torch.as_tensor(values, dtype=torch.float32, device=device)[t.long() - 1] * scale
 
-    def normal(*shape):
+    def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator, device=device)
 
     spread, spread_translation = table(schedule.total_transform), table(schedule.total_translation)
 
-    def clipped(values, deviation):
+    def clipped(values: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
         deviation = deviation.view(-1, *[1] * (values.dim() - 1))
         return (values * deviation).clamp(-CLIP * deviation, CLIP * deviation)
 
@@ -182,7 +182,14 @@ def reverse(
 
 
 @torch.no_grad()
-def reverse_bidirectional(denoise, denoise_back, fixed, moving, schedule, **options) -> Iterator[ReverseStep]:
+def reverse_bidirectional(
+    denoise: Denoiser,
+    denoise_back: Denoiser,
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    schedule: Schedule,
+    **options: Any,
+) -> Iterator[ReverseStep]:
     """Moving → fixed, then fixed → the moved volume: the result is M₁·M₂⁻¹ (M₁ alone where M₂ is singular).
 
     ``denoise_back`` is the denoiser with the two volumes' roles (and so their preprocessing) exchanged.
@@ -198,7 +205,15 @@ def reverse_bidirectional(denoise, denoise_back, fixed, moving, schedule, **opti
 
 
 @torch.no_grad()
-def self_test(denoise, volume, schedule, *, scale: float = 1.2, generator=None, steps=None) -> float:
+def self_test(
+    denoise: Denoiser,
+    volume: torch.Tensor,
+    schedule: Schedule,
+    *,
+    scale: float = 1.2,
+    generator: torch.Generator | None = None,
+    steps: int | None = None,
+) -> float:
     """Mean absolute intensity error after undoing a large random transform (``scale`` × S_T) of B volumes (0…1)."""
     t = torch.full((volume.shape[0],), schedule.timesteps, device=volume.device)
     theta, _ = draw(schedule, t, volume.shape[2:], generator=generator, scale=scale)

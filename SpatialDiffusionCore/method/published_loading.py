@@ -6,6 +6,7 @@ grid's voxel → RAS matrix, so the network's affine converts to RAS like any ot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +23,7 @@ BAND = {"oct": 0.8, "octa": 0.7}
 EQUALIZATION = (32, 0.05)
 
 
-def published(prepared: Prepared, loader: str, size):
+def published(prepared: Prepared, loader: str, size: Sequence[int]) -> tuple[Prepared, Grid]:
     """(Prepared, Grid): what to sample, and where, to feed a published model; loader: see Modality.published_loader.
 
     Intensities go from 0 to 1 by the volume's own minimum and maximum (inside ``window``).
@@ -38,7 +39,7 @@ def published(prepared: Prepared, loader: str, size):
     return replace(prepared, volume=volume, window=window), grid
 
 
-def _centered(volume: Volume, size) -> Grid:
+def _centered(volume: Volume, size: Sequence[int]) -> Grid:
     """The volume's own voxels in the middle of ``size``; a larger volume is scaled down evenly until it fits."""
     scale = max(1.0, *(n / s for n, s in zip(volume.shape, size)))
     if scale == 1.0:
@@ -48,7 +49,7 @@ def _centered(volume: Volume, size) -> Grid:
     return Grid(tuple(size), volume.voxel_to_ras @ geometry.from_parts(np.eye(3) * scale, offset))
 
 
-def _retina(volume: Volume, band: float, size):
+def _retina(volume: Volume, band: float, size: Sequence[int]) -> tuple[Volume, Grid]:
     """Flipped on axes 1 and 2, the band above the tissue cropped on axis 1, padded to ``size``."""
     flip = np.eye(4)
     for axis in (1, 2):
@@ -68,7 +69,7 @@ def _retina(volume: Volume, band: float, size):
     return cropped, Grid(tuple(size), cropped.voxel_to_ras @ geometry.from_parts(np.eye(3), offset))
 
 
-def _isotropic_equalized(volume: Volume, size):
+def _isotropic_equalized(volume: Volume, size: Sequence[int]) -> tuple[Volume, Grid]:
     """Isotropic voxels that fit ``size``, adaptive histogram equalization, padded."""
     try:
         from skimage.exposure import equalize_adapthist

@@ -23,7 +23,7 @@ class Schedule:
     translation_range: tuple = (0.5, 4.0)
     kind: str = "cosine"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"unknown schedule {self.kind!r}; choose one of: {', '.join(KINDS)}")
         if self.timesteps < 1:
@@ -34,7 +34,7 @@ class Schedule:
                 raise ValueError(f"{name} must be two positive, ascending numbers, got {value}")
             object.__setattr__(self, name, value)
 
-    def _steps(self, limits) -> np.ndarray:
+    def _steps(self, limits: tuple[float, float]) -> np.ndarray:
         u = np.linspace(0.0, 1.0, self.timesteps)
         rise = u if self.kind == "linear" else 1.0 - np.cos(np.pi / 2 * u) ** 2
         return limits[0] + (limits[1] - limits[0]) * rise

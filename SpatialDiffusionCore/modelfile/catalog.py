@@ -6,10 +6,11 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import InputError, ModelError
 from ..modality import AUTO, MODALITIES, Modality
-from .card import SUFFIX, read_card, serves
+from .card import SUFFIX, ModelCard, read_card
 
 
 def get(name: str, auto: bool = False) -> Modality:
@@ -24,14 +25,21 @@ def get(name: str, auto: bool = False) -> Modality:
             return modality
     own: dict[str, Modality] = {}
     for _, card in catalog().values():
-        for key in card["modalities"]:
-            own.setdefault(key, Modality(key, key, f"A modality of the model {card['name']}."))
+        for key in card.modalities:
+            own.setdefault(key, Modality(key, key, f"A modality of the model {card.name}."))
     if wanted in own:
         return own[wanted]
     raise InputError(f"Unknown modality {name!r}; choose one of: {', '.join({**known, **own})}.")
 
 
 BUNDLED = Path(__file__).parents[1] / "models"
+
+
+class InstalledModel(NamedTuple):
+    """A model's file and its card."""
+
+    path: Path
+    card: ModelCard
 
 
 def user_folder() -> Path:
@@ -52,57 +60,62 @@ def user_folder() -> Path:
     return base / "spatial-diffusion" / "models"
 
 
-def catalog() -> dict:
-    """{name: (path, card)} of the installed models: bundled ones, then the user's own (which win on equal names).
+def catalog() -> dict[str, InstalledModel]:
+    """{name: file and card} of the installed models: bundled ones, then the user's own (which win on equal names).
 
     Files that are not models of this program are left out.
     """
-    found = {}
+    found: dict[str, InstalledModel] = {}
     for folder in (BUNDLED, user_folder()):
         for path in sorted(folder.glob(f"*{SUFFIX}")) if folder.is_dir() else ():
             try:
                 card = read_card(path)
             except ModelError:
                 continue
-            found[card["name"]] = (path, card)
+            found[card.name] = InstalledModel(path, card)
     return found
 
 
-def find(name):
-    """(path, card) of a model file or an installed model's name. Raises ModelError that lists what there is."""
+def find(name: str | os.PathLike) -> InstalledModel:
+    """The file and the card of a model file or of an installed model's name. Raises ModelError that lists what there
+    is.
+    """
     if os.fspath(name).endswith(SUFFIX) or os.path.sep in os.fspath(name):
-        return Path(name), read_card(name)
+        return InstalledModel(Path(name), read_card(Path(name)))
     installed = catalog()
-    if name not in installed:
+    if os.fspath(name) not in installed:
         listed = ", ".join(installed) or "none"
         raise ModelError(f"There is no model {name!r}; installed: {listed}. Give one of them or a {SUFFIX} file.")
-    return installed[name]
+    return installed[os.fspath(name)]
 
 
-def choose(name=None, moving_modality: str = "any", fixed_modality: str = "any"):
-    """(path, card) of the model to use.
+def choose(
+    name: str | os.PathLike | None = None, moving_modality: str = "any", fixed_modality: str = "any"
+) -> InstalledModel:
+    """The file and the card of the model to use.
 
     ``name`` is a file, an installed model's name, or None for the installed one trained on both modalities and the
-    fewest others, where one of them is "any" on the most others (failing that, one for anything). Raises ModelError
-    that lists what there is.
+    fewest others; where just one of them is "any", on the most others (failing that, one for anything). Raises
+    ModelError that lists what there is.
     """
     wanted = (moving_modality, fixed_modality)
     if name is not None:
-        path, card = find(name)
-        if not serves(card, *wanted):
+        found = find(name)
+        if not found.card.serves(*wanted):
             raise ModelError(
-                f"The model {card['name']} was not trained for {' and '.join(dict.fromkeys(wanted))}; "
-                f"it knows: {', '.join(card['modalities'])}."
+                f"The model {found.card.name} was not trained for {' and '.join(dict.fromkeys(wanted))}; "
+                f"it knows: {', '.join(found.card.modalities)}."
             )
-        return path, card
+        return found
     installed = catalog()
-    # For what may be anything, the model that has seen the most; else the one that has seen the least beside it.
-    sign = -1 if "any" in wanted else 1
+    # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
+    sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
     for exact in (True, False):
-        for path, card in sorted(installed.values(), key=lambda entry: sign * len(entry[1]["modalities"])):
-            if all(w in card["modalities"] for w in wanted) if exact else serves(card, *wanted):
-                return path, card
-    known = sorted({m for _, card in installed.values() for m in card["modalities"]})
+        # Among equals a model of one's own, which was asked for when it was installed.
+        for one in sorted(reversed(installed.values()), key=lambda one: sign * len(one.card.modalities)):
+            if all(key in one.card.modalities for key in wanted) if exact else one.card.serves(*wanted):
+                return one
+    known = sorted({key for one in installed.values() for key in one.card.modalities})
     raise ModelError(
         f"No installed model was trained for {' and '.join(dict.fromkeys(wanted))}; "
         f"installed models know: {', '.join(known) or 'nothing'}."

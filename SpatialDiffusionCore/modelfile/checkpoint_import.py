@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelError
 from ..method.schedule import Schedule
 from . import catalog as catalog_module
-from .card import FORMAT
+from .card import ModelCard, ModelGrid
 from .model import _build
 from .safetensors_file import _fill, save_model
 
 
 def import_checkpoint(
-    path,
-    output,
+    path: str | Path,
+    output: str | Path,
     *,
-    volume_size,
-    modality=(),
+    volume_size: Sequence[int],
+    modality: str | Sequence[str] = (),
     schedule: Schedule | None = None,
     groups: int | None = None,
     name: str | None = None,
-) -> dict:
+) -> ModelCard:
     """Turn a published checkpoint (a plain dictionary of tensors) into a model file; returns the card.
 
     Channels, time width, classes and head are inferred from the tensors. ``volume_size`` (D, H, W) and the order of
@@ -36,19 +38,17 @@ def import_checkpoint(
     rows = state["encoder.encoder.0.class_embedding.weight"].shape[0] if architecture["n_classes"] > 1 else 0
     names = [catalog_module.get(m).key for m in ([modality] if isinstance(modality, str) else modality)]
     classes = _classes(path, rows, names)
-    card = {
-        "format": FORMAT,
-        "name": name or Path(output).stem,
-        "architecture": architecture,
-        "grid": {"size": [int(n) for n in volume_size], "spacing": None, "loading": "published"},
-        "schedule": (schedule or Schedule()).to_dict(),
-        "modalities": classes,
-        "sampler": "reference",
-        "training": {"data": f"imported from {path.name}; see its publication"},
-        "license": "that of the imported checkpoint",
-        "accuracy": {},
-        "created": _today(),
-    }
+    card = ModelCard(
+        name=name or Path(output).stem,
+        architecture=architecture,
+        grid=ModelGrid(size=tuple(architecture["volume_size"]), spacing=None, loading="published"),
+        schedule=schedule or Schedule(),
+        modalities=classes,
+        sampler="reference",
+        training={"data": f"imported from {path.name}; see its publication"},
+        license="that of the imported checkpoint",
+        created=_today(),
+    )
     network = _build(architecture, path)
     _fill(network, state, path)
     save_model(output, network, card)
@@ -91,11 +91,11 @@ def _classes(path: Path, rows: int, names: list) -> dict:
     return {"any": 0, **{key: index for index, key in enumerate(names, start=1)}}
 
 
-def infer_architecture(state: dict, volume_size, where="the checkpoint") -> dict:
+def infer_architecture(state: dict, volume_size: Sequence[int], where: Any = "the checkpoint") -> dict:
     """The published network's settings from its tensors; raises ModelError naming the key that is missing or wrong."""
     from ..networks.layers import remaining_grid
 
-    def shape(key, dimensions):
+    def shape(key: str, dimensions: int) -> Sequence[int]:
         if key not in state:
             raise ModelError(f"{where} lacks {key!r}, so it is not a checkpoint of the published network.")
         if state[key].dim() != dimensions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ..spatial.cube import Cube, on_grid
 from ..spatial.sampling import Prepared, canonical_grid, prepare
 from ..spatial.volume import Volume
 from . import catalog
-from .card import grid_of
+from .card import ModelCard, ModelGrid
 
 #: Shares of the cube's tissue: a smaller focus is not believed, a larger one is left out (a brain without a skull).
 LEAST, MOST = 0.1, 0.97
@@ -21,7 +22,7 @@ LEAST, MOST = 0.1, 0.97
 ASIDE, LOOKS = 0.08, 4
 
 
-def focused(cube, network):
+def focused(cube: Cube, network: Callable[[torch.Tensor], torch.Tensor]) -> Cube | None:
     """The Cube with its focus; as it is where that is nearly all of its tissue, None where it is hardly anything.
 
     A cube about the middle of an upper body shows little of its neck: where the focus lies off its center, the cube
@@ -42,12 +43,18 @@ def focused(cube, network):
         if np.linalg.norm(shift) <= ASIDE * np.linalg.norm(cube.spacing * cube.grid.shape):
             break
         cube = cube.on(cube.grid.moved(geometry.from_parts(np.eye(3), shift)))
-    return None if share < LEAST else found if share <= MOST else cube
+    if share < LEAST:
+        return None
+    return found if share <= MOST else cube
 
 
-def with_focus(cube, network, masked: bool = False) -> tuple:
+def with_focus(
+    cube: Cube, network: Callable[[torch.Tensor], torch.Tensor] | None, masked: bool = False
+) -> tuple[Cube, Cube | None]:
     """(the Cube as it is, in focus or None). masked: the user said where to look, which takes the focus's place."""
-    return cube, cube if masked else None if network is None else focused(cube, network)
+    if masked:
+        return cube, cube
+    return cube, None if network is None else focused(cube, network)
 
 
 def in_common_focus(first: tuple, second: tuple) -> tuple:
@@ -57,18 +64,18 @@ def in_common_focus(first: tuple, second: tuple) -> tuple:
     return (first[0], second[0]) if first[1] is None or second[1] is None else (first[1], second[1])
 
 
-def model_cube(volume: Volume, mask: Volume | None, key: str, card: dict, device: str) -> Cube:
+def model_cube(volume: Volume, mask: Volume | None, key: str, card: ModelCard, device: str) -> Cube:
     """A volume on a model's cube, on the grid and by the loading that the model's card names (see model.py)."""
-    return on_model_cube(prepare(volume, mask), key, card, device)
+    return on_model_cube(prepare(volume, mask), key, card.grid_of(key), device)
 
 
-def on_model_cube(prepared: Prepared, key: str, card: dict, device: str) -> Cube:
-    """The same for a volume that is already prepared."""
-    grid = grid_of(card, key)
-    if grid["loading"] == "published":
+def on_model_cube(prepared: Prepared, key: str, grid: ModelGrid, device: str) -> Cube:
+    """The same for a volume that is already prepared, and the model's grid for its modality ``key``."""
+    if grid.loading == "published":
         from ..method import published_loading
 
-        prepared, where = published_loading.published(prepared, catalog.get(key).published_loader, grid["size"])
+        prepared, where = published_loading.published(prepared, catalog.get(key).published_loader, grid.size)
     else:
-        where = canonical_grid(prepared, grid["size"], grid["spacing"], catalog.get(key).oriented)
+        assert grid.spacing is not None, "ModelGrid refuses canonical grids without"
+        where = canonical_grid(prepared, grid.size, grid.spacing, catalog.get(key).oriented)
     return on_grid(prepared, where, device)

@@ -8,13 +8,14 @@ import math
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from ..errors import ModelError
 from ..files import written_whole
-from .card import FORMAT, KEY, PARTS, check_card
+from .card import KEY, PARTS, ModelCard
 
 
-def read_weights(path) -> dict:
+def read_weights(path: str | os.PathLike) -> dict:
     """{key: tensor} of a safetensors file, with torch alone: Slicer does not bundle the safetensors package.
 
     The format: 8 bytes with the header's length (little endian), a JSON header of types, shapes and byte ranges, the
@@ -51,7 +52,7 @@ def read_weights(path) -> dict:
     return weights
 
 
-def file_hash(path) -> str:
+def file_hash(path: str | os.PathLike) -> str:
     """SHA-256 of a model's file, in hexadecimal digits: which weights an answer is from."""
     state = os.stat(path)
     return _file_hash(os.fspath(path), state.st_mtime_ns, state.st_size)
@@ -62,7 +63,7 @@ def _file_hash(path: str, modified: int, size: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _fill(network, weights: dict, where) -> None:
+def _fill(network: Any, weights: dict, where: Any) -> None:
     """Put weights (any floating type) into a network; raises ModelError that names the first key that does not fit."""
     expected = network.state_dict()
     for key, tensor in expected.items():
@@ -81,16 +82,15 @@ def _fill(network, weights: dict, where) -> None:
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in weights.items()})
 
 
-def save_model(path, network, card: dict, half: bool = False, **parts) -> None:
+def save_model(path: str | os.PathLike, network: Any, card: ModelCard, half: bool = False, **parts: Any) -> None:
     """Write weights and card as one file, whole or not at all; ``half`` stores float16 (loaded as float32).
 
-    parts: focus and sides, which belong to the model, or None; the card's entries hold the arguments they are built
+    parts: focus and sides, which belong to the model, or None; the card's ``parts`` say what they are built
     with.
     """
     import torch
     from safetensors.torch import save_file
 
-    card = check_card({"format": FORMAT, **card})
     everything = dict(network.state_dict())
     for name in PARTS:
         if parts.get(name) is not None:
@@ -103,4 +103,4 @@ def save_model(path, network, card: dict, half: bool = False, **parts) -> None:
         if not torch.isfinite(value).all():
             raise ModelError(f"The weights {key!r} contain NaN or infinite numbers; the model was not saved.")
     with written_whole(path) as temporary:
-        save_file(weights, os.fspath(temporary), metadata={KEY: json.dumps(card)})
+        save_file(weights, os.fspath(temporary), metadata={KEY: card.to_json()})

@@ -50,14 +50,16 @@ def preprocess(volume: torch.Tensor, name: str) -> torch.Tensor:
 
 
 class _Encoder(nn.Module):
-    def __init__(self, channels, groups, time_width, rows):
+    def __init__(self, channels: Sequence[int], groups: int, time_width: int, rows: int) -> None:
         super().__init__()
         self.in_conv = nn.Conv3d(channels[0], channels[1], 4, 2, 1)
         self.encoder = nn.ModuleList(
             _Block(a, b, groups, time_width, rows) for a, b in zip(channels[1:-1], channels[2:])
         )
 
-    def forward(self, x, time_code, class_ids):
+    def forward(
+        self, x: torch.Tensor, time_code: torch.Tensor, class_ids: Sequence[torch.Tensor | None]
+    ) -> torch.Tensor:
         x = self.in_conv(x)
         for block, class_id in zip(self.encoder, class_ids):
             x = block(x, time_code, class_id)
@@ -79,7 +81,7 @@ class AffineTransformer(_Conditioned):
         class_dropout: float = 0.15,
         groups: int = 32,
         time_width: int = 256,
-    ):
+    ) -> None:
         super().__init__(volume_size, n_classes, class_dropout)
         channels = tuple(int(c) for c in channels)
         self.time_width = time_width
@@ -99,7 +101,14 @@ class AffineTransformer(_Conditioned):
             return volume
         return F.interpolate(volume, size=self.volume_size, mode="trilinear", align_corners=False)
 
-    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        t: torch.Tensor,
+        class_id: torch.Tensor | None = None,
+        preprocessing: tuple[str, str] = ("none", "none"),
+    ) -> torch.Tensor:
         """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
         pair = self.fit_size(torch.cat([fixed, moving], dim=1))
         if preprocessing[0] == preprocessing[1]:

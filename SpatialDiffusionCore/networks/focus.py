@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,12 +17,12 @@ class FocusNetwork(nn.Module):
     channels: of the grids at 1/4, 1/8 and 1/16 of the cube's size. The cube's size must be divisible by 4.
     """
 
-    def __init__(self, channels: Sequence[int] = (32, 64, 64), groups: int = 4):
+    def __init__(self, channels: Sequence[int] = (32, 64, 64), groups: int = 4) -> None:
         super().__init__()
         self.channels, self.groups = [int(c) for c in channels], int(groups)
         c4, c8, c16 = self.channels
 
-        def layer(inner, outer, stride=1):
+        def layer(inner: int, outer: int, stride: int = 1) -> nn.Sequential:
             return nn.Sequential(Convolution(inner, outer, 3, stride, 1), nn.GroupNorm(groups, outer), nn.SiLU())
 
         self.at4 = nn.Sequential(layer(8, c4), layer(c4, c4))
@@ -31,10 +32,10 @@ class FocusNetwork(nn.Module):
         self.up4, self.mix4 = Convolution(c8, c4, 1), layer(c4, c4)
         self.out = Convolution(c4, 8, 1)
 
-    def forward(self, volume):
+    def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """Log-odds (B×1 at half the size) of B×1×D×H×W volumes in 0…1."""
 
-        def raised(x, like):
+        def raised(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
             return F.interpolate(x, size=like.shape[2:], mode="trilinear", align_corners=False)
 
         x4 = self.at4(_gathered(half(volume) * 2 - 1))
@@ -44,18 +45,18 @@ class FocusNetwork(nn.Module):
         return _scattered(self.out(x4))
 
 
-def _gathered(x):
+def _gathered(x: torch.Tensor) -> torch.Tensor:
     """B×1×D×H×W → B×8×D/2×H/2×W/2: blocks of 2³ voxels as channels."""
     b, _, d, h, w = x.shape
     return x.view(b, d // 2, 2, h // 2, 2, w // 2, 2).permute(0, 2, 4, 6, 1, 3, 5).reshape(b, 8, d // 2, h // 2, w // 2)
 
 
-def _scattered(x):
+def _scattered(x: torch.Tensor) -> torch.Tensor:
     """The inverse of ``_gathered``."""
     b, _, d, h, w = x.shape
     return x.view(b, 2, 2, 2, d, h, w).permute(0, 4, 1, 5, 2, 6, 3).reshape(b, 1, 2 * d, 2 * h, 2 * w)
 
 
-def half(volume):
+def half(volume: torch.Tensor) -> torch.Tensor:
     """B×C×D×H×W volumes at half their size, averaged."""
     return F.avg_pool3d(volume, 2)

@@ -33,7 +33,7 @@ class Convolution(nn.Conv3d):
     four times as long for each.
     """
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         beat()
         alone = len(x) == 1 and x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32
         if not alone or torch.is_grad_enabled() or not torch.backends.mkldnn.is_available():
@@ -47,7 +47,7 @@ class Convolution(nn.Conv3d):
 class _Block(nn.Module):
     """Pre-activation residual block that adds the time and class codes and halves the grid (stride 2) or keeps it."""
 
-    def __init__(self, inner: int, outer: int, groups: int, time_width: int, rows: int, stride: int = 2):
+    def __init__(self, inner: int, outer: int, groups: int, time_width: int, rows: int, stride: int = 2) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(nn.GroupNorm(groups, inner), nn.SiLU(), Convolution(inner, outer, 3, stride, 1))
         self.conv2 = nn.Sequential(nn.GroupNorm(groups, outer), nn.SiLU(), Convolution(outer, outer, 3, 1, 1))
@@ -57,7 +57,7 @@ class _Block(nn.Module):
         if rows:
             self.class_embedding = nn.Embedding(rows, outer)
 
-    def forward(self, x, time_code, class_id):
+    def forward(self, x: torch.Tensor, time_code: torch.Tensor, class_id: torch.Tensor | None) -> torch.Tensor:
         code = self.time_embed(time_code)
         if class_id is not None:
             code = code + self.class_embedding(class_id)
@@ -68,14 +68,14 @@ class _Block(nn.Module):
 class _Conditioned(nn.Module):
     """What both networks share: the size they see, the class ids and their dropout."""
 
-    def __init__(self, volume_size, n_classes: int, class_dropout: float):
+    def __init__(self, volume_size: Sequence[int], n_classes: int, class_dropout: float) -> None:
         super().__init__()
         self.volume_size = tuple(int(n) for n in volume_size)
         self.n_classes, self.class_dropout = int(n_classes), float(class_dropout)
         # With class dropout row 0 means "no modality"; an unconditional network has no rows at all.
         self.rows = 0 if self.n_classes == 1 else self.n_classes + (1 if self.class_dropout > 0 else 0)
 
-    def class_ids(self, class_id, batch: int, device, blocks: int) -> list:
+    def class_ids(self, class_id: torch.Tensor | None, batch: int, device: torch.device | str, blocks: int) -> list:
         """The class ids each block uses: as given, or 0 with probability class_dropout while training.
 
         class_id: B, or B×blocks where the caller has drawn for each block what is hidden.
@@ -111,7 +111,7 @@ def blur(volume: torch.Tensor, sigma: float) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def _blurring(size: int, sigma: float, device, dtype) -> torch.Tensor:
+def _blurring(size: int, sigma: float, device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
     """size×size weights of a blurred voxel (row) over the voxels of its line."""
     place = torch.arange(size, dtype=torch.float64)
     apart = (place[:, None] - place).abs()

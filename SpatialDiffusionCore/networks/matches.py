@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,15 @@ from .layers import Convolution, remaining_grid, sinusoidal_code
 from .pyramid import _Pyramid, solve_affine
 
 
-def transform(points, theta):
+def transform(points: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
     """Where θ (B×3×4) takes B×N×3 normalized points."""
     return points @ theta[:, :, :3].transpose(1, 2) + theta[:, None, :, 3]
+
+
+def _averaged(volume: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """B×C×D×H×W volumes averaged to the size of others."""
+    d, h, w = like.shape[2:]
+    return F.adaptive_avg_pool3d(volume, (d, h, w))
 
 
 class MatchTransformer(_Pyramid):
@@ -53,7 +60,7 @@ class MatchTransformer(_Pyramid):
         class_dropout: float = 0.15,
         groups: int = 8,
         time_width: int = 128,
-    ):
+    ) -> None:
         super().__init__(volume_size, channels, n_classes, class_dropout, groups, time_width)
         c2, c4 = int(channels[0]), int(channels[1])
         self.count, self.fine, self.front = int(cells), int(fine), bool(front)
@@ -67,7 +74,14 @@ class MatchTransformer(_Pyramid):
             self.feature2 = nn.Sequential(nn.GroupNorm(groups, fine), nn.SiLU(), Convolution(fine, fine + 1, 3, 1, 1))
             self.log_sharpness2 = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def describe(self, volume, t, class_id=None, preprocessing: str = "none", fine: bool = False):
+    def describe(
+        self,
+        volume: torch.Tensor,
+        t: torch.Tensor,
+        class_id: torch.Tensor | None = None,
+        preprocessing: str = "none",
+        fine: bool = False,
+    ) -> tuple:
         """Vectors of length 1 (B×N×F), centers (B×N×3, normalized x, y, z) and log-weights (B×N) of the cells, and how
         near a match should lie (B). With ``fine`` also which cells these are (B×N) and, on a grid of half the size, the
         fine vectors, log-weights and, seen from the front, heights (B×(fine + 1 or 2)×D/2×H/2×W/2).
@@ -80,10 +94,10 @@ class MatchTransformer(_Pyramid):
             light = volume = preprocess(volume, preprocessing)
         f2, f4, _ = self.encode(volume, t, class_id)
         found = self.feature(f4).float().flatten(2)
-        light = F.adaptive_avg_pool3d(light.float(), f4.shape[2:]).flatten(1)
+        light = _averaged(light.float(), f4).flatten(1)
         centers = cell_centers(f4.shape[2:], f4.device).expand(len(light), -1, -1)
         if height is not None:
-            middle = F.adaptive_avg_pool3d(height, f4.shape[2:]).flatten(1) / light.clamp_min(1e-3)
+            middle = _averaged(height, f4).flatten(1) / light.clamp_min(1e-3)
             centers = torch.stack([centers[..., 0], middle, centers[..., 2]], dim=2)
         light, kept = light.topk(min(self.count, light.shape[1]), dim=1)
         found = found.gather(2, kept[:, None].expand(-1, found.shape[1], -1)).transpose(1, 2)
@@ -99,19 +113,19 @@ class MatchTransformer(_Pyramid):
         up = F.interpolate(self.up2(f4), size=f2.shape[2:], mode="trilinear", align_corners=False)
         grid = self.feature2(up + self.mix2(f2)).float()
         if height is not None:
-            middle = F.adaptive_avg_pool3d(height, f2.shape[2:]) / F.adaptive_avg_pool3d(known, f2.shape[2:]).clamp_min(
-                1e-3
-            )
+            middle = _averaged(height, f2) / _averaged(known, f2).clamp_min(1e-3)
             grid = torch.cat([grid, middle], dim=1)
         return *coarse, kept, grid
 
-    def compare(self, fixed, moving):
+    def compare(self, fixed: tuple, moving: tuple) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probabilities (B×N×M) of every moving cell given a fixed one, and of fixed cells given moving ones."""
         (u, x, _, near), (v, y, _, _) = fixed, moving
         logits = self.log_sharpness.exp() * u @ v.transpose(1, 2) - near[:, None, None] * torch.cdist(x, y).square()
         return logits.log_softmax(2), logits.log_softmax(1)
 
-    def correspond(self, fixed, moving, compared=None):
+    def correspond(
+        self, fixed: tuple, moving: tuple, compared: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The fixed cells, and where each finds its like on average, weighted by how mutual that is."""
         rows, columns = compared or self.compare(fixed, moving)
         mutual = rows + columns
@@ -122,7 +136,9 @@ class MatchTransformer(_Pyramid):
         found = (total.log() + best)[..., 0]
         return fixed[1], shares @ moving[1] / total, fixed[2] + found, found.exp().mean(1)
 
-    def look_again(self, fixed, moving, trust, theta):
+    def look_again(
+        self, fixed: tuple, moving: tuple, trust: torch.Tensor, theta: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """(source, places tried, their log-probabilities, log-weights) of a fine cell in each of the surer half of the
         cells.
 
@@ -154,12 +170,20 @@ class MatchTransformer(_Pyramid):
         return source, places, found, trust + chosen[..., self.fine] + (2 * found).logsumexp(2)
 
     @staticmethod
-    def _cells(shape, preprocessing) -> tuple:
+    def _cells(shape: Sequence[int], preprocessing: str) -> tuple:
         """The grid of the coarse cells of B×1×D×H×W volumes."""
         d, h, w = remaining_grid(shape[2:], 1)
         return (d, 1, w) if preprocessing == "front" else (d, h, w)
 
-    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none"), target=None):
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        t: torch.Tensor,
+        class_id: torch.Tensor | None = None,
+        preprocessing: tuple[str, str] = ("none", "none"),
+        target: torch.Tensor | None = None,
+    ) -> Any:
         """As in PointTransformer. With ``target``, the true θ: (the θ of each look, the matches' cross-entropy, B)."""
         solve = functools.partial(solve_affine, ridge=self.RIDGE) if "front" in preprocessing else solve_affine
         # Maps are single slices, of which half-precision convolutions give gradients that are no numbers (torch 2.13,
@@ -171,7 +195,8 @@ class MatchTransformer(_Pyramid):
         with torch.autocast(fixed.device.type, enabled=False):
             compared = self.compare(first[:4], second[:4])
             source, aim, trust, _ = self.correspond(first[:4], second[:4], compared)
-            thetas, entropy = [solve(source, aim, torch.softmax(trust, dim=1))], 0.0
+            thetas = [solve(source, aim, torch.softmax(trust, dim=1))]
+            entropy: torch.Tensor | float = 0.0
             if target is not None:
                 target = target.float()
                 known = tuple(side[0].norm(dim=2) > 0.5 for side in (first, second))
@@ -188,14 +213,24 @@ class MatchTransformer(_Pyramid):
         return thetas[-1] if target is None else (thetas, entropy)
 
 
-def true_weights(true, places, cell, present=1.0):
+def true_weights(
+    true: torch.Tensor, places: torch.Tensor, cell: torch.Tensor, present: torch.Tensor | float = 1.0
+) -> torch.Tensor:
     """How far each place (B×N×M×3) is the true one (B×N×3): trilinear weights of cells with edges ``cell`` (3) where
     ``present``, B×N×M; 0 for all places of a true one of which they hold less than half."""
     weight = present * (1 - (true[:, :, None] - places).abs() / cell).clamp_min(0).prod(3)
     return weight * (weight.sum(2, keepdim=True) > 0.5)
 
 
-def match_entropy(rows, columns, x, y, target, shape, known=None):
+def match_entropy(
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    target: torch.Tensor,
+    shape: Sequence[int],
+    known: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
     """Cross-entropy (B) of the matches of cells at x (B×N×3) and y (B×M×3) of a D×H×W grid under the true θ (B×3×4).
 
     rows, columns: B×N×M log-probabilities of y given x and of x given y. known: which cells show something, B×N and B×M
@@ -222,7 +257,7 @@ def match_entropy(rows, columns, x, y, target, shape, known=None):
     return -(weight * found).sum((1, 2)) / (2 * weight.sum((1, 2)).clamp_min(1.0))
 
 
-def cell_centers(shape, device) -> torch.Tensor:
+def cell_centers(shape: Sequence[int], device: torch.device) -> torch.Tensor:
     """Centers (D·H·W×3, normalized x, y, z) of the cells of a D×H×W grid."""
     axes = [(2 * torch.arange(n, device=device) + 1) / n - 1 for n in shape]
     z, y, x = torch.meshgrid(*axes, indexing="ij")

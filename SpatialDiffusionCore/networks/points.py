@@ -29,7 +29,7 @@ class PointTransformer(_Pyramid):
         class_dropout: float = 0.15,
         groups: int = 8,
         time_width: int = 128,
-    ):
+    ) -> None:
         super().__init__(volume_size, channels, n_classes, class_dropout, groups, time_width)
         c4, c16 = int(channels[1]), int(channels[3])
         self.heat = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), Convolution(c4, points, 1))
@@ -41,12 +41,14 @@ class PointTransformer(_Pyramid):
         nn.init.zeros_(trusted.weight)
         nn.init.zeros_(trusted.bias)
 
-    def describe(self, volume, t, class_id=None, preprocessing: str = "none"):
+    def describe(
+        self, volume: torch.Tensor, t: torch.Tensor, class_id: torch.Tensor | None = None, preprocessing: str = "none"
+    ) -> tuple:
         """Points (B×N×3, normalized x, y, z) and log-weights (B×N) of B×1×D×H×W volumes in 0…1."""
         _, f4, f16 = self.encode(preprocess(volume, preprocessing), t, class_id)
         return centers_of_mass(self.sharpness * self.heat(f4).float()), self.trust(f16).float()
 
-    def correspond(self, fixed, moving):
+    def correspond(self, fixed: tuple, moving: tuple) -> tuple:
         """The points of both volumes, as they are numbered; how sure that is, they do not say."""
         return fixed[0], moving[0], fixed[1] + moving[1], torch.ones_like(fixed[1][:, 0])
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,9 @@ from torch import nn
 from .layers import Convolution, _Block, _Conditioned, sinusoidal_code
 
 
-def solve_affine(source, target, weights, ridge=1e-4):
+def solve_affine(
+    source: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, ridge: float | Sequence[float] = 1e-4
+) -> torch.Tensor:
     """θ (B×3×4) that maps B×N×3 ``source`` points to ``target`` with B×N weights, by weighted least squares.
 
     The ridge, one number or one per axis (3), pulls the 3×3 part to the identity where the points do not determine it
@@ -40,7 +43,15 @@ class _Pyramid(_Conditioned):
     #: Blocks to which a class is told.
     class_blocks = 4
 
-    def __init__(self, volume_size, channels, n_classes, class_dropout, groups, time_width):
+    def __init__(
+        self,
+        volume_size: Sequence[int],
+        channels: Sequence[int],
+        n_classes: int,
+        class_dropout: float,
+        groups: int,
+        time_width: int,
+    ) -> None:
         super().__init__(volume_size, n_classes, class_dropout)
         c2, c4, c8, c16 = (int(c) for c in channels)
         self.time_width = time_width
@@ -57,7 +68,9 @@ class _Pyramid(_Conditioned):
         self.up4 = Convolution(c8, c4, 1)
         self.mix4 = nn.Sequential(nn.GroupNorm(groups, c4), nn.SiLU(), Convolution(c4, c4, 3, 1, 1))
 
-    def encode(self, volume, t, class_id):
+    def encode(
+        self, volume: torch.Tensor, t: torch.Tensor, class_id: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Features at 1/2, at 1/4 and at 1/16 of the size of B×1×D×H×W preprocessed volumes in 0…1."""
         x = volume * 2 - 1
         code = self.time_mlp(sinusoidal_code(t, self.time_width))
@@ -72,7 +85,14 @@ class _Pyramid(_Conditioned):
         f4 = f4 + up
         return f2, f4 + self.mix4(f4), f16
 
-    def forward(self, fixed, moving, t, class_id=None, preprocessing=("none", "none")):
+    def forward(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        t: torch.Tensor,
+        class_id: torch.Tensor | None = None,
+        preprocessing: tuple[str, str] = ("none", "none"),
+    ) -> Any:
         """fixed, moving: B×1×D×H×W in 0…1; t: B in 1…T; class_id: B or None; preprocessing: (fixed, moving)."""
         described = self.describe_both(fixed, moving, t, class_id, preprocessing)
         # The solve needs single precision whatever the convolutions run in.
@@ -80,7 +100,9 @@ class _Pyramid(_Conditioned):
             source, target, trust, _ = self.correspond(*described)
             return solve_affine(source, target, torch.softmax(trust, dim=1))
 
-    def describe(self, volume, t, class_id=None, preprocessing: str = "none") -> tuple:
+    def describe(
+        self, volume: torch.Tensor, t: torch.Tensor, class_id: torch.Tensor | None = None, preprocessing: str = "none"
+    ) -> tuple:
         """What ``correspond`` needs to know of B×1×D×H×W volumes in 0…1: tensors that begin with B."""
         raise NotImplementedError
 
@@ -92,7 +114,15 @@ class _Pyramid(_Conditioned):
         """
         raise NotImplementedError
 
-    def describe_both(self, fixed, moving, t, class_id, preprocessing, **options):
+    def describe_both(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        t: torch.Tensor,
+        class_id: torch.Tensor | None,
+        preprocessing: tuple[str, str],
+        **options: Any,
+    ) -> tuple[tuple, ...]:
         """The descriptions of the fixed and of the moving volumes."""
         describe: Callable[..., tuple] = functools.partial(self.describe, **options)
         if len(fixed) > 1 and fixed.stride(0) == 0 and not self.training and bool((t == t[0]).all()):

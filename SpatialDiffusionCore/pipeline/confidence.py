@@ -53,6 +53,7 @@ def features(evidence: Evidence) -> dict[str, float | None]:
         "strain": -float(np.clip(evidence.strain - FREE_STRAIN, 0.0, 1.0)),
         "spread": small(1.0 if evidence.spread is None else evidence.spread),
         "margin": None if evidence.margin is None else float(np.clip(evidence.margin, -0.2, 0.4)),
+        "lead": None if evidence.lead is None else float(np.clip(evidence.lead, -0.2, 0.4)),
         "searches": evidence.searches or 0.0,  # where nobody searched, nothing speaks for the answer
         "refined": evidence.refined,
         # Where the network was not asked, or cannot tell, nothing speaks for the answer; at chance it agrees by half.

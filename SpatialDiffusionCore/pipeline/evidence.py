@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 #: Changes whenever a figure below is added, dropped or computed in another way.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Evidence:
     similarity: local, over the tissue of the volume that finds more of itself in the other one; least_similarity: over
     that of the other. correlation, information: see similarity.py. overlap: the larger share of a volume's tissue that
     lies in the other's field of view. strain: largest logarithm of a stretch. spread: between repeated refinements.
-    margin: by how much the answer ranks above the best candidate of another basin. searches: the share of the
+    margin: by how much the answer ranks above the best candidate of another basin, both refined coarsely; lead: above
+    the best answer of another basin, both refined in full. searches: the share of the
     independent searches whose best pose lies in the answer's basin. refined: 1, or 0 where the refinement was undone.
     agreement: of the network with the answer, 0…1. detour: how far from it the way round by a template ends.
 
@@ -32,6 +33,7 @@ class Evidence:
     strain: float
     spread: float | None = None
     margin: float | None = None
+    lead: float | None = None
     searches: float | None = None
     refined: float = 1.0
     agreement: float | None = None

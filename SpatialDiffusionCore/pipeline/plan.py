@@ -1,7 +1,7 @@
 """The whole decision on one page: what is done in which order, and when it is enough.
 
     search → diffuse → compare → refine → verify
-    while the probability of being right is below the cut-off: the strategy's next rescue → refine → verify
+    while the probability of being right is below the cut-off: the strategy's next rescue → challenge
 
 Each stage (stages.py) adds candidates or evidence; one probability (confidence.py) compares answers, ends the search
 and speaks to the user. Nothing else decides.
@@ -33,13 +33,7 @@ def fast(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, 
             if best.probability >= accept_from():
                 break
             yield from course.rescue(rescue, best)
-            candidate = course.best()
-            if course.is_new(candidate, best):
-                other = yield from course.refine(candidate)
-                other = yield from course.verify(other)
-                best = max(best, other, key=lambda answer: answer.probability)
-            else:
-                best = yield from course.verify(best)
+            best = yield from course.challenge(best)
     mirrored = None
     if settings.strategy.looks_in_mirror and settings.search is SearchMode.SIMILARITY and settings.init is None:
         mirrored = yield from course.mirrored(best)

@@ -8,7 +8,6 @@ from functools import cached_property
 from ..errors import InputError
 from ..modality import AUTO
 from ..modelfile import catalog
-from ..modelfile.card import grid_of, nearest
 from ..modelfile.catalog import find
 from ..modelfile.model import Model, load_model
 from ..modelfile.model_cube import on_model_cube, with_focus
@@ -55,9 +54,10 @@ class PreparedInput:
         """
         known = key, model.name, sampler, scale
         if known not in self._cubes:
-            by_array = grid_of(model.card, key)["loading"] == "published" or not catalog.get(key).oriented
+            grid = model.card.grid_of(key)
+            by_array = grid.loading == "published" or not catalog.get(key).oriented
             prepared = self.prepared if by_array else self.upright
-            cube = on_model_cube(prepared.scaled(scale), key, model.card, self.device)
+            cube = on_model_cube(prepared.scaled(scale), key, grid, self.device)
             focus = model.focus_on(key) if sampler == "fast" else None
             self._cubes[known] = with_focus(cube, focus, self.mask is not None)
         return self._cubes[known]
@@ -68,14 +68,15 @@ def modalities_of(options: RegistrationOptions, moving: PreparedInput, fixed: Pr
 
     A model that was chosen may know no more than some kinds.
     """
-    model = options.model
-    card = None if model is None else model.card if isinstance(model, Model) else find(model)[1]
+    model, card = options.model, None
+    if model is not None:
+        card = model.card if isinstance(model, Model) else find(model).card
     keys = []
     for said, volume in ((options.moving_modality, moving), (options.fixed_modality, fixed)):
         if said != AUTO.key:
             keys.append(said)
         else:
-            keys.append(volume.modality if card is None else nearest(volume.modality, card))
+            keys.append(volume.modality if card is None else card.nearest(volume.modality))
     return tuple(keys)
 
 
@@ -83,7 +84,7 @@ def model_for(options: RegistrationOptions, keys: tuple[str, str], device: str) 
     """The model for two volumes; raises InputError where it sees them on different grids."""
     chosen = options.model
     model = chosen if isinstance(chosen, Model) else load_model(chosen, keys[0], keys[1], device)
-    if grid_of(model.card, keys[0]) != grid_of(model.card, keys[1]):
+    if model.card.grid_of(keys[0]) != model.card.grid_of(keys[1]):
         raise InputError(
             f"The model {model.name} sees {keys[0]} and {keys[1]} volumes at different scales, so they "
             "cannot be registered to each other; give both volumes their true modality."

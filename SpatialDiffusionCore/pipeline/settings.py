@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import InputError
+from ..modelfile.model import Model
 from ..options import RegistrationOptions, SearchMode
 from ..strategies.base import Strategy
 from ..strategies.registry import strategy_of
@@ -45,12 +46,12 @@ class Settings:
         return replace(self, moving_modality=self.fixed_modality, fixed_modality=self.moving_modality, init=init)
 
 
-def decided(options: RegistrationOptions, keys: tuple[str, str], model, device: str) -> Settings:
+def decided(options: RegistrationOptions, keys: tuple[str, str], model: Model, device: str) -> Settings:
     """The settings for a model: its card names the sampler where nobody chose one.
 
     keys: what the (moving, fixed) volumes are taken for. Raises InputError where options do not fit the model.
     """
-    sampler = options.sampler or model.card.get("sampler", "fast")
+    sampler = options.sampler or model.card.sampler
     if sampler == "reference" and options.steps is not None:
         raise InputError("The reference sampler visits every timestep; leave the number of steps out.")
     if options.steps is not None and options.steps > model.timesteps:

@@ -36,6 +36,12 @@ NETWORK_CANDIDATES = 6
 #: 0.77 to 0.90 of the right one's correlation.
 RIVAL = 0.92
 
+#: Candidates of each look of the wide search that are compared.
+WIDE_CANDIDATES = 6
+
+#: Candidates of other basins that are refined, too, where an answer is doubtful.
+RIVALS = 3
+
 #: Basins that are compared after the search: the best, and so many more.
 COMPARED = 3
 
@@ -47,6 +53,9 @@ UNLIKE = 0.45
 #: must be so much more alike. Mirrored copies of organs that are nearly symmetric are alike by 0.4 to 0.8 as they are,
 #: by 0.9 and more in a mirror; individuals differ by less than 0.1 between both. Chosen between these.
 MIRROR_LOOKS, MIRROR_CANDIDATES, MIRROR_MORE = 0.8, 3, 0.15
+
+#: mm: a refinement that moves the tissue by more is done again (Strategy.refine). Chosen, untested.
+ENOUGH = 5.0
 
 #: Agreement by which a refinement may fall below that from which the network is trusted, if it agreed before.
 LOST = 0.15
@@ -85,11 +94,15 @@ class Course:
 
     def __init__(self, pair: Pair, model: Model, settings: Settings):
         self.pair, self.model, self.settings = pair, model, settings
-        #: Steps of the diffusion; what the network finds to correspond; its agreement from which an answer is right.
-        self.deep = model.card.get("steps", DEFAULT_STEPS) if settings.steps is None else settings.steps
-        self.places = model.correspondences(*settings.keys) if self.deep else None
-        self.trusted = model.agreement_from(*settings.keys) if self.places is not None else None
+        chosen = model.card.steps if settings.steps is None else settings.steps
+        #: Steps of the diffusion; what the network finds to correspond (Model.correspondences); the agreement from
+        #: which an answer is right. None where there is nothing of the kind.
+        self.diffusion_steps = DEFAULT_STEPS if chosen is None else chosen
+        self.correspondences = model.correspondences(*settings.keys) if self.diffusion_steps else None
+        self.trusted_agreement = model.agreement_from(*settings.keys) if self.correspondences is not None else None
         self.candidates: list[Candidate] = []
+        #: Every refined candidate.
+        self.answers: list[Answer] = []
         self.upright: Cube = pair.fixed
         #: World transforms that the independent searches put first.
         self.firsts: list[np.ndarray] = []
@@ -103,9 +116,10 @@ class Course:
         return Step(self.index, self.count, stage, geometry.inverse(world))
 
     def _few_steps(self) -> int:
+        """Steps of the diffusion of the first candidates: fewer where what they give is compared and refined."""
         compared = self.settings.search in (SearchMode.SIMILARITY, SearchMode.SCREEN) and self.settings.polish
-        brief = compared and self.settings.steps is None and self.trusted is None
-        return min(self.deep, STEPS_BEFORE_REFINING) if brief else self.deep
+        brief = compared and self.settings.steps is None and self.trusted_agreement is None
+        return min(self.diffusion_steps, STEPS_BEFORE_REFINING) if brief else self.diffusion_steps
 
     # Where to begin
 
@@ -115,7 +129,7 @@ class Course:
         if settings.init is not None:
             self.candidates = [Candidate(np.linalg.inv(settings.init), "start")]
         elif settings.search is SearchMode.NETWORK:
-            if self.places is None:
+            if self.correspondences is None:
                 raise InputError(
                     f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
                     "leave the search to the similarity."
@@ -131,13 +145,14 @@ class Course:
             self.candidates = [
                 Candidate(pair.to_world(p.matrix), "search", score=p.score) for p in found[: 1 + COMPARED]
             ]
-            if self.trusted is not None:
+            if self.trusted_agreement is not None:
                 self.candidates += self._network_candidates("neither", 1)
         yield self.step("Searching the pose", self.candidates[0].world)
 
     def _network_candidates(self, turned: str, keep: int) -> list[Candidate]:
+        assert self.correspondences is not None, "asked only where the network finds some"
         found, self.upright = correspondence_search.network_poses(
-            self.pair.moving, self.pair.fixed, self.places, keep=keep, turned=turned
+            self.pair.moving, self.pair.fixed, self.correspondences, keep=keep, turned=turned
         )
         return [Candidate(self.pair.to_world(m), "network") for m in found]
 
@@ -174,17 +189,22 @@ class Course:
         yield self.step("Comparing", self.best().world)
 
     def _compares(self) -> bool:
-        """Whether candidates are compared by how alike they make the volumes."""
+        """Whether candidates are compared by how alike they make the volumes, not chosen by the network's agreement."""
         settings = self.settings
         if settings.init is None and settings.search is SearchMode.NETWORK:
             return False
         return settings.polish or (settings.init is None and settings.search is not SearchMode.NONE)
 
-    def _compared(self, candidate: Candidate) -> Candidate:
-        world = self.settings.strategy.compared(
-            self.pair.moving, self.pair.fixed, candidate.world, self.settings.transform, self.settings.seed
-        )
-        return replace(candidate, world=world, rank=self.settings.strategy.rank(self.pair, world))
+    def _compared(self, candidate: Candidate, in_full: bool = False) -> Candidate:
+        """The candidate as it is or after a refinement, coarse or once in full, whichever makes the volumes more
+        alike.
+        """
+        strategy, pair = self.settings.strategy, self.pair
+        world = geometry.project(candidate.world, self.settings.transform, *pair.tissue)
+        given = (pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed)
+        refined = strategy.refine(*given, enough=np.inf) if in_full else strategy.compared(*given)
+        rank, world = max(((strategy.rank(pair, w), w) for w in (refined, world)), key=lambda found: found[0])
+        return replace(candidate, world=world, rank=rank)
 
     def best(self) -> Candidate:
         """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the
@@ -194,13 +214,23 @@ class Course:
             return max((c for c in self.candidates if c.rank is not None), key=_rank)
         if self.settings.search is SearchMode.NETWORK and self.settings.init is None:
             worlds = [c.world for c in self.candidates if c.source == "diffusion"] or [c.world for c in self.candidates]
-            agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.places)
+            assert self.correspondences is not None, "search() refuses a network that finds none"
+            agreed = correspondence_search.agreements(self.pair.moving, self.upright, worlds, self.correspondences)
             return self.candidates[int(agreed.argmax())]
         return self.candidates[0]
 
-    def is_new(self, candidate: Candidate, answer: Answer) -> bool:
-        """Whether a candidate lies in another basin than an answer."""
-        return self.pair.apart(candidate.world, answer.world) > BASIN
+    def _elsewhere(self, one: Candidate | Answer, other: Candidate | Answer) -> bool:
+        """Whether two lie in different basins."""
+        return self.pair.apart(one.world, other.world) > BASIN
+
+    def _rivals(self, answer: Answer) -> list[Candidate]:
+        """The best candidates of other basins than an answer's, one of each."""
+        found: list[Candidate] = []
+        for candidate in sorted(self.candidates, key=_rank, reverse=True):
+            elsewhere = self._elsewhere(candidate, answer) and all(self._elsewhere(candidate, one) for one in found)
+            if candidate.rank is not None and elsewhere:
+                found.append(candidate)
+        return found[:RIVALS]
 
     # Better answers
 
@@ -212,41 +242,46 @@ class Course:
         world = geometry.project(candidate.world, settings.transform, *pair.tissue)
         answer = Answer(world, candidate.source)
         if settings.polish:
-            answer = self._refined(world, candidate.source, coarse=candidate.rank is not None)
+            answer = self._refined(world, candidate.source)
             yield self.step("Refining", answer.world)
-            votes = settings.strategy.blocks_vote and self.trusted is None and settings.search is not SearchMode.SCREEN
+            votes = (
+                settings.strategy.blocks_vote
+                and self.trusted_agreement is None
+                and settings.search is not SearchMode.SCREEN
+            )
             if votes and pair.alike(answer.world) < UNLIKE:
                 answer = self._voted(answer)
                 yield self.step("Refining", answer.world)
+        self.answers.append(answer)
         return answer
 
-    def _refined(self, world: np.ndarray, source: str, coarse: bool) -> Answer:
+    def _refined(self, world: np.ndarray, source: str) -> Answer:
         settings, pair = self.settings, self.pair
         strategy, seed = settings.strategy, settings.seed
-        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=5.0)
+        found = strategy.refine(pair.moving, pair.fixed, world, settings.transform, seed, enough=ENOUGH)
         if not strategy.is_better(pair, world, found, seed):
             return Answer(world, source)
-        lost = self.trusted is not None and (self.agreement(found) or 0.0) < self.trusted - LOST
-        if lost and self.trusted is not None and (self.agreement(world) or 0.0) >= self.trusted:
+        lost = self.trusted_agreement is not None and (self.agreement(found) or 0.0) < self.trusted_agreement - LOST
+        if lost and self.trusted_agreement is not None and (self.agreement(world) or 0.0) >= self.trusted_agreement:
             return Answer(world, source)
         return Answer(found, source, kept=True)
 
     def _voted(self, answer: Answer) -> Answer:
         """The same, refined by blocks that vote, where that makes the volumes more alike."""
         voted = block_matching.refine(self.pair.moving, self.pair.fixed, answer.world, self.settings.transform)
-        found = self._refined(voted, answer.source, coarse=False)
+        found = self._refined(voted, answer.source)
         return found if self.pair.alike(found.world) > self.pair.alike(answer.world) else answer
 
     # What tells whether an answer is right
 
     def agreement(self, world: np.ndarray) -> float | None:
         """How far the network agrees with it, 0…1; None where it cannot tell."""
-        if self.trusted is None:
+        if self.trusted_agreement is None or self.correspondences is None:
             return None
         key = world.tobytes()
         if key not in self.agreements:
             pair = self.pair
-            self.agreements[key] = correspondence_search.agreement(pair.moving, pair.fixed, world, self.places)
+            self.agreements[key] = correspondence_search.agreement(pair.moving, pair.fixed, world, self.correspondences)
         return self.agreements[key]
 
     def verify(self, answer: Answer) -> Generator[Step, None, Answer]:
@@ -272,6 +307,7 @@ class Course:
             strain=strain_of(world),
             spread=None if spread is None else spread / pair.size,
             margin=self._margin(answer),
+            lead=self._lead(answer),
             searches=self._searches(world),
             refined=float(answer.kept or not self.settings.polish),
             agreement=self.agreement(world),
@@ -287,12 +323,18 @@ class Course:
     def _margin(self, answer: Answer) -> float | None:
         """By how much the answer's basin ranks above the best other one; both after the same coarse refinement."""
         ranked = [c for c in self.candidates if c.rank is not None]
-        here = [_rank(c) for c in ranked if not self.is_new(c, answer)]
-        others = [_rank(c) for c in ranked if self.is_new(c, answer)]
+        here = [_rank(c) for c in ranked if not self._elsewhere(c, answer)]
+        others = [_rank(c) for c in ranked if self._elsewhere(c, answer)]
         if not others:
             return None
         # Where the refinement left its candidate's basin, the answer counts as it is.
         return max(here, default=self.settings.strategy.rank(self.pair, answer.world)) - max(others)
+
+    def _lead(self, answer: Answer) -> float | None:
+        """By how much the answer ranks above the best refined one of another basin."""
+        strategy, pair = self.settings.strategy, self.pair
+        others = [strategy.rank(pair, other.world) for other in self.answers if self._elsewhere(other, answer)]
+        return strategy.rank(pair, answer.world) - max(others) if others else None
 
     def _searches(self, world: np.ndarray) -> float | None:
         """The share of the independent searches that ended in the answer's basin first."""
@@ -305,7 +347,7 @@ class Course:
         template may be more like both volumes than they are like each other.
         """
         strategy, pair = self.settings.strategy, self.pair
-        if not strategy.any_rotation or self.trusted is not None or pair.alike(world) >= UNLIKE:
+        if not strategy.any_rotation or self.trusted_agreement is not None or pair.alike(world) >= UNLIKE:
             return None
         ways = [
             template_detour(HeadTemplate.of(symmetric), pair.moving, pair.fixed, world)
@@ -322,14 +364,32 @@ class Course:
         else:
             yield from self._rescue_by_wide_search(answer)
 
+    def challenge(self, answer: Answer) -> Generator[Step, None, Answer]:
+        """The answer, or the strongest of its rivals where that is likelier right. Each rival is refined once, the
+        strongest of them in full.
+        """
+        rivals = []
+        for candidate in self._rivals(answer):
+            rivals.append(self._compared(candidate, in_full=True))
+            yield self.step("Refining", rivals[-1].world)
+        other = None
+        if rivals:
+            other = yield from self.refine(max(rivals, key=_rank))
+        best = yield from self.verify(answer)
+        rank = self.settings.strategy.rank
+        if other is None or rank(self.pair, other.world) <= rank(self.pair, answer.world):
+            return best
+        other = yield from self.verify(other)
+        return max(best, other, key=lambda one: one.probability)
+
     def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
         """The network's own poses, one header after the other taken to be wrong, and what diffusion makes of them."""
-        if self.places is None:
+        if self.correspondences is None:
             return
         for turned in ("moving", "fixed"):
-            found = self._network_candidates(turned, wide_search.WIDE_CANDIDATES)
+            found = self._network_candidates(turned, NETWORK_CANDIDATES)
             yield self.step("Searching further", answer.world)
-            for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.deep):
+            for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.diffusion_steps):
                 yield self.step("Searching further", answer.world)
             led = [Candidate(world, "network") for world in self.pair.plausible(worlds)]
             self.firsts.append(found[0].world)
@@ -338,18 +398,15 @@ class Course:
             yield self.step("Searching further", self.best().world)
 
     def _rescue_by_wide_search(self, answer: Answer) -> Iterator[Step]:
-        """All rotations at every shift of the whole volumes."""
-        found: list[np.ndarray] = []
-        for found in wide_search.wide_poses(self.pair.moving, self.pair.fixed, self.settings.seed):
+        """All rotations at every shift of the whole volumes; each look at them is a search of its own."""
+        looks: list[list[np.ndarray]] = []
+        for looks in wide_search.wide_poses(self.pair.moving, self.pair.fixed, WIDE_CANDIDATES):
             yield self.step("Searching further", answer.world)
-        compared = []
-        for number, matrix in enumerate(found, start=1):
-            compared.append(self._compared(Candidate(self.pair.to_world(matrix), "wide search")))
-            if number % 4 == 0:
-                yield self.step("Searching further", max(compared, key=_rank).world)
-        if compared:
-            self.firsts.append(max(compared, key=_rank).world)
-        self.candidates += compared
+        for found in looks:
+            compared = [self._compared(Candidate(world, "wide search")) for world in found]
+            self.firsts += [compared[0].world] if compared else []
+            self.candidates += compared
+            yield self.step("Searching further", self.best().world)
 
     def mirrored(self, answer: Answer) -> Generator[Step, None, float | None]:
         """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are;

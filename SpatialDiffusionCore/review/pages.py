@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +144,26 @@ def add_registration(folder: Any, key: str, result: Any, moving: Volume, fixed: 
 
 def review_series(result: Any, folder: Any) -> Path:
     """The page of a SeriesRegistration: each frame on the reference frame, doubtful ones first."""
+    *_, page = review_series_steps(result, folder)
+    return page
+
+
+def review_series_steps(result: Any, folder: Any, first: int = 0) -> Iterator[Path]:
+    """As ``review_series``, frame by frame: yields the page's path after each, and once it is there.
+
+    first: the number that people give the first frame.
+    """
     path = prepare_folder(folder)
+    page = path / "index.html"
     series, parameters = result.series, result.parameters
-    fixed = Volume(series.frame(result.reference), series.voxel_to_ras, f"frame {result.reference}")
+    fixed = Volume(series.frame(result.reference), series.voxel_to_ras, f"frame {result.reference + first}")
     for index, matrix in enumerate(result.matrices):
         values = np.nan_to_num(series.frame(index), posinf=0.0, neginf=0.0)
-        name, why = f"frame {index}", result.doubts.get(index)
-        key = f"{_short(series.name)}_frame-{index:04d}"
+        name, why = f"frame {index + first}", result.doubts.get(index)
+        key = f"{_short(series.name)}_frame-{index + first:04d}"
         if values.max() == values.min():
             add_failure(path, key, name, fixed.name, why or "it is empty")
+            yield page
             continue
         shift, turn = np.linalg.norm(parameters[index, :3]), np.degrees(np.linalg.norm(parameters[index, 3:]))
         facts = {
@@ -163,7 +174,8 @@ def review_series(result: Any, folder: Any) -> Path:
             "warnings": [why] if why else [],
         }
         add_pair(path, key, Volume(values, series.voxel_to_ras, name), fixed, matrix, facts)
-    return finish(path, f"Motion of {series.name}")
+        yield page
+    yield finish(path, f"Motion of {series.name}")
 
 
 def review_group(result: Any, folder: Any) -> Path:

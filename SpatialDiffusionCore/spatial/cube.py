@@ -61,13 +61,13 @@ class Cube:
         return on_grid(self.prepared, grid, self.values.device, self.focus)
 
 
-def on_grid(prepared: Prepared, grid: Grid, device, focus=None) -> Cube:
+def on_grid(prepared: Prepared, grid: Grid, device: torch.device | str, focus: tuple | None = None) -> Cube:
     """Sample a prepared volume on a grid."""
     values, support = sample_with_support(prepared, grid, device)
     return Cube(prepared, grid, values, support, focus)
 
 
-def bounds(inside: torch.Tensor, margin: int):
+def bounds(inside: torch.Tensor, margin: int) -> tuple[list[int], list[int]]:
     """First voxel and last + 1 (3 each) of the box around what is true in D×H×W, ``margin`` wider, within the volume.
 
     The whole volume where nothing is true.

@@ -273,16 +273,6 @@ def decompose(matrix, center=(0.0, 0.0, 0.0)) -> Decomposition:
     )
 
 
-def recompose(parts: Decomposition, center=(0.0, 0.0, 0.0)) -> np.ndarray:
-    """The 4×4 affine of a Decomposition about the same center."""
-    x, y, z = np.radians(parts.rotations_deg)
-    rotation = rotation_about([0, 0, 1], z) @ rotation_about([0, 1, 0], y) @ rotation_about([1, 0, 0], x)
-    sx, sy, sz = np.array(parts.scales_percent) / 100
-    xy, xz, yz = parts.shears
-    stretch = np.array([[sx, sx * xy, sx * xz], [0, sy, sy * yz], [0, 0, sz]])
-    return about(rotation @ stretch, center, parts.translation_mm)
-
-
 def rotation_about(axis, angle: float) -> np.ndarray:
     """3×3 rotation by ``angle`` radians about an axis (Rodrigues' formula)."""
     x, y, z = np.asarray(axis, float) / np.linalg.norm(axis)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +15,9 @@ from ..files import percent
 from . import geometry, intensity
 from . import mask as mask_module
 from .volume import Grid, Volume
+
+if TYPE_CHECKING:  # imported by the functions that need it: the core opens without torch
+    import torch
 
 #: Of so few voxels of the subsample in a mask the mask's own say better where it lies.
 FEW = 100
@@ -74,7 +79,7 @@ class Prepared:
         return other
 
 
-def prepare(volume: Volume, mask: Volume | None = None, percentiles=(0.0, 99.5)) -> Prepared:
+def prepare(volume: Volume, mask: Volume | None = None, percentiles: tuple[float, float] = (0.0, 99.5)) -> Prepared:
     """Find a volume's intensity window and tissue.
 
     The window is taken from a subsample: air included at the low end, padding cut off there, and the brightest half per
@@ -137,7 +142,7 @@ def usable(volume: Volume) -> Volume:
     return volume if data is volume.data else replace(volume, data=data, warnings=tuple(warnings))
 
 
-def _cloud(points: np.ndarray, spacing: np.ndarray):
+def _cloud(points: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(mean, covariance) of points that stand for voxels: that of a single voxel or layer is that of its extent."""
     covariance = np.cov(points.T, bias=True) if len(points) > 3 else np.eye(3) * spacing.max() ** 2
     covariance = covariance + np.eye(3) * 1e-6 * np.trace(covariance)
@@ -215,7 +220,9 @@ def _nearest_anatomical(volume: Volume) -> tuple:
     return order, np.where(np.diag(directions[:, order]) < 0, -1.0, 1.0)
 
 
-def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> Grid:
+def canonical_grid(
+    prepared: Prepared, size: int | Sequence[int], spacing: float | Sequence[float] | np.ndarray, oriented: bool = True
+) -> Grid:
     """The model's cube around a volume's tissue.
 
     size: voxels (D, H, W); spacing: mm, one number or three, also along (D, H, W). Oriented volumes get these axes
@@ -228,12 +235,14 @@ def canonical_grid(prepared: Prepared, size, spacing, oriented: bool = True) -> 
     return Grid(size, geometry.from_parts(linear, prepared.tissue_center - linear @ ((np.array(size) - 1) / 2)))
 
 
-def sample(prepared: Prepared, grid: Grid, device="cpu"):
+def sample(prepared: Prepared, grid: Grid, device: torch.device | str = "cpu") -> torch.Tensor:
     """The volume on a grid, as a 1×1×D×H×W float32 tensor in 0…1, 0 outside the field of view."""
     return sample_with_support(prepared, grid, device)[0]
 
 
-def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
+def sample_with_support(
+    prepared: Prepared, grid: Grid, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, support) on a grid, each 1×1×D×H×W float32; support is 1 inside the field of view (and the mask).
 
     Voxels much finer than the grid are averaged first, so that fine detail does not alias.
@@ -269,7 +278,7 @@ def sample_with_support(prepared: Prepared, grid: Grid, device="cpu"):
     return values, support
 
 
-def sample_tensor(values, source: Grid, grid: Grid):
+def sample_tensor(values: torch.Tensor, source: Grid, grid: Grid) -> torch.Tensor:
     """1×C×D×H×W values that lie on the grid ``source``, trilinear on another grid; 0 outside."""
     import torch.nn.functional as F
 
@@ -278,7 +287,7 @@ def sample_tensor(values, source: Grid, grid: Grid):
     return F.grid_sample(values, coordinates, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _averaged(prepared: Prepared, factors: tuple, device):
+def _averaged(prepared: Prepared, factors: tuple, device: torch.device | str) -> torch.Tensor:
     """The volume in 0…1 (1×1×I×J×K float32), blocks of ``factors`` voxels averaged; kept once made."""
     import torch
     import torch.nn.functional as F
@@ -305,7 +314,7 @@ def _averaged(prepared: Prepared, factors: tuple, device):
     return data
 
 
-def _coordinates(to_normalized: np.ndarray, shape, device):
+def _coordinates(to_normalized: np.ndarray, shape: Sequence[int], device: torch.device | str) -> torch.Tensor:
     """1×D×H×W×3 float32: where the voxels of a grid lie under a 4×4 matrix, voxel (i, j, k) → normalized (x, y, z)."""
     import torch
 

@@ -44,6 +44,17 @@ def load(path, keep_type: bool = False) -> Volume:
     return _volume(_pick(stored, index, file), stored, path, keep_type)
 
 
+def header_warnings(path) -> tuple[str, ...]:
+    """What ``load`` says of the header of a NIfTI or NRRD file, without reading the voxels; nothing of other files.
+
+    For programs that read files by other means. Raises InputError where the header is no good.
+    """
+    file, ending = os.fspath(path), extension(path)
+    if ending in nifti.EXTENSIONS:
+        return nifti.header_warnings(file)
+    return itk.header_warnings(file) if ending in ITK_IMAGES else ()
+
+
 def load_frames(path, keep_type: bool = False) -> list[Volume]:
     """All volumes of a file: one, or those of a 4D file, on one grid; one where ``FILE@N`` chooses it. As ``load``."""
     file, index = split_index(path)

@@ -14,12 +14,15 @@ from slicer.i18n import tr as _
 from . import engine, masks, scene
 from .change import removeNode, removeWithHelpers
 from .cursor import waitCursor
+from .page import ReviewPage
 from .problem import Problem, explain
 from .request import Request
 from .result import Result
 from .task import Task
 
 WAITING, RUNNING, DONE, FAILED, STOPPED = "waiting", "running", "done", "failed", "stopped"
+PAGE_FOLDER = "review"
+"""Of the review page, in the output folder."""
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
@@ -149,14 +152,25 @@ def load(path):
         raise
 
 
+def _saveWithScene(volume, save):
+    """Whether a scene that is saved now holds a volume, with its display and storage nodes."""
+    for node in (volume, volume.GetDisplayNode(), volume.GetStorageNode()):
+        if node is not None:
+            node.SetSaveWithScene(save)
+
+
 class Batch:
     """Registers the items one after the other; one that fails does not stop the others."""
 
-    def __init__(self, items, plan: Plan, outputFolder="", keepVolumes=False):
+    def __init__(self, items, plan: Plan, outputFolder="", keepVolumes=False, pageFolder=None):
+        """`pageFolder` of the review page; None: in the output folder, if there is one; "": no page."""
         self.items, self.plan = list(items), plan
         # Absolute, because storage nodes take a relative path from the scene's folder.
         self.outputFolder = os.path.abspath(str(outputFolder)) if str(outputFolder) else ""
         self.keepVolumes = keepVolumes
+        if pageFolder is None:
+            pageFolder = pageFolderOf(self.outputFolder)
+        self.page = ReviewPage(pageFolder, self.items)
         self.sceneClosed = False
         self._task = self._loaded = None
 
@@ -182,6 +196,7 @@ class Batch:
         # What every volume would fail for is said once, before any work: an empty mask, a constant fixed volume.
         masks.coreMask(self.plan.fixedMask, self.fixedVolume, self.plan.fixedSegment)
         engine.validate(scene.coreVolume(self.fixedVolume, scene.FIXED), scene.FIXED)
+        self.page.begin()
         todo = [item for item in self.items if not item.isDone(self.fixedVolume)]
         for item in todo:
             item.status, item.error, item.fixed = WAITING, "", self.fixedVolume
@@ -196,17 +211,21 @@ class Batch:
                 except Exception as error:
                     item.status, item.error = FAILED, explain(error).sentence
                     logging.error("%s: %s", item.name, explain(error).details)
+                    self.page.addFailure(item)
                 item.progress = ""
         except BaseException:  # closed, or stopped from inside a step
             for item in self.items:
                 if item.status in (WAITING, RUNNING):
                     item.status, item.progress = STOPPED, ""
             raise
+        finally:
+            self.page.finish()
 
     def _runItem(self, item):
         moving = item.node
         if moving is None:
             moving = self._loaded = load(item.path)
+            _saveWithScene(moving, False)  # for as long as it may go again
         elif moving.GetScene() is None:
             raise Problem(_("The volume was removed from the scene."))
         finished = False
@@ -221,12 +240,14 @@ class Batch:
                 if not slicer.util.saveNode(item.transformNode, item.transformFile):
                     raise Problem(_("The transform could not be written to “{file}”.").format(file=item.transformFile))
             finished = True
+            self.page.add(item, self._task.registration)
         finally:
             if not finished:
                 self.putBack()
                 item.result = item.transformNode = None
             elif self._loaded is not None and self.keepVolumes:
                 item.loaded = self._loaded
+                _saveWithScene(item.loaded, True)
             else:
                 removeWithHelpers(self._loaded)
             self._loaded = self._task = None
@@ -248,6 +269,11 @@ class Batch:
         return next((node for node in self.plan.nodes() if node.GetScene() is None), None)
 
 
+def pageFolderOf(outputFolder) -> str:
+    """Where the review page of a batch with this output folder is; "" for none."""
+    return os.path.join(os.path.abspath(str(outputFolder)), PAGE_FOLDER) if str(outputFolder) else ""
+
+
 def _freeName(folder, name):
     """A .tfm path in the folder that no file has yet."""
     safe = "".join(c if c.isalnum() or c in "-_. " else "_" for c in name).strip().replace(" ", "_")
@@ -260,3 +286,12 @@ def _freeName(folder, name):
 
 def newItems(nodes=(), paths=()):
     return [*(Item(node=node) for node in nodes), *(Item(path=str(path)) for path in paths)]
+
+
+def itemsOf(movingVolumes):
+    """Items of volume nodes, paths, or both, in their order; raises Problem where one is None."""
+    paths = (str, os.PathLike)
+    movingVolumes = list(movingVolumes)
+    if any(each is None for each in movingVolumes):
+        raise Problem(_("One of the moving volumes is None."))
+    return [Item(path=str(each)) if isinstance(each, paths) else Item(node=each) for each in movingVolumes]

@@ -11,22 +11,24 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import batch, parameters, report, scene
+from .adapt_frame import AdaptFrame
 from .batch_table import BatchTable
 from .change import removeWithHelpers
+from .opening import openFile
+from .page import PAGE_NAME
 from .problem import Problem, explain
 from .result_panel import Shown
 from .runner import Runner
 from .watching import Later, Watch
 
-REPORT_NAME = "registration_report.csv"
 SHOWN_FAILURES = 5  # the others are in the table's tooltips and in the report
 WHOLE_SCENE = -1
 
 
 class BatchTab:
-    """`onLook(shown)` is called with what the person wants to look at."""
+    """`onLook(shown)` is called with what the person wants to look at, `onInstalled()` when there may be new models."""
 
-    def __init__(self, ui, onRunningChanged, onLook):
+    def __init__(self, ui, onRunningChanged, onLook, onInstalled):
         self.ui, self._onRunningChanged, self._onLook = ui, onRunningChanged, onLook
         self.parameters = None
         self.items = []
@@ -36,6 +38,7 @@ class BatchTab:
         self._started, self._todo = 0.0, 0
         self._folders = None
         self._table = BatchTable(ui.batchTable)
+        self.adapt = AdaptFrame(ui, self._foldersToAdapt, onInstalled)
         self.later = Later(self.update)
         self._watch = Watch(self._onWatched)
         ui.batchAddSceneButton.connect("clicked(bool)", self.onAddScene)
@@ -45,11 +48,13 @@ class BatchTab:
         ui.batchRunButton.connect("clicked(bool)", self.onRunButton)
         ui.batchReportButton.connect("clicked(bool)", self.onReport)
         ui.batchLookButton.connect("clicked(bool)", self.onLook)
+        ui.batchPageButton.connect("clicked(bool)", self.onPage)
         ui.batchTable.connect("itemSelectionChanged()", self.updateButtons)
         ui.batchTable.connect("cellDoubleClicked(int,int)", self.onLook)
         ui.batchOutputPath.connect("currentPathChanged(QString)", self.onOutputFolder)
         for path in (ui.batchFolderPath, ui.batchOutputPath):
             path.filters = ctk.ctkPathLineEdit.Dirs
+        ui.batchFolderPath.connect("currentPathChanged(QString)", self._onScanFolder)
         ui.batchProgressBar.setVisible(False)
         ui.batchMessageLabel.setVisible(False)
 
@@ -141,7 +146,9 @@ class BatchTab:
             ui.batchKeepBox,
         ):
             widget.setEnabled(idle)
+        self.adapt.update()
         ui.batchReportButton.setEnabled(idle and any(item.status != batch.WAITING for item in self.items))
+        ui.batchPageButton.setEnabled(os.path.isfile(self._page()))
         selected = self._selected()
         ui.batchLookButton.setEnabled(
             idle and self._available and selected is not None and selected.status == batch.DONE
@@ -226,6 +233,13 @@ class BatchTab:
         if not self._updating and self.parameters is not None:
             self.parameters.batchOutputFolder = path
 
+    def _onScanFolder(self, *_ignored):
+        self.adapt.update()
+
+    def _foldersToAdapt(self):
+        output = self.parameters.batchOutputFolder if self.parameters is not None else ""
+        return self.ui.batchFolderPath.currentPath, output
+
     # Looking at results
 
     def _selected(self):
@@ -304,6 +318,7 @@ class BatchTab:
         """The window goes: nothing may be called any more."""
         self.later.forget()
         self._watch.forget()
+        self.adapt.cleanup()
 
     def onNodeRemoved(self):
         removed = self.batch.removedNode() if self.running else None
@@ -328,8 +343,7 @@ class BatchTab:
             done=len(self.items) - len(failed), failed=len(failed)
         )
         if self.batch.outputFolder:
-            path = os.path.join(self.batch.outputFolder, REPORT_NAME)
-            message += " " + self._written(path)
+            message += " " + self._writtenAll()
         self._ended("\n".join([message, *(f"{item.name}: {item.error}" for item in failed[:SHOWN_FAILURES])]))
 
     def onError(self, error):
@@ -351,10 +365,31 @@ class BatchTab:
         self.ui.batchMessageLabel.text = message
         self.ui.batchMessageLabel.setVisible(bool(message))
 
+    def _page(self):
+        """Path of the review page in the output folder, whether it is there or not."""
+        folder = self.parameters.batchOutputFolder if self.parameters is not None else ""
+        return os.path.join(batch.pageFolderOf(folder), PAGE_NAME) if folder else ""
+
+    def onPage(self, *_ignored):
+        """Open the review page in the browser."""
+        if not openFile(self._page()):
+            self.tell(_("Open {path} in a browser.").format(path=self._page()))
+
     def onReport(self, *_ignored):
-        path = qt.QFileDialog.getSaveFileName(self.ui.batchTab, _("Save the report"), REPORT_NAME, _("CSV (*.csv)"))
+        path = qt.QFileDialog.getSaveFileName(self.ui.batchTab, _("Save the report"), report.NAME, _("CSV (*.csv)"))
         if path:
             self.tell(self._written(path))
+
+    def _writtenAll(self):
+        """Write the report of the batch that has ended; what to say about it and about the review page."""
+        path = os.path.join(self.batch.outputFolder, report.NAME)
+        try:
+            report.writeReport(path, self.items)
+        except Problem as problem:
+            return str(problem)
+        return self.batch.page.problem or _("The report ({name}) and the review page are in the output folder.").format(
+            name=report.NAME
+        )
 
     def _written(self, path):
         """Write the report; what to say about it."""

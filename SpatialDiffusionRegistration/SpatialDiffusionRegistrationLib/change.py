@@ -17,16 +17,6 @@ def isAlive(node) -> bool:
     return node is not None and node.GetScene() is not None
 
 
-def hiddenNode(className, name):
-    """A new node that people do not see in lists, and that is not saved; not in the scene yet."""
-    node = slicer.mrmlScene.CreateNodeByClass(className)
-    node.UnRegister(None)
-    node.SetName(name)
-    node.SetHideFromEditors(True)
-    node.SetSaveWithScene(False)
-    return node
-
-
 def removeNode(node):
     if isAlive(node):
         slicer.mrmlScene.RemoveNode(node)
@@ -56,14 +46,11 @@ class SceneChange:
         """The nodes that were changed or added."""
         return list(self._nodes)
 
-    def addNode(self, className, name, hidden=False):
+    def addNode(self, className, name):
         """Add a node; its display and storage nodes go with it."""
-        if hidden:
-            node = hiddenNode(className, slicer.mrmlScene.GenerateUniqueName(name))
-        else:
-            node = slicer.mrmlScene.CreateNodeByClass(className)
-            node.UnRegister(None)
-            node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
+        node = slicer.mrmlScene.CreateNodeByClass(className)
+        node.UnRegister(None)
+        node.SetName(slicer.mrmlScene.GenerateUniqueName(name))
         slicer.mrmlScene.AddNode(node)
         self._nodes.append(node)
         self._undo.append(lambda: removeWithHelpers(node))

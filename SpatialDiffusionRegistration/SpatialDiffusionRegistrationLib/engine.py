@@ -6,8 +6,10 @@ torch when a registration starts, so the module opens without torch.
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -33,31 +35,34 @@ def core():
 
 @dataclass(frozen=True)
 class Settings:
-    """How to register; None leaves the choice to the core."""
+    """How to register: values for the core's RegistrationOptions, by name, which has defaults for all others, and how
+    many threads PyTorch may use (None: as many as it likes).
+    """
 
-    movingModality: str = "auto"
-    fixedModality: str | None = None  # None: as the moving volume
-    transform: str = "affine"
-    model: str | None = None
-    sampler: str | None = None
-    steps: int | None = None
-    bidirectional: bool | None = None
-    polish: bool | None = None
-    device: str = "auto"
+    options: Mapping = field(default_factory=dict)
     threads: int | None = None
-    seed: int = 0
-    search: bool = True
+
+    def checked(self):
+        """The core's RegistrationOptions; raises its InputError, one sentence, where a value can not be used."""
+        return core().RegistrationOptions(**self.options)
 
 
 def settingsOf(modality, movingModality, fixedModality, transform, more) -> Settings:
     """Settings out of the arguments of a call; `more`: {name: value} of any others."""
-    known = [field.name for field in fields(Settings)]
-    unknown = [name for name in more if name not in known]
+    options = {
+        "modality": modality,
+        "moving_modality": movingModality,
+        "fixed_modality": fixedModality,
+        "transform": transform,
+        **{name: value for name, value in more.items() if name != "threads"},
+    }
+    known = {each.name for each in fields(core().RegistrationOptions)} - {"init"}
+    unknown = [name for name in options if name not in known]
     if unknown:
         raise Problem(_("There is no such setting: {names}.").format(names=", ".join(unknown)))
-    return Settings(
-        movingModality=movingModality or modality, fixedModality=fixedModality or modality, transform=transform, **more
-    )
+    settings = Settings(options, more.get("threads"))
+    settings.checked()
+    return settings
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,14 @@ def modalities() -> list[Choice]:
 
     found = {m.key: Choice(m.key, m.label, m.description) for m in (AUTO, *MODALITIES.values())}
     for _path, card in _catalog().values():
-        for key in card["modalities"]:
-            found.setdefault(key, Choice(key, key, f"A modality of the model {card['name']}."))
+        for key in card.modalities:
+            found.setdefault(key, Choice(key, key, f"A modality of the model {card.name}."))
     return list(found.values())
 
 
 def models() -> list[Choice]:
     """The installed models, by name; reads the files' headers only."""
-    return [
-        Choice(name, name, f"{', '.join(card['modalities'])} ({path})") for name, (path, card) in _catalog().items()
-    ]
+    return [Choice(name, name, f"{', '.join(card.modalities)} ({path})") for name, (path, card) in _catalog().items()]
 
 
 def _catalog():
@@ -99,12 +102,24 @@ def version() -> str:
     return core().__version__
 
 
-def volume(data, voxelToRas, name):
-    """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters."""
+def volume(data, voxelToRas, name, path=None, warnings=()):
+    """A core Volume: `data` in i, j, k order, `voxelToRas` 4x4 in millimeters; `path` of the file it was read from."""
     core()
     from SpatialDiffusionCore.spatial.volume import Volume
 
-    return Volume(data, voxelToRas, name)
+    return Volume(data, voxelToRas, name, path=path, warnings=tuple(warnings))
+
+
+def headerWarnings(path) -> tuple:
+    """Sentences about what a volume file's header contradicts or leaves open; none where it can not be read."""
+    core()
+    from SpatialDiffusionCore.errors import InputError
+    from SpatialDiffusionCore.spatial.volume_file import header_warnings
+
+    try:
+        return header_warnings(path)
+    except (InputError, OSError, ImportError):
+        return ()
 
 
 def validate(volume, role):
@@ -121,6 +136,14 @@ def outside(data) -> float:
     from SpatialDiffusionCore.spatial.intensity import outside as value
 
     return value(data)
+
+
+def odds(probability) -> str:
+    """How often answers are wrong that are right with this probability (0..1), in the core's words."""
+    core()
+    from SpatialDiffusionCore.pipeline.confidence import odds as words
+
+    return words(probability)
 
 
 def inverse(matrix):
@@ -183,20 +206,10 @@ def steps(moving, fixed, settings: Settings, *, init=None, movingMask=None, fixe
                 core().registration_steps(
                     moving,
                     fixed,
-                    modality=settings.movingModality,
-                    fixed_modality=settings.fixedModality,
-                    transform=settings.transform,
-                    model=settings.model,
-                    sampler=settings.sampler,
-                    steps=settings.steps,
-                    bidirectional=settings.bidirectional,
-                    polish=settings.polish,
-                    device=settings.device,
-                    seed=settings.seed,
-                    search=settings.search,
                     init=init,
                     moving_mask=movingMask,
                     fixed_mask=fixedMask,
+                    **settings.options,
                 ),
                 beat,
             )
@@ -230,6 +243,96 @@ def _alive(steps, beat):
         except StopIteration as end:
             return end.value
         yield step
+
+
+# What is written of many registrations
+
+
+def tableColumns() -> tuple:
+    """Columns of the table of many registrations."""
+    return _report().COLUMNS
+
+
+def tableRow(report, transformFile) -> dict:
+    """The line of one registration, of its report."""
+    return _report().row(report, transformFile)
+
+
+def failedRow(moving, fixed, sentence) -> dict:
+    """The line of a volume that could not be registered."""
+    return _report().failed_row(moving, fixed, sentence)
+
+
+def _report():
+    core()
+    from SpatialDiffusionCore import report
+
+    return report
+
+
+def preparePage(folder):
+    """Make the folder of a review page, or raise the core's InputError if it holds something else."""
+    return _pages().prepare_folder(folder)
+
+
+def addToPage(folder, key, registration):
+    """Draw the pair of a Registration of the core; `key` names it in the folder."""
+    _pages().add_registration(folder, key, registration, *registration.volumes)
+
+
+def addFailureToPage(folder, key, moving, fixed, sentence):
+    _pages().add_failure(folder, key, moving, fixed, sentence)
+
+
+def finishPage(folder, title):
+    """Put the page together; its path."""
+    return str(_pages().finish(folder, title))
+
+
+def seriesPageSteps(motion, folder):
+    """Generator of the page of a SeriesRegistration, frame by frame (from 1): the page's path each time."""
+    return _pages().review_series_steps(motion, folder, first=1)
+
+
+def _pages():
+    core()
+    from SpatialDiffusionCore.review import pages
+
+    return pages
+
+
+# Training, in a process of its own
+
+
+def missingForTraining() -> list:
+    """Names of the packages that training needs and that are not there."""
+    adapt = _adapt()
+    return [name for name in adapt.missing() if name != adapt.TRAINING or len(trainingPaths()) < 2]
+
+
+def trainingPaths() -> list:
+    """Folders that the process needs on its path: that of the core and, in a checkout, that of the training package."""
+    root = Path(core().__file__).resolve().parents[1]
+    beside = root / "Training"
+    return [str(root), *([str(beside)] if (beside / _adapt().TRAINING / "__init__.py").is_file() else [])]
+
+
+def trainingPackage() -> str:
+    """What is installed to have all of them."""
+    return _adapt().PACKAGE
+
+
+def adaptCommand(scans, folder, minutes) -> list:
+    """What follows the interpreter: adapt a model to a folder of scans."""
+    threads = max(1, (os.cpu_count() or 2) - 1)  # one is left for the window
+    return _adapt().command([scans, "-o", folder, "--minutes", str(minutes), "--threads", str(threads)])
+
+
+def _adapt():
+    core()
+    from SpatialDiffusionCore.cli import adapt
+
+    return adapt
 
 
 def importTorch():

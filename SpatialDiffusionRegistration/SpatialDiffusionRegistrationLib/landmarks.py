@@ -70,17 +70,15 @@ def problem(movingNode, fixedNode) -> str:
     return scene.transformProblem(movingNode) or scene.transformProblem(fixedNode)
 
 
-def errors(movingNode, fixedNode, matrix, back=None):
-    """LandmarkErrors of a registration, or None where no landmarks are chosen.
+def errors(movingNode, fixedNode, matrix):
+    """LandmarkErrors of a registration that has moved nothing yet; None where no landmarks are chosen, or none can be
+    used any more.
 
     :param matrix: 4x4, from the moving to the fixed volume in mm.
-    :param back: 4x4, from where the moving landmarks are seen now to where they were before; None: they have not moved.
     """
-    if movingNode is None or fixedNode is None:
+    if movingNode is None or fixedNode is None or problem(movingNode, fixedNode):
         return None
     names, moving, fixed = zip(*pairs(movingNode, fixedNode))
-    if back is not None:
-        moving = engine.transformPoints(back, moving)
     return LandmarkErrors(
         names, engine.distances(moving, fixed), engine.distances(engine.transformPoints(matrix, moving), fixed)
     )

@@ -7,7 +7,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import engine, resampling, scene
+from . import engine, places, resampling
 from .problem import Problem
 
 
@@ -59,7 +59,7 @@ def problem(node, segmentID="") -> str:
             return _("The ROI “{name}” has no size: draw it in the views, or choose no mask.").format(name=name)
     else:
         return _("“{name}” can not be a mask: choose a segmentation, a label volume or an ROI.").format(name=name)
-    return scene.transformProblem(node)
+    return places.transformProblem(node)
 
 
 def coreMask(node, volumeNode, segmentID=""):
@@ -73,10 +73,10 @@ def coreMask(node, volumeNode, segmentID=""):
     if sentence:
         raise Problem(sentence)
     if node.IsA("vtkMRMLVolumeNode"):
-        inside, place = resampling.toArray(node.GetImageData()) > 0, scene.voxelToWorld(node)
+        inside, place = resampling.toArray(node.GetImageData()) > 0, places.voxelToWorld(node)
     else:
         draw = _roi if node.IsA("vtkMRMLMarkupsROINode") else _segments
-        inside, place = draw(node, volumeNode, segmentID), scene.voxelToWorld(volumeNode)
+        inside, place = draw(node, volumeNode, segmentID), places.voxelToWorld(volumeNode)
     if not inside.any():
         if node.IsA("vtkMRMLVolumeNode"):
             raise Problem(_("The mask “{name}” is empty.").format(name=node.GetName()))
@@ -105,7 +105,7 @@ def _segments(node, volumeNode, segmentID):
         if labels is not None and labels.GetNumberOfPoints() > 0:
             matrix = vtk.vtkMatrix4x4()
             labels.GetImageToWorldMatrix(matrix)
-            place = scene.matrixToWorld(node.GetParentTransformNode()) @ slicer.util.arrayFromVTKMatrix(matrix)
+            place = places.matrixToWorld(node.GetParentTransformNode()) @ slicer.util.arrayFromVTKMatrix(matrix)
             drawn = _drawn(labels, place, volumeNode)
             inside |= drawn > 0 if value is None else drawn == value
     return inside
@@ -134,6 +134,6 @@ def _labelmap(node, key):
 
 def _drawn(image, place, volumeNode):
     on = resampling.reslice(
-        image, place, volumeNode.GetImageData().GetExtent(), scene.voxelToWorld(volumeNode), resampling.NEAREST
+        image, place, volumeNode.GetImageData().GetExtent(), places.voxelToWorld(volumeNode), resampling.NEAREST
     )
     return resampling.toArray(on)

@@ -153,20 +153,20 @@ class SpatialDiffusionRegistrationParameterNode:
 
 
 def settings(parameters, device=None) -> engine.Settings:
-    """The core's settings; `device` overrides the parameter."""
-    return engine.Settings(
-        movingModality=parameters.movingModality,
-        fixedModality=parameters.fixedModality or None,
-        transform=parameters.transformType.value,
-        model=parameters.modelName or None,
-        sampler=parameters.sampler.value,
-        steps=parameters.steps or None,
-        search=parameters.search,
-        polish=parameters.polish.value,
-        device=device or parameters.device.value,
-        threads=parameters.threads or None,
-        seed=parameters.seed,
-    )
+    """The core's settings, not checked yet; `device` overrides the parameter."""
+    options = {
+        "modality": parameters.movingModality,
+        "fixed_modality": parameters.fixedModality or None,
+        "transform": parameters.transformType.value,
+        "model": parameters.modelName or None,
+        "sampler": parameters.sampler.value,
+        "steps": parameters.steps or None,
+        "search": parameters.search,
+        "polish": parameters.polish.value,
+        "device": device or parameters.device.value,
+        "seed": parameters.seed,
+    }
+    return engine.Settings(options, parameters.threads or None)
 
 
 def nodeList(parameters, role):

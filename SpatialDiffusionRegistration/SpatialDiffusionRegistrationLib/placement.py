@@ -21,9 +21,7 @@ class Placement:
     def __init__(self, request, change):
         moving = request.movingVolume
         self.before = scene.matrixToWorld(moving.GetParentTransformNode())
-        if not request.wantTransform:
-            self.transformNode = change.addNode("vtkMRMLLinearTransformNode", _("Registration preview"), hidden=True)
-        elif request.outputTransform is None:
+        if request.outputTransform is None:
             self.transformNode = change.addNode(
                 "vtkMRMLLinearTransformNode",
                 _("{moving} to {fixed}").format(moving=moving.GetName(), fixed=request.fixedVolume.GetName()),
@@ -32,14 +30,12 @@ class Placement:
             self.transformNode = request.outputTransform
             change.remember(self.transformNode)
         self._parentFromWorld = np.linalg.inv(scene.matrixToWorld(self.transformNode.GetParentTransformNode()))
-        companions = [node for node in request.alsoMove if node is not moving] if request.wantTransform else []
+        companions = [node for node in request.alsoMove if node is not moving]
         places = [self._place(node, change) for node in companions]
         self.move(np.eye(4))  # nothing moves yet: R is the identity
         change.setParent(moving, self.transformNode)
         for node, place in zip(companions, places):
             change.setParent(node, place)
-        if request.preview:
-            change.showOver(request.fixedVolume, moving)
 
     def _place(self, node, change):
         """The transform that a companion has to be under, now that the moving volume is not yet."""

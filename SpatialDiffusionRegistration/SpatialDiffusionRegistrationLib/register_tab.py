@@ -18,7 +18,7 @@ from .result_panel import ResultPanel, Shown, canBeSeen
 from .review import Review
 from .runner import Runner
 from .task import Task
-from .watching import Later, Watch
+from .watching import DialogWatch, Later, Watch
 
 PREVIEW_MILLISECONDS = 20  # so that the views are drawn between two steps
 
@@ -42,7 +42,8 @@ class RegisterTab:
         self._alsoMove = AlsoMoveList(ui.alsoMoveList)
         self._messages = Messages(ui, self._onRemedy)
         self._results = ResultPanel(ui, self.undo)
-        self.review = Review(ui, self.tell)
+        self._dialogs = DialogWatch(self._isShowing, self._onDialogOpened, self._onDialogClosed)
+        self.review = Review(ui, self.tell, self._dialogs.begin)
         self.later = Later(self.update)
         self._watch = Watch(self._onWatched)
         ui.registerButton.connect("clicked(bool)", self.onRegisterButton)
@@ -231,6 +232,7 @@ class RegisterTab:
             PREVIEW_MILLISECONDS if self.task.request.preview else 1,
         )
         self.task.request.beat = self.runner.beat
+        self._dialogs.begin()
         self._started = time.monotonic()
         self._setRunning(True)
         self.showResult()
@@ -258,8 +260,25 @@ class RegisterTab:
         self._watch.forget()
         self.review.forget()
 
+    # A scene that is saved holds what is the person's own
+
+    def _isShowing(self):
+        """Whether the views show what goes away by itself."""
+        return self.running or self.review.isOn
+
+    def _onDialogOpened(self):
+        if self.running:
+            self.task.pause()
+        self.review.pause()
+
+    def _onDialogClosed(self):
+        if self.running:
+            self.task.resume()
+        self.review.resume()
+
     def cleanup(self):
         """The window goes: nothing may be called any more."""
+        self._dialogs.forget()
         self.later.forget()
         self._watch.forget()
         self._last = self._reviewed = None
@@ -371,8 +390,8 @@ class RegisterTab:
             chosen = shown.moving, shown.fixed
         self._results.show(shown, chosen, self._undoProblem(shown))
         moving, fixed, result = shown.reviewed, shown.fixed, shown.result
-        if result is None and not self.running:
-            moving, fixed = chosen
+        if not self.running and canBeSeen(*chosen) and chosen != (shown.moving, shown.fixed):
+            (moving, fixed), result = chosen, None
         usable = canBeSeen(moving, fixed)
         self.review.show(moving if usable else None, fixed if usable else None, result, shown.moving)
 

@@ -1,4 +1,4 @@
-"""The CSV report of a batch."""
+"""The CSV report of a batch: the table that the shell writes of many registrations, with a few columns more."""
 
 from __future__ import annotations
 
@@ -8,86 +8,69 @@ import os
 
 from slicer.i18n import tr as _
 
+from . import engine
 from .problem import Problem
 
-COLUMNS = (
-    "volume",
-    "file",
-    "fixed",
-    "status",
-    "similarity_before",
-    "similarity_after",
-    "overlap",
-    "confidence",
-    "probability_right",
-    "spread_mm",
+NAME = "registrations.csv"
+"""As the shell calls it."""
+
+MORE = (
     "landmarks_before_mm",
     "landmarks_after_mm",
     "landmarks_worst_after_mm",
-    "seconds",
-    "transform",
-    "transform_file",
-    "model",
-    "modality",
-    "result",
-    "warnings",
-    "error",
+    "transform_node",
     "matrix_moving_to_fixed_ras",
 )
+"""Columns after those of the shell's table."""
+
+
+def columns() -> tuple:
+    return (*engine.tableColumns(), *MORE)
 
 
 def rows(items):
-    """One dictionary of COLUMNS per item.  The matrix has 16 numbers, row by row, in millimeters."""
+    """One dictionary of `columns` per item.
+
+    The first columns are those of the shell's table, with its words, numbers and signs.  The matrix is that of the
+    transform node and of the transform's file: from the moving volume's own coordinates, 16 numbers, row by row, in mm.
+    """
     for item in items:
-        row = dict.fromkeys(COLUMNS, "")
-        row.update(
-            volume=item.name,
-            file=item.path,
-            fixed=item.fixed.GetName() if item.fixed is not None else "",
-            status=item.status,
-            error=item.error,
-            transform_file=item.transformFile,
-            transform=item.transformNode.GetName() if item.transformNode is not None else "",
-        )
-        if item.result is not None:
-            row.update(_found(item.result))
+        row = dict.fromkeys(columns(), "")
+        if item.result is None:
+            row.update(_without(item))
+        else:
+            row.update(engine.tableRow(item.result.report, item.transformFile))
+            row.update(_more(item.result))
+            row["moving_file"] = row["moving_file"] or item.path
+        row["transform_node"] = item.transformNode.GetName() if item.transformNode is not None else ""
         yield row
 
 
-def _found(result) -> dict:
-    """The columns that a result fills."""
+def _without(item) -> dict:
+    """The shell's columns of an item that has no result."""
+    fixed = item.fixed.GetName() if item.fixed is not None else ""
+    why = item.error or _("not registered ({status})").format(status=item.status)
+    row = {**engine.failedRow(item.name, fixed, why), "moving_file": item.path}
+    return row if item.error else {**row, "confidence": ""}  # it did not fail: its turn has not come
+
+
+def _more(result) -> dict:
+    """The columns that the shell's table has not."""
+    more = {"matrix_moving_to_fixed_ras": " ".join(f"{value:.9g}" for line in result.after for value in line)}
     errors = result.landmarkErrors()
-    found = {
-        "similarity_before": f"{result.similarityBefore:.4f}",
-        "similarity_after": f"{result.similarityAfter:.4f}",
-        "overlap": _number(result.overlap, 4),
-        "confidence": result.confidence,
-        "probability_right": _number(result.probability, 4),
-        "spread_mm": _number(result.spread, 3),
-        "seconds": f"{result.seconds:.2f}",
-        "model": result.model,
-        "modality": result.modality,
-        "result": result.decomposition.replace("\n", "; "),
-        "warnings": "; ".join(result.warnings),
-        "matrix_moving_to_fixed_ras": " ".join(f"{value:.9g}" for line in result.after for value in line),
-    }
     if errors is not None:
-        found.update(
+        more.update(
             landmarks_before_mm=f"{errors.mean(errors.before):.3f}",
             landmarks_after_mm=f"{errors.mean(errors.after):.3f}",
             landmarks_worst_after_mm=f"{max(errors.after):.3f}",
         )
-    return found
-
-
-def _number(value, digits):
-    return "" if value is None else f"{value:.{digits}f}"
+    return more
 
 
 def writeReport(path, items):
     """Write the CSV report whole or not at all."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns())
     writer.writeheader()
     writer.writerows(rows(items))
     temporary = f"{path}.part"

@@ -34,7 +34,7 @@ class Request:
     fixedLandmarks: object = None
     wantTransform: bool = True
     preview: bool = False
-    """Move the moving volume after every step, and show it over the fixed one."""
+    """Show after every step where the moving volume is by now, over the fixed one."""
     show: bool = False
     """Show the result over the fixed volume in the slice views."""
     beat: Callable | None = None
@@ -42,19 +42,13 @@ class Request:
 
     def problem(self) -> str:
         """One sentence on what is missing or can not work, or ""; looks at the nodes only, so it is quick."""
-        for check in (
-            self._pairProblem,
-            self._outputProblem,
-            self._outputVolumeProblem,
-            self._initialProblem,
-            self._companionProblem,
-            self._maskProblem,
-            self._landmarkProblem,
-        ):
-            sentence = check()
-            if sentence:
-                return sentence
-        return ""
+        return _first(
+            self._pairProblem, self.outputProblem, self._initialProblem, self._maskProblem, self._landmarkProblem
+        )
+
+    def outputProblem(self) -> str:
+        """As `problem`, of what will be changed."""
+        return _first(self._outputTransformProblem, self._outputVolumeProblem, self._companionProblem)
 
     def _pairProblem(self):
         moving, fixed = self.movingVolume, self.fixedVolume
@@ -65,7 +59,7 @@ class Request:
             return _("Select two different volumes: moving and fixed are the same.")
         return sentence
 
-    def _outputProblem(self):
+    def _outputTransformProblem(self):
         output = self.outputTransform
         if output is None:
             if not self.wantTransform and self.outputVolume is None:
@@ -142,10 +136,6 @@ class Request:
         own = (self.movingVolume, *self.alsoMove, self.movingMask, self.movingLandmarks)
         return [node for node in scene.movedBy(output) if node not in own]
 
-    def removedFromScene(self) -> bool:
-        """Whether a node of the request has left the scene."""
-        return any(node.GetScene() is None for node in self.nodes())
-
     def nodes(self):
         """The nodes that must live until the run ends."""
         return [
@@ -153,6 +143,11 @@ class Request:
             for node in (self.movingVolume, self.fixedVolume, self.outputTransform, self.outputVolume, *self.alsoMove)
             if node is not None
         ]
+
+
+def _first(*checks) -> str:
+    """What the first of some checks has to say that says something, or ""."""
+    return next(filter(None, (check() for check in checks)), "")
 
 
 NAMED_AT_MOST = 4

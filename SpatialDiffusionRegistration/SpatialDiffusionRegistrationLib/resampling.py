@@ -7,7 +7,7 @@ import slicer
 import vtk
 from slicer.i18n import tr as _
 
-from . import engine, scene
+from . import engine, places
 from .cursor import waitCursor
 from .problem import Problem
 
@@ -52,12 +52,9 @@ def reslice(image, voxelToWorld, extent, gridToWorld, interpolation=LINEAR, back
     return filter_.GetOutput()
 
 
-def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, parent=None):
-    """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen.
-
-    `parent`: 4x4, taken in place of the transforms that the volume is under.
-    """
-    place = scene.voxelToWorld(volumeNode, parent)
+def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None):
+    """A volume as it is seen (moved on by the 4x4 world `matrix`) on the voxels of another as that is seen."""
+    place = places.voxelToWorld(volumeNode)
     if matrix is not None:
         place = np.asarray(matrix) @ place
     image = volumeNode.GetImageData()
@@ -65,7 +62,7 @@ def onGridOf(volumeNode, referenceNode, interpolation=LINEAR, matrix=None, paren
         image,
         place,
         referenceNode.GetImageData().GetExtent(),
-        scene.voxelToWorld(referenceNode),
+        places.voxelToWorld(referenceNode),
         interpolation,
         engine.outside(toArray(image)),
     )
@@ -117,7 +114,7 @@ LEAST_SQUARES, MOST_SQUARES = 4, 12
 def checkerboardImage(movingNode, fixedNode):
     """Gray values on the fixed volume's grid, with squares of either volume as both are seen now."""
     fixed = fixedNode.GetImageData()
-    spacing = np.linalg.norm(scene.voxelToWorld(fixedNode)[:3, :3], axis=0)
+    spacing = np.linalg.norm(places.voxelToWorld(fixedNode)[:3, :3], axis=0)
     divisions = [
         int(np.clip(round(size * mm / SQUARE_MILLIMETERS), LEAST_SQUARES, MOST_SQUARES))
         for size, mm in zip(fixed.GetDimensions(), spacing)
@@ -148,7 +145,7 @@ def resampledNode(volume, reference, outputVolume=None, interpolation=None):
     for node in (volume, reference):
         if node is None or node.GetImageData() is None:
             raise Problem(_("There is no image to resample, or none to resample it on."))
-        problem = scene.transformProblem(node)
+        problem = places.transformProblem(node)
         if problem:
             raise Problem(problem)
     if outputVolume in (volume, reference):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from slicer.i18n import tr as _
 
-from . import scene
+from . import engine, scene
 from .change import REPORT_ATTRIBUTE
 from .landmarks import LandmarkErrors
 
@@ -112,7 +112,7 @@ class Result:
                 return _("“{transform}” or what it moves was changed after the registration.").format(
                     transform=transformNode.GetName()
                 )
-        if self.fixedPlace is not None and _apart(
+        if self.fixedPlace is not None and apart(
             scene.voxelToWorld(fixedNode), np.array(self.fixedPlace), fixedNode.GetImageData()
         ):
             return _("“{name}” was moved after the registration.").format(name=fixedNode.GetName())
@@ -122,7 +122,7 @@ class Result:
         image = node.GetImageData()
         if header is None or image is None or list(image.GetDimensions()) != list(size):
             return header is not None
-        return _apart(scene.voxelToWorld(node), place @ np.array(header), image)
+        return apart(scene.voxelToWorld(node), place @ np.array(header), image)
 
     def knowsBefore(self, movingNode) -> bool:
         """Whether the moving volume still has the voxels that it had, so that it can be shown where it was."""
@@ -146,7 +146,7 @@ class Result:
     def confidenceText(self):
         words = {"good": _("Good"), "fair": _("Fair"), "poor": _("Poor: check the result in the views")}
         word = words.get(self.confidence, self.confidence)
-        remarks = [self.probabilityText()] if self.probability is not None else []
+        remarks = [engine.odds(self.probability)] if self.probability is not None else []
         if self.spread is not None:
             # Eyes are measured in micrometers.
             length = f"{self.spread:.1f} mm" if self.spread >= 0.1 else f"{1000 * self.spread:.0f} µm"
@@ -154,15 +154,6 @@ class Result:
             if self.sameSides:
                 remarks.append(_("left and right agree"))
         return _("{word} ({remarks})").format(word=word, remarks="; ".join(remarks)) if remarks else word
-
-    def probabilityText(self):
-        """How often such answers are wrong, in words that need no statistics."""
-        wrong = 1.0 - self.probability
-        if wrong >= 0.5:
-            return _("such answers are more often wrong than right")
-        if wrong < 0.0099:  # as the core: its calibration shows no more
-            return _("fewer than 1 in 100 such answers is wrong")
-        return _("about 1 in {count} such answers is wrong").format(count=round(1.0 / wrong))
 
 
 def describe(parts, transform) -> str:
@@ -192,7 +183,7 @@ def pairOf(transformNode):
     )
 
 
-def _apart(place, other, image) -> bool:
+def apart(place, other, image) -> bool:
     """Whether two 4x4 voxel-to-world matrices put a corner of an image to different places."""
     if image is None:
         return True

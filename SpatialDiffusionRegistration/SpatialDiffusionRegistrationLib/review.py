@@ -9,8 +9,8 @@ import vtk
 from slicer.i18n import tr as _
 
 from . import resampling
-from .change import hiddenNode, removeNode
 from .cursor import waitCursor
+from .hidden import hiddenCopy, hiddenNode, ownTransform, removeHidden
 from .problem import explain
 from .views import ViewState, viewsOf
 
@@ -25,12 +25,13 @@ class Review:
     show what they showed before.  The volumes themselves are never touched.
     """
 
-    def __init__(self, ui, onProblem):
-        self._ui, self._onProblem = ui, onProblem
+    def __init__(self, ui, onProblem, onSwitched=lambda: None):
+        """`onSwitched()` is called whenever something is switched on or off."""
+        self._ui, self._onProblem, self._onSwitched = ui, onProblem, onSwitched
         self._moving = self._fixed = self._result = self._original = None
         self._helpers = {}  # name -> hidden node that is in the scene now
         self._states = []  # of the views, before the first switch was turned on
-        self._quiet = False
+        self._quiet = self._paused = False
         self._showsMoving = True  # while flickering
         self._timer = qt.QTimer()
         self._timer.setInterval(FLICKER_MILLISECONDS)
@@ -64,7 +65,7 @@ class Review:
         self._timer.stop()
         self._moving = self._fixed = self._result = self._original = None
         self._helpers, self._states = {}, []
-        self._quiet = True
+        self._quiet, self._paused = True, False
         self.leave()
         self._quiet = False
         self._ui.beforeButton.setText(_("Show before"))
@@ -73,10 +74,32 @@ class Review:
     def nodes(self):
         return [node for node in (self._moving, self._fixed, self._original) if node is not None]
 
+    def pause(self):
+        """Let the views show what they showed before, as somebody may save the scene now."""
+        if self.isOn and not self._paused:
+            for state in self._states:
+                state.restore()
+            self._paused = True
+
+    def resume(self):
+        if self._paused:
+            self._paused = False
+            self._draw()
+
+    @property
+    def _before(self):
+        """The hidden copy that shows the moving volume where it was, while it is shown."""
+        return self._helpers.get("before")
+
+    @property
+    def _board(self):
+        """The checkerboard, while it is shown."""
+        return self._helpers.get("board") or self._helpers.get("board before")
+
     # The switches
 
     @property
-    def _isOn(self):
+    def isOn(self):
         ui = self._ui
         return any(box.isChecked() for box in (ui.flickerBox, ui.checkerboardBox, ui.colorBox, ui.beforeButton))
 
@@ -84,7 +107,7 @@ class Review:
         """Fade; without a switch it is the views' own opacity, with one also what comes back after it."""
         for state in self._states:
             state.opacity = percent / 100.0
-        if self._isOn:
+        if self.isOn:
             self._draw()
         elif self._moving is not None and self._fixed is not None:
             for view in viewsOf(self._fixed, self._moving):
@@ -129,9 +152,10 @@ class Review:
 
     def _draw(self):
         """Let the views show what the switches say, then remove what nobody shows any more."""
-        if self._quiet:
+        if self._quiet or self._paused:
             return
-        if not self._isOn or self._moving is None or self._fixed is None:
+        self._onSwitched()
+        if not self.isOn or self._moving is None or self._fixed is None:
             self._restore()
             return
         if not self._states:
@@ -148,7 +172,9 @@ class Review:
         for state in self._states:
             if state.view.isAlive():
                 state.view.setLayers(*layers)
-        self._remove(node for name, node in old.items() if self._helpers.get(name) is not node)
+        for name, node in old.items():
+            if self._helpers.get(name) is not node:
+                removeHidden(node)
 
     def _layers(self, old):
         """(background, foreground, opacity, compositing) for the views."""
@@ -180,58 +206,26 @@ class Review:
         for state in states:
             state.restore()
         old, self._helpers = self._helpers, {}
-        self._remove(old.values())
-
-    @staticmethod
-    def _remove(nodes):
-        for node in nodes:
-            helpers = [
-                node.GetDisplayNode() if node.IsA("vtkMRMLDisplayableNode") else None,
-                node.GetNodeReference("ownTransform"),
-            ]
-            # First the node: a view that shows a volume without a display node would make it a new one.
-            removeNode(node)
-            for helper in helpers:
-                if helper is not None and helper.GetHideFromEditors() and not helper.GetSaveWithScene():
-                    removeNode(helper)
+        for node in old.values():
+            removeHidden(node)
 
     # Hidden volumes that share the voxels of the originals
 
     def _makeBefore(self):
         """The moving volume's voxels where they were."""
-        transform = hiddenNode("vtkMRMLLinearTransformNode", _("Before registration"))
-        slicer.mrmlScene.AddNode(transform)
-        slicer.util.updateTransformMatrixFromArray(transform, np.array(self._result.before))
-        header = self._result.movingHeader  # hardening has changed that of the node
-        node = self._makeCopy(
-            self._original, _("{name} before registration").format(name=self._original.GetName()), header
+        node = hiddenCopy(
+            self._original,
+            _("{name} before registration").format(name=self._original.GetName()),
+            self._result.movingHeader,  # hardening has changed that of the node
         )
-        node.SetNodeReferenceID("ownTransform", transform.GetID())
-        node.SetAndObserveTransformNodeID(transform.GetID())
+        transform = ownTransform(node, _("Before registration"))
+        slicer.util.updateTransformMatrixFromArray(transform, np.array(self._result.before))
         return node
 
     def _makeColored(self, source, colorID):
-        node = self._makeCopy(source, _("{name} in color").format(name=source.GetName()))
+        node = hiddenCopy(source, _("{name} in color").format(name=source.GetName()))
         node.GetDisplayNode().SetAndObserveColorNodeID(colorID)
         node.SetAndObserveTransformNodeID(source.GetTransformNodeID())
-        return node
-
-    @staticmethod
-    def _makeCopy(source, name, header=None):
-        node = hiddenNode("vtkMRMLScalarVolumeNode", name)
-        matrix = vtk.vtkMatrix4x4()
-        source.GetIJKToRASMatrix(matrix)
-        node.SetIJKToRASMatrix(matrix if header is None else slicer.util.vtkMatrixFromArray(np.array(header)))
-        node.SetAndObserveImageData(source.GetImageData())
-        slicer.mrmlScene.AddNode(node)
-        display = hiddenNode("vtkMRMLScalarVolumeDisplayNode", name)
-        slicer.mrmlScene.AddNode(display)
-        original = source.GetScalarVolumeDisplayNode()
-        if original is not None:
-            display.SetAndObserveColorNodeID(original.GetColorNodeID())
-            display.SetInterpolate(original.GetInterpolate())
-        node.SetAndObserveDisplayNodeID(display.GetID())
-        resampling.copyWindow(source, node)
         return node
 
     def _makeBoard(self, moving):

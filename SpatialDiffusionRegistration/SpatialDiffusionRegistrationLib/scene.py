@@ -1,17 +1,20 @@
-"""Between MRML nodes and the core: where things are seen, and changes that can be undone.
-
-All matrices are 4x4 float64 numpy arrays in RAS millimeters.  "World" is what the views show: a node's own coordinates
-carried through all its parent transforms.
-"""
+"""Between MRML nodes and the core: what can be registered, and as what the core takes it."""
 
 from __future__ import annotations
 
-import numpy as np
+import os
+
 import slicer
 import vtk
 from slicer.i18n import tr as _
 
 from . import engine
+from .masks import coreMask as coreMask
+from .places import isUnder as isUnder
+from .places import matrixToWorld as matrixToWorld
+from .places import transformProblem as transformProblem
+from .places import voxelToOwn as voxelToOwn
+from .places import voxelToWorld as voxelToWorld
 from .problem import Problem
 
 MOVING, FIXED = "moving", "fixed"
@@ -51,17 +54,6 @@ def volumeProblem(node, role) -> str:
     return transformProblem(node)
 
 
-def transformProblem(node) -> str:
-    """One sentence if the node sits under a transform that is not linear, or ""."""
-    parent = node.GetParentTransformNode()
-    if parent is not None and not parent.IsTransformToWorldLinear():
-        return _(
-            "“{name}” is under the nonlinear transform “{transform}”: harden that transform first, or take the "
-            "volume out of it."
-        ).format(name=node.GetName(), transform=parent.GetName())
-    return ""
-
-
 def sequenceNote(node) -> str:
     """One sentence if the volume shows a frame of a sequence, or ""."""
     for browser in slicer.util.getNodesByClass("vtkMRMLSequenceBrowserNode"):
@@ -71,31 +63,6 @@ def sequenceNote(node) -> str:
                 "moves every frame."
             ).format(name=node.GetName())
     return ""
-
-
-# Where things are
-
-
-def matrixToWorld(transformNode) -> np.ndarray:
-    """From the coordinates below a (linear) transform node to the world; the identity for None."""
-    matrix = vtk.vtkMatrix4x4()
-    if transformNode is not None:
-        transformNode.GetMatrixTransformToWorld(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
-
-
-def voxelToOwn(volumeNode) -> np.ndarray:
-    """From voxel i, j, k to the volume's own coordinates, as its header says; 4x4."""
-    matrix = vtk.vtkMatrix4x4()
-    volumeNode.GetIJKToRASMatrix(matrix)
-    return slicer.util.arrayFromVTKMatrix(matrix)
-
-
-def voxelToWorld(volumeNode, parent=None) -> np.ndarray:
-    """From voxel i, j, k to where the views show the voxel; `parent`: 4x4, in place of the transforms it is under."""
-    if parent is None:
-        parent = matrixToWorld(volumeNode.GetParentTransformNode())
-    return parent @ voxelToOwn(volumeNode)
 
 
 def coreVolume(volumeNode, role):
@@ -108,17 +75,18 @@ def coreVolume(volumeNode, role):
 
 def _coreVolume(volumeNode):
     data = slicer.util.arrayFromVolume(volumeNode).transpose(2, 1, 0)  # Slicer's arrays are k, j, i
-    return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName())
+    path = sourceFile(volumeNode)
+    warnings = engine.headerWarnings(path) if path else ()
+    return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName(), path, warnings)
 
 
-def isUnder(node, transformNode) -> bool:
-    """Whether the transform moves the node, directly or through others."""
-    parent = node.GetParentTransformNode()
-    while parent is not None:
-        if parent is transformNode:
-            return True
-        parent = parent.GetParentTransformNode()
-    return False
+def sourceFile(volumeNode):
+    """Path of the one file that a volume was read from and still is equal to, or None."""
+    storage = volumeNode.GetStorageNode()
+    if storage is None or volumeNode.GetModifiedSinceRead() or storage.GetNumberOfFileNames() > 1:
+        return None
+    path = storage.GetFullNameFromFileName()
+    return path if path and os.path.isfile(path) else None
 
 
 def transformables(exclude=()):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+import qt
 import slicer
 from slicer.i18n import tr as _
 
+from . import engine
+from .opening import openFile
+from .page import PAGE_NAME
 from .problem import explain
 from .runner import Runner
 from .sequences import SequenceRequest, SequenceTask, summary
@@ -15,7 +21,9 @@ class SequenceTab:
         self.ui, self._onRunningChanged = ui, onRunningChanged
         self.parameters = self.task = self.runner = None
         self._available = True
-        self._chart = None
+        self._chart = self._motion = None
+        self._drawing = None  # the Runner that draws the review page
+        ui.sequencePageButton.connect("clicked(bool)", self.onPage)
         ui.sequenceRunButton.connect("clicked(bool)", self.onRunButton)
         ui.sequencePlotButton.connect("clicked(bool)", self.onPlot)
         ui.sequenceProgressBar.setVisible(False)
@@ -24,6 +32,10 @@ class SequenceTab:
     @property
     def running(self):
         return self.runner is not None and self.runner.active
+
+    @property
+    def drawing(self):
+        return self._drawing is not None and self._drawing.active
 
     def setParameters(self, parameterNode):
         self.parameters = parameterNode
@@ -41,10 +53,11 @@ class SequenceTab:
         )
 
     def update(self, *_ignored):
-        ui, idle = self.ui, not self.running
+        ui, idle = self.ui, not self.running and not self.drawing
         for widget in (ui.sequenceSelector, ui.referenceFrameSpin, ui.sequenceTransformCombo):
             widget.setEnabled(idle)
         ui.sequencePlotButton.setEnabled(idle and self._chart is not None and self._chart.GetScene() is not None)
+        ui.sequencePageButton.setEnabled(idle and self._motion is not None)
         if not idle:
             ui.sequenceRunButton.text, ui.sequenceRunButton.enabled = _("Cancel"), True
             ui.sequenceRunButton.toolTip = _("Stop; the scene stays as it is.")
@@ -58,7 +71,7 @@ class SequenceTab:
         ui.sequenceRunButton.toolTip = problem or _("Lay every frame on the reference frame.")
 
     def onRunButton(self, *_ignored):
-        if self.running:
+        if self.running or self.drawing:
             self.cancel()
         else:
             self.start()
@@ -78,6 +91,9 @@ class SequenceTab:
             self.runner.stop()
             self.task.putBack()
             self._ended(message or _("Cancelled; the scene is as it was before."))
+        elif self.drawing:
+            self._drawing.stop()
+            self._drawn(_("Stopped; the page is not whole."))
 
     def abandon(self):
         """Stop because the scene is closing."""
@@ -85,13 +101,17 @@ class SequenceTab:
             self.task.sceneClosed = True
             self.runner.stop()
             self._ended("")
-        self._chart = None
+        if self.drawing:
+            self._drawing.stop()
+            self._drawn("")
+        self._chart = self._motion = None
 
     def onNodeRemoved(self):
         if self.running and any(node.GetScene() is None for node in self.task.nodes()):
             self.cancel(_("The sequence was removed from the scene, so the registration was stopped."))
         if self._chart is not None and self._chart.GetScene() is None:
-            self._chart = None
+            self._chart = self._motion = None
+            self.update()
 
     def onStep(self, step):
         self.ui.sequenceProgressBar.setRange(0, step.count)
@@ -99,7 +119,7 @@ class SequenceTab:
 
     def onDone(self):
         task = self.task
-        self._chart = task.chart
+        self._chart, self._motion = task.chart, task.motion
         self._ended(summary(task.motion))
 
     def onError(self, error):
@@ -121,3 +141,43 @@ class SequenceTab:
         """Show the chart, in a layout that has room for one."""
         if self._chart is not None and self._chart.GetScene() is not None:
             slicer.modules.plots.logic().ShowChartInLayout(self._chart)
+
+    # The page to review
+
+    def onPage(self, *_ignored):
+        """Draw every frame on the reference frame, into a folder, and open the page."""
+        folder = qt.QFileDialog.getExistingDirectory(self.ui.sequenceTab, _("Folder for the review page"))
+        if folder and self._motion is not None:
+            self._draw(os.path.join(folder, _("review of {name}").format(name=self._name())))
+
+    def _name(self):
+        sequence = self.parameters.sequence if self.parameters is not None else None
+        return "".join(c if c.isalnum() or c in "-_. " else "_" for c in sequence.GetName()) if sequence else "motion"
+
+    def _draw(self, folder):
+        count, page = len(self._motion.matrices), os.path.join(folder, PAGE_NAME)
+        bar, done = self.ui.sequenceProgressBar, []
+
+        def onStep(path):
+            done.append(path)
+            bar.setValue(len(done))
+
+        def onDone():
+            sentence = _("The review page is {path}.") if openFile(page) else _("Open {path} in a browser.")
+            self._drawn(sentence.format(path=page))
+
+        bar.setRange(0, count + 1)
+        bar.setValue(0)
+        bar.setVisible(True)
+        steps = engine.seriesPageSteps(self._motion, folder)
+        self._drawing = Runner(steps, onStep, onDone, lambda error: self._drawn(explain(error).sentence))
+        self.tell(_("The frames are being drawn…"))
+        self.update()
+        self._onRunningChanged()
+
+    def _drawn(self, message):
+        self._drawing = None
+        self.ui.sequenceProgressBar.setVisible(False)
+        self.tell(message)
+        self.update()
+        self._onRunningChanged()

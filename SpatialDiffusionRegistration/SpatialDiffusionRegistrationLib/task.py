@@ -14,9 +14,10 @@ from . import engine, landmarks, masks, resampling, scene
 from .change import RESAMPLED_ATTRIBUTE, SceneChange
 from .cursor import waitCursor
 from .placement import Placement
+from .preview import Preview
 from .problem import Problem
 from .request import Request
-from .result import Result
+from .result import Result, apart
 
 
 class Task:
@@ -28,7 +29,9 @@ class Task:
         self.registration = self.transformNode = None
         self.change = SceneChange()
         """What was done to the scene; its `undo` takes all of it back."""
-        self._placement = None
+        self._preview = None
+        self._seen = {}
+        """Where the two volumes were seen when they were read: {node: 4x4 from voxel to world}."""
         self.sceneClosed = False
         """Set before ending the run when the scene goes away: there is nothing to put back."""
 
@@ -42,9 +45,23 @@ class Task:
 
     def putBack(self):
         """Put the scene back as it was; nothing happens the second time."""
-        self._placement = None  # its transform may be on its way out of the scene
         if not self.sceneClosed:
             self.change.undo()
+            self._endPreview()
+
+    def pause(self):
+        """Let the views show what they showed before the run, until `resume`; the run goes on."""
+        if self._preview is not None:
+            self._preview.pause()
+
+    def resume(self):
+        if self._preview is not None:
+            self._preview.resume()
+
+    def _endPreview(self):
+        preview, self._preview = self._preview, None
+        if preview is not None:
+            preview.remove()
 
     def _run(self):
         request = self.request
@@ -72,6 +89,7 @@ class Task:
     def _volume(self, node, role):
         volume = scene.coreVolume(node, role)
         engine.validate(volume, role)
+        self._seen[node] = scene.voxelToWorld(node)
         return volume
 
     def _beatThat(self, begun):
@@ -93,70 +111,72 @@ class Task:
                 except StopIteration as end:
                     return end.value
                 busy.close()
+                self._checkPlaces()
                 if not self.request.preview:
                     yield step
                     continue
-                self._placement = self._placement or Placement(self.request, self.change)
-                for matrix in engine.glide(self._placement.matrix, step.matrix, moving):
-                    self._placement.move(matrix)
+                if self._preview is None:
+                    self._preview = Preview(self.request.movingVolume, self.request.fixedVolume)
+                    self._preview.show(self.change)
+                for matrix in engine.glide(self._preview.matrix, step.matrix, moving):
+                    self._preview.move(matrix)
                     yield step
         finally:
             steps.close()
 
+    def _checkPlaces(self):
+        """What is found holds for where the volumes were when they were read."""
+        for node, place in self._seen.items():
+            if node.GetScene() is not None and apart(scene.voxelToWorld(node), place, node.GetImageData()):
+                raise Problem(
+                    _(
+                        "“{name}” was moved or changed while it was registered, so the registration was stopped: "
+                        "start it again."
+                    ).format(name=node.GetName())
+                )
+
     def removedNode(self):
         """A node that the run needs and that has left the scene, or None."""
-        nodes = [*self.request.nodes(), *([self._placement.transformNode] if self._placement else [])]
-        return next((node for node in nodes if node.GetScene() is None), None)
+        return next((node for node in self.request.nodes() if node.GetScene() is None), None)
 
     def _finish(self, registration):
         request = self.request
+        self._checkPlaces()
+        problem = request.outputProblem()  # what was fine at the start may have been changed meanwhile
+        if problem:
+            raise Problem(problem)
         # The resampled volume first: it is what can fail (memory), and then nothing has moved.
         resampled = None
         if request.outputVolume is not None:
-            home = self._placement.before if self._placement is not None else None
             resampled = resampling.onGridOf(
-                request.movingVolume, request.fixedVolume, request.interpolation, registration.matrix, home
+                request.movingVolume, request.fixedVolume, request.interpolation, registration.matrix
             )
-        placement = self._placement = self._placement or Placement(request, self.change)
-        placement.move(registration.matrix)
-        self.registration = registration
-        self.result = self._resultOf(registration, placement)
+        self.registration, self.result = registration, self._resultOf(registration)
         if request.wantTransform:
+            placement = Placement(request, self.change)
+            placement.move(registration.matrix)
             self._storeIn(placement.transformNode)
-        else:
-            self._placement = None  # the hidden transform of the preview goes now, and nobody needs it
-            self.change.undo()
         if resampled is not None:
             self._fillOutput(resampled)
         if request.show:
-            shown = request.movingVolume if request.wantTransform else request.outputVolume
-            self.change.showOver(request.fixedVolume, shown)
+            self.change.showOver(
+                request.fixedVolume, request.movingVolume if request.wantTransform else request.outputVolume
+            )
+        self._endPreview()
 
-    def _resultOf(self, registration, placement):
+    def _resultOf(self, registration):
+        """To be asked while everything is still where it was."""
         request = self.request
-        notes = [note for note in map(scene.sequenceNote, (request.movingVolume, request.fixedVolume)) if note]
-        errors = landmarks.errors(
-            request.movingLandmarks,
-            request.fixedLandmarks,
-            registration.matrix,
-            self._landmarksBefore(placement, registration),
-        )
+        before = scene.matrixToWorld(request.movingVolume.GetParentTransformNode())
         return Result.of(
             registration,
             request.movingVolume,
             request.fixedVolume,
-            placement.before,
-            placement.after(registration.matrix),
-            notes,
-            errors,
+            before,
+            registration.matrix @ before,
+            [note for note in map(scene.sequenceNote, (request.movingVolume, request.fixedVolume)) if note],
+            landmarks.errors(request.movingLandmarks, request.fixedLandmarks, registration.matrix),
         )
-
-    def _landmarksBefore(self, placement, registration):
-        """4x4: takes back where the moving landmarks are seen now, if they move along; None if they did not move."""
-        node = self.request.movingLandmarks
-        if node is None or not scene.isUnder(node, placement.transformNode):
-            return None
-        return engine.inverse(registration.matrix)
 
     def _storeIn(self, transformNode):
         request = self.request

@@ -62,3 +62,38 @@ def _events(node):
     if node.IsA("vtkMRMLTransformableNode"):
         events.append(slicer.vtkMRMLTransformableNode.TransformModifiedEvent)
     return events
+
+
+class DialogWatch:
+    """Tells when a dialog opens that blocks the window, as the one for saving does, and when it has closed.
+
+    No event of the scene tells that it is being saved (vtkMRMLScene::Commit), so this is how to know in time.
+    """
+
+    MILLISECONDS = 100
+
+    def __init__(self, isNeeded, onOpen, onClose):
+        self._isNeeded, self._onOpen, self._onClose = isNeeded, onOpen, onClose
+        self._open = False
+        self._timer = qt.QTimer()
+        self._timer.setInterval(self.MILLISECONDS)
+        self._timer.connect("timeout()", self._look)
+
+    def begin(self):
+        """Watch for as long as `isNeeded()`."""
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _look(self):
+        was, self._open = self._open, qt.QApplication.activeModalWidget() is not None
+        if self._open and not was:
+            self._onOpen()
+        elif was and not self._open:
+            self._onClose()
+        if not self._open and not self._isNeeded():
+            self.forget()
+
+    def forget(self):
+        """Do not watch any more."""
+        self._timer.stop()
+        self._open = False

@@ -114,6 +114,11 @@ def _run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and name not in task.choices:
             known = ", ".join(f"--{choice}" for choice in task.choices)
             raise InputError(f"--{name} has no effect on task {task.name}, which knows {known}; leave it out.")
+    methods = arguments.methods or task.methods or runner.all_methods()
+    if arguments.model is not None and not any(runner.is_ours(method) for method in methods):
+        raise InputError("--model has no effect on other programs; leave it out, or name a method of this project.")
+    if arguments.peer_python is not None and all(runner.is_ours(method) for method in methods):
+        raise InputError("--peer-python has no effect on methods of this project alone; leave it out.")
     if arguments.again:
         print(f"forgot {results.forget(arguments.out, arguments.again, arguments.task)} results")
 

@@ -54,7 +54,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Do what the command line says, and print the table."""
     out = Path(arguments.out)
     done = read(out)
-    if not arguments.table:
+    if arguments.table:
+        for name in ("kinds", "collections", "draws", "limit", "calibration", "check", "cases"):
+            if getattr(arguments, name):
+                raise InputError(f"--{name} has no effect beside --table, which shows all of the file; leave it out.")
+    else:
         wanted = chosen(arguments)
         names = [todo.name for todo in wanted]
         left = [todo.name for todo in wanted if todo.name not in done]

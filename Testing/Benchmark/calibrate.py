@@ -171,7 +171,7 @@ def add_command(commands: Any) -> None:
         "--judge", nargs="+", metavar="FILE.jsonl", help="no fit: how true the probabilities in these are"
     )
     parser.add_argument("--write", action="store_true", help=f"write {ROWS.name} and the core's confidence.json")
-    parser.add_argument("--cut-offs", action="store_true", help="derive the words' cut-offs, too")
+    parser.add_argument("--cut-offs", action="store_true", help="with --write: the words' cut-offs, too")
     parser.add_argument("--figure", metavar="FILE.png", help="the reliability diagram")
 
 
@@ -202,6 +202,8 @@ def _records(files: Sequence[str]) -> list[dict]:
 def _fit(arguments: argparse.Namespace) -> list[Judged]:
     if arguments.write and not arguments.files:
         raise InputError("--write needs --from with the records of a run to write.")
+    if arguments.cut_offs and not arguments.write:
+        raise InputError("--cut-offs has no effect without --write; the cut-offs are printed in any case.")
     rows = rows_of(_records(arguments.files)) if arguments.files else read_rows()
     try:
         fits = coefficients(rows)

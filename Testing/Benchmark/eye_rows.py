@@ -79,9 +79,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def answer(name: str, kind: str, raster: str, eye: int, other: int) -> dict:
     """Scan, register and judge one case."""
-    from SpatialDiffusionTraining import retina
-
     from SpatialDiffusionCore import register
+    from SpatialDiffusionTraining import retina
 
     first, second = acquisitions(name, kind, raster)
     fixed = retina.scan(retina.make_eye(eye), first, kind)

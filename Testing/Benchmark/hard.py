@@ -162,6 +162,7 @@ def hard_case(scan, condition: str, seed: int, folder) -> Case:
 def corrupt(values, voxel_to_ras, artifacts: dict, generator):
     """(float32 array 0…1000, header) of a 1×1×D×H×W volume (0…1) with artifacts."""
     import torch
+
     from SpatialDiffusionTraining.augmentation import Corruption
 
     artifacts = dict(artifacts)

@@ -93,17 +93,16 @@ def _measure(arguments: Arguments):
 
 def takes(method: str, name: str) -> bool:
     """Whether a method can do a case: its model sees the modality on a grid made for it."""
-    from SpatialDiffusionCore.modelfile.card import grid_of
     from SpatialDiffusionCore.modelfile.catalog import catalog
 
     model, key = tables.parse(method).model, name.split("/")[0]
     if model is None:
         return True
-    _, card = catalog().get(model, (None, {"modalities": {}}))
-    if key in card["modalities"] or "any" not in card["modalities"]:
-        return key in card["modalities"]
+    installed = catalog().get(model)
+    if installed is None or not installed.card.serves(key) or key in installed.card.modalities:
+        return installed is not None and installed.card.serves(key)
     # Not trained for it, but for anything of its size: bodies in millimeters, eyes in tenths.
-    return MODALITIES[key].oriented == bool(np.max(grid_of(card, key)["spacing"]) >= 1)
+    return MODALITIES[key].oriented == bool(np.max(installed.card.grid_of(key).spacing) >= 1)
 
 
 def _cell(found) -> str:

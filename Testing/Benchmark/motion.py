@@ -26,7 +26,6 @@ METHODS = {"ours": "this project", "ants": "ants.motion_correction", "dipy": "di
 def series_of(data: Path, base: int, seed: int):
     """A series of known motion made of frame ``base`` of the BOLD run."""
     from moving_series import MovingSeries
-
     from SpatialDiffusionCore import load
 
     return MovingSeries(load(data / "series" / f"bold_60.nii.gz@{base}"), FRAMES, seed=seed)

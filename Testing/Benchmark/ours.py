@@ -22,8 +22,9 @@ class Ours:
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self.file, self.classless, self.focus, self.device, self.options = model, classless, focus, device, options
-        _, card = catalog().get(model, (None, {"modalities": ["t1-brain"]}))
-        self.prepare(*2 * list(card["modalities"])[-1:])
+        installed = catalog().get(model)
+        known = list(installed.card.modalities) if installed else ["t1-brain"]
+        self.prepare(known[-1], known[-1])
 
     def prepare(self, moving_modality, fixed_modality):
         """Load the model for what the next volumes are."""
@@ -32,8 +33,8 @@ class Ours:
         self.modality = moving_modality, fixed_modality
         self.model = load_model(self.file, *self.modality, self.device)
         if self.classless:
-            card = {**self.model.card, "modalities": dict.fromkeys(self.model.card["modalities"], 0)}
-            self.model = replace(self.model, card=card)
+            card = self.model.card
+            self.model = replace(self.model, card=replace(card, modalities=dict.fromkeys(card.modalities, 0)))
         if not self.focus:
             self.model = replace(self.model, focus=None)
 

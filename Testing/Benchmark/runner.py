@@ -54,7 +54,7 @@ def fingerprint(model, modality=("t1-brain", "t1-brain")) -> str:
     digest = hashlib.sha256()
     for key, value in sorted(read_weights(path).items()):
         digest.update(key.encode() + value.numpy().tobytes())
-    return f"{card['name']}-{digest.hexdigest()[:8]} (code {code_hash()})"
+    return f"{card.name}-{digest.hexdigest()[:8]} (code {code_hash()})"
 
 
 def machine(threads: int) -> dict:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SUBSTITUTES = HERE / "substitutes"
+MODULE = HERE.parents[1] / "SpatialDiffusionRegistration" / "SpatialDiffusionRegistration.py"
 
 
 class _Signals:
-    """String signals such as ``startupCompleted()``, which PythonQt lets Python connect by name (PythonQt.cpp)."""
+    """As PythonQt's src/PythonQt.cpp: signals such as ``startupCompleted()`` are connected by their signature."""
 
     def __init__(self):
         self._slots = {}
@@ -89,6 +90,8 @@ class CoreIOManager:
         storage.SetFileName(str(path))
         if not storage.ReadData(node):
             return False
+        slicer.mrmlScene.AddNode(storage)
+        node.SetAndObserveStorageNodeID(storage.GetID())
         slicer.mrmlScene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         loadedNodes.AddItem(node)
@@ -248,7 +251,8 @@ class Application(_Signals):
 
 
 class _Module:
-    """What ``slicer.modules.<name>`` is for a module of the application itself."""
+    """As Base/QTCore/qSlicerAbstractCoreModule.cxx: what ``slicer.modules.<name>`` is for a module of the
+    application itself."""
 
     def __init__(self, logic):
         self._logic = logic

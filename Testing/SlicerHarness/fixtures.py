@@ -14,7 +14,7 @@ pytest.importorskip("PySide6", reason="the Slicer tests need PySide6: pip instal
 from . import application  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-MODULE = REPOSITORY / "SpatialDiffusionRegistration" / "SpatialDiffusionRegistration.py"
+MODULE = application.MODULE
 OUTPUT = REPOSITORY / "Testing" / "Output"
 
 slicer = application.start()
@@ -211,6 +211,10 @@ def savedScene():
     return slicer.mrmlScene.GetSceneXMLString().replace('" ', '"\n').splitlines()
 
 
+SHIFT = (10.0, 20.0, 30.0)
+"""Where the scripted steps lead by default: mm, RAS."""
+
+
 def scripted(monkeypatch, panel, target=None, raises=None, **quality):
     """Steps that are known beforehand in place of the core's: six, toward `target` (4x4 RAS; a shift by default).
 
@@ -221,7 +225,7 @@ def scripted(monkeypatch, panel, target=None, raises=None, **quality):
 
     engine = panel.registerTab.__class__.__init__.__globals__["Task"].run.__globals__["engine"]
     goal = np.eye(4)
-    goal[:3, 3] = 10, 20, 30
+    goal[:3, 3] = SHIFT
     goal = goal if target is None else np.asarray(target, float)
     calls = []
 
@@ -233,42 +237,45 @@ def scripted(monkeypatch, panel, target=None, raises=None, **quality):
             if raises is not None and index == 6:
                 raise raises
             yield SimpleNamespace(index=index, count=6, stage="Scripted", matrix=matrix)
-        return _registration(goal, quality)
+        return _registration(moving, fixed, goal, quality)
 
     monkeypatch.setattr(engine, "steps", steps)
     return calls
 
 
-def _registration(matrix, quality):
-    """What the core returns, as far as the module uses it."""
+def _registration(moving, fixed, matrix, quality):
+    """A Registration of the core."""
+    import numpy as np
+
+    from SpatialDiffusionCore.pipeline.confidence import Quality
+    from SpatialDiffusionCore.result import Registration
+
     values = {
         "similarity_before": 0.2,
         "similarity_after": 0.9,
         "overlap": 1.0,
         "spread_mm": 0.5,
         "confidence": "good",
-        "warnings": [],
-        "same_sides": True,
-        "summary": lambda: "",
+        "sides": (1.0, 1.0),
+        "probability": 0.97,
         **quality,
     }
-    parts = SimpleNamespace(
-        rotation_deg=0.0,
-        translation_mm=tuple(map(float, matrix[:3, 3])),
-        scales_percent=(100, 100, 100),
-        shears=(0, 0, 0),
-        mirrored=False,
-    )
-    return SimpleNamespace(
+    return Registration(
         matrix=matrix.copy(),
         transform="affine",
+        steps=[],
+        quality=Quality(**values),
         model="scripted",
         modality=("any", "any"),
+        recognized=(True, True),
+        sampler="fast",
         seconds=0.1,
-        report=dict,
-        kinds=lambda: "any kind",
-        quality=SimpleNamespace(**values),
-        decomposition=parts,
+        polished=True,
+        center=np.zeros(3),
+        moving=moving.name,
+        fixed=fixed.name,
+        record={"moving_file": moving.path, "fixed_file": fixed.path, "device": "cpu", "settings": {}},
+        volumes=(moving, fixed),
     )
 
 
@@ -278,6 +285,35 @@ def smallVolume(name, seed=0, shape=(20, 22, 24), className=None):
 
     data = np.random.default_rng(seed).random(shape).astype(np.float32)
     return slicer.util.addVolumeFromArray(data, name=name, nodeClassName=className)
+
+
+def add(className, name):
+    """A new node of the scene."""
+    return slicer.mrmlScene.AddNewNodeByClass(className, name)
+
+
+def addTransform(name, shift=(0, 0, 0)):
+    """A new linear transform node that shifts by `shift` (mm, RAS)."""
+    import numpy as np
+
+    node = add("vtkMRMLLinearTransformNode", name)
+    matrix = np.eye(4)
+    matrix[:3, 3] = shift
+    slicer.util.updateTransformMatrixFromArray(node, matrix)
+    return node
+
+
+def register(panel):
+    """Press Register and wait until it is done; nothing may be complained about."""
+    assert panel.ui.registerButton.enabled, panel.ui.registerButton.toolTip
+    panel.ui.registerButton.click()
+    waitFor(panel)
+    assert panel.ui.messageFrame.isHidden(), panel.ui.messageLabel.text
+
+
+def untilStep(panel, index=3):
+    """Let the run come to a step."""
+    waitFor(panel, lambda: panel.ui.progressBar.maximum > 0 and panel.ui.progressBar.value >= index)
 
 
 def idle():

@@ -31,7 +31,7 @@ PRE, POST, SCENE = "preItem", "postItem", "scene"
 
 
 class SceneModel(QStandardItemModel):
-    """qMRMLSceneModel: the scene's nodes between the pre and the post rows."""
+    """As Libs/MRML/Widgets/qMRMLSceneModel.cxx: the scene's nodes between the pre and the post rows."""
 
     def __init__(self, parent):
         super().__init__(parent)
@@ -140,7 +140,7 @@ class SceneModel(QStandardItemModel):
 
 
 class FilterModel(QSortFilterProxyModel):
-    """qMRMLSortFilterProxyModel: which rows are shown."""
+    """As Libs/MRML/Widgets/qMRMLSortFilterProxyModel.cxx: which rows are shown."""
 
     def __init__(self, parent):
         super().__init__(parent)
@@ -168,7 +168,7 @@ class FilterModel(QSortFilterProxyModel):
 
 
 class qMRMLNodeComboBox(qt.QWidget):
-    """Choose a node of the scene, or None, or make a new one."""
+    """As Libs/MRML/Widgets/qMRMLNodeComboBox.cxx: choose a node of the scene, or None, or make a new one."""
 
     currentNodeChanged = Signal(object)
     currentNodeIDChanged = Signal(str)

@@ -15,7 +15,7 @@ def _register(cls):
 
 @_register
 class qMRMLWidget(qt.QWidget):
-    """As Libs/MRML/Widgets/qMRMLWidget.cxx: keeps the scene and tells of another one."""
+    """As Libs/MRML/Widgets/qMRMLWidget.cxx: keeps the scene, and tells of another one only."""
 
     mrmlSceneChanged = Signal(object)
 
@@ -27,13 +27,14 @@ class qMRMLWidget(qt.QWidget):
         return self._scene
 
     def setMRMLScene(self, scene):
-        self._scene = scene
-        self.mrmlSceneChanged.emit(scene)
+        if scene is not self._scene:
+            self._scene = scene
+            self.mrmlSceneChanged.emit(scene)
 
 
 @_register
 class qSlicerWidget(qMRMLWidget):
-    """As Base/QTGUI/qSlicerWidget.cxx."""
+    """As Base/QTGUI/qSlicerWidget.cxx, which differs from qMRMLWidget in nothing that is used here."""
 
 
 _register(node_combo_box.qMRMLNodeComboBox)

@@ -12,6 +12,7 @@ Base/Python/slicer/util.py (loadUI).
 from __future__ import annotations
 
 import ctypes
+import inspect
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -35,7 +36,7 @@ customWidgets = {}
 
 
 class _Idioms:
-    """What PythonQt adds to every QObject."""
+    """As PythonQt's src/PythonQtInstanceWrapper.cpp and src/PythonQtSlot.cpp: what PythonQt adds to every QObject."""
 
     def __getattribute__(self, name):
         if not name.startswith("_"):
@@ -60,13 +61,10 @@ class _Idioms:
     def _connect(self, signal, *target):
         name, arguments = re.fullmatch(r"(\w+)(?:\((.*)\))?", signal).groups()
         slot = target[0] if callable(target[0]) else getattr(target[0], target[1].split("(")[0])
-        if arguments == "":  # "clicked()": PythonQt passes nothing where PySide6 would pass `checked`
-
-            def withoutArguments(*_ignored, call=slot):
-                return call()
-
-            self.__dict__.setdefault("_wrappedSlots", {})[(name, slot)] = withoutArguments
-            slot = withoutArguments
+        if arguments is not None:
+            own = _receiver(slot, len(arguments.split(",")) if arguments else 0)
+            self.__dict__.setdefault("_wrappedSlots", {})[(name, slot)] = own
+            slot = own
         getattr(self, name).connect(slot)
         return True
 
@@ -87,6 +85,23 @@ class _Idioms:
 
     def delete(self):
         self.deleteLater()
+
+
+def _receiver(slot, count):
+    """What the signal calls: passes the arguments that its signature names, at most as many as the slot takes.
+
+    As PythonQt's src/PythonQtSignalReceiver.cpp (PythonQtSignalTarget::call), which looks at the slot's code.
+    """
+    code = getattr(getattr(slot, "__func__", slot), "__code__", None)
+    if code is not None and not code.co_flags & inspect.CO_VARARGS:
+        count = min(count, code.co_argcount - hasattr(slot, "__self__"))
+    # PySide6 passes as many as the function takes, none to one with *arguments: so a function for each number.
+    return (
+        lambda *_ignored: slot(),
+        lambda first: slot(first),
+        lambda first, second: slot(first, second),
+        lambda first, second, third: slot(first, second, third),
+    )[count]
 
 
 def _native(argument):
@@ -134,7 +149,8 @@ def wrapped(native):
 
 
 class QUiLoader(QtUiTools.QUiLoader):
-    """Builds .ui files out of the classes above, so that ``type(widget) == qt.QPushButton`` holds."""
+    """As used by Base/Python/slicer/util.py (loadUI): builds .ui files out of the classes above, so that
+    ``type(widget) == qt.QPushButton`` holds."""
 
     def __init__(self, parent=None):
         super().__init__(parent)

@@ -13,17 +13,16 @@ import html
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
 from SpatialDiffusionCore.modality import MODALITIES
-from SpatialDiffusionCore.modelfile.card import PARTS, grid_of, read_card
+from SpatialDiffusionCore.modelfile.card import PARTS, ModelCard, read_card
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
@@ -58,7 +57,7 @@ class Base:
     """The model that training begins with: its file, card and what it takes the scans for."""
 
     path: Path
-    card: dict[str, Any]
+    card: ModelCard
     key: str
 
 
@@ -78,12 +77,11 @@ def recognize(paths: Sequence[Path]) -> str:
 def nearest(modality: str) -> Base:
     """The bundled model with a network that knows a modality and the fewest others; else the one for anything."""
     cards = {path: read_card(path) for path in sorted(BUNDLED.glob("*.safetensors"))}
-    trained = {path: card for path, card in cards.items() if card["architecture"]["head"] != "none"}
+    trained = {path: card for path, card in cards.items() if card.architecture["head"] != "none"}
     for key in (modality, "any"):
-        fitting = [(len(card["modalities"]), path) for path, card in trained.items() if key in card["modalities"]]
+        fitting = [(len(card.modalities), path) for path, card in trained.items() if key in card.modalities]
         if fitting:
-            # For what is known, the model that knows little else; for anything, the one that has seen the most.
-            path = min(fitting)[1] if key != "any" else max(fitting)[1]
+            path = min(fitting)[1]  # the model that knows little else
             return Base(path, trained[path], key)
     raise InputError("No bundled model has a network that could be adapted; train one of your own instead.")
 
@@ -105,8 +103,9 @@ def settings_for(base: Base, modality: str, chosen: argparse.Namespace, size: fl
     """The settings of the run: those that the model was trained with, on a grid that fits the scans, gentler and
     shorter."""
     settings = _trained_with(base)
-    grid = grid_of(base.card, base.key)
-    spacing = grid["spacing"] if modality in MODALITIES and modality != "any" else ROOM * size / max(grid["size"])
+    grid = base.card.grid_of(base.key)
+    known = modality in MODALITIES and modality != "any"
+    spacing = grid.spacing if known and grid.spacing is not None else ROOM * size / max(grid.size)
     settings.update(
         {
             "data": {
@@ -118,7 +117,7 @@ def settings_for(base: Base, modality: str, chosen: argparse.Namespace, size: fl
                 "masks": [],
                 "partners": [],
                 "grids": {},
-                "size": list(grid["size"]),
+                "size": list(grid.size),
                 "spacing": np.round(np.atleast_1d(spacing), 4).tolist(),
                 "people": chosen.people,
                 "cache": "",
@@ -157,12 +156,12 @@ def settings_for(base: Base, modality: str, chosen: argparse.Namespace, size: fl
 def _trained_with(base: Base) -> Settings:
     """The settings in a model's card with its own network; those of the preset foundation where the card has none."""
     try:
-        settings = Settings.from_dict(base.card["training"]["settings"])
+        settings = Settings.from_dict(base.card.training["settings"])
     except (InputError, KeyError):
         settings = Settings()
         preset = settings_module.read_json(PRESETS / "foundation.json", "The preset")
         settings.update(preset, "The preset foundation")
-    described = dict(base.card["architecture"])
+    described = dict(base.card.architecture)
     network = settings.network
     network.head, network.channels = described.pop("head"), list(described.pop("channels", []))
     network.class_dropout = described.pop("class_dropout", network.class_dropout)
@@ -179,16 +178,12 @@ def model_of(run_folder: Path, base: Base, modality: str, name: str, output: Pat
     state = checkpoint.weights_of_run(run_folder)
     network = architecture.build_network(state["architecture"])
     network.load_state_dict(state["weights"])
-    card = export.card(state, name, base.card.get("license", ""), f"adapted from {base.card['name']}")
-    card["modalities"] = {modality: 0}
-    parts = {}
+    found = {part: base.card.part_for(part, modality) for part in PARTS}
+    entries = {name: replace(part, modalities=(modality,)) for name, part in found.items() if part is not None}
+    card = export.card(state, name, base.card.license, f"adapted from {base.card.name}")
+    card = replace(card, modalities={modality: 0}, parts=entries)
     loaded = load_model(base.path, base.key, base.key)
-    for part in PARTS:
-        known = base.card.get(part, {}).get("modalities", base.card["modalities"])
-        if part in base.card and modality in known:
-            card[part] = {**base.card[part], "modalities": [modality]}
-            parts[part] = getattr(loaded, part)
-    save_model(output, network, card, half=True, **parts)
+    save_model(output, network, card, half=True, **{part: getattr(loaded, part) for part in entries})
     return output
 
 
@@ -215,7 +210,7 @@ def adapt(chosen: argparse.Namespace) -> int:
     size = typical_size(paths)
     shown = word if word != "any" else f"no known modality, so they get a name of their own: {modality}"
     say(f"{len(paths)} scans of {len(people)} people, about {size:.0f} mm large; they show {shown}")
-    say(f"training goes on from {base.card['name']} for {chosen.minutes:g} minutes")
+    say(f"training goes on from {base.card.name} for {chosen.minutes:g} minutes")
     settings = settings_for(base, modality, chosen, size)
     ended = run.train(settings, resume=bool(checkpoint.checkpoints(settings.run.output)), report=say)
     if ended:
@@ -239,7 +234,7 @@ def _install(model: Path, table: measure.Comparison, chosen: argparse.Namespace)
         return "Nothing is installed; registrations go on as before."
     if chosen.no_install:
         return f"It is not installed, as asked; use it with --model {model}."
-    target = export.install(model, replace=True)
+    target = export.install(model, replace_bundled=True)
     return (
         f"Installed as {target}: scans called {table.modality} are now registered with it (--modality "
         f"{table.modality}, or the "
@@ -295,7 +290,7 @@ def write_report(folder: Path, settings: Settings, base: Base, table: measure.Co
         verdict=html.escape(table.sentence()),
         done=html.escape(done),
         rows=rows,
-        base=html.escape(base.card["name"]),
+        base=html.escape(base.card.name),
         minutes=settings.optimization.max_minutes,
         date=date.today().isoformat(),
         data=html.escape(data.read_text(encoding="utf-8") if data.exists() else ""),

@@ -6,6 +6,7 @@ import argparse
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.files import written_whole
+from SpatialDiffusionCore.method.schedule import Schedule
 from SpatialDiffusionCore.modality import MODALITIES
-from SpatialDiffusionCore.modelfile.card import PARTS, read_card
+from SpatialDiffusionCore.modelfile.card import PARTS, ModelCard, ModelGrid, ModelPart, read_card
 from SpatialDiffusionCore.modelfile.catalog import BUNDLED, choose, user_folder
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
@@ -42,7 +44,7 @@ def modalities(settings: Settings) -> dict[str, int]:
     return {"any": 0, **{name: index for index, name in enumerate(data.dataset, start=1)}}
 
 
-def card(state: dict[str, Any], name: str, licence: str = "", data: str = "") -> dict[str, Any]:
+def card(state: dict[str, Any], name: str, licence: str = "", data: str = "") -> ModelCard:
     """The model's card from a run's state (see checkpoint.weights_of_run)."""
     settings = Settings.from_dict(state["settings"])
     published = "published" in settings.data.loader
@@ -51,18 +53,22 @@ def card(state: dict[str, Any], name: str, licence: str = "", data: str = "") ->
     if counts:
         training["scans"] = {f"{modality} {part}": n for (modality, part), n in sorted(counts.items())}
     _forget_places(training["settings"])
-    return {
-        "name": name,
-        "architecture": complete(state["architecture"]),
-        **_grids(settings, published),
-        **_schedules(settings),
-        "modalities": modalities(settings),
-        "sampler": "reference" if published else "fast",
-        "training": training,
-        "license": licence,
-        "accuracy": {"validation": state["validation"]} if state["validation"] else {},
-        "created": date.today().isoformat(),
-    }
+    common, grids = _grids(settings, published)
+    schedule, schedules = _schedules(settings)
+    return ModelCard(
+        name=name,
+        architecture=complete(state["architecture"]),
+        grid=common,
+        grids=grids,
+        schedule=schedule,
+        schedules=schedules,
+        modalities=modalities(settings),
+        sampler="reference" if published else "fast",
+        training=training,
+        license=licence,
+        accuracy={"validation": state["validation"]} if state["validation"] else {},
+        created=date.today().isoformat(),
+    )
 
 
 def _scans(settings: Settings) -> Counter[tuple[str, str]]:
@@ -87,24 +93,22 @@ def _forget_places(settings: dict[str, Any]) -> None:
             settings[section][key] = kept
 
 
-def _grids(settings: Settings, published: bool) -> dict[str, Any]:
-    """The entries "grid" and "grids" of the card."""
+def _grids(settings: Settings, published: bool) -> tuple[ModelGrid, dict[str, ModelGrid]]:
+    """The common grid, and {modality: its own} where that differs."""
 
-    def grid(modality: str | None = None) -> dict[str, Any]:
+    def grid(modality: str | None = None) -> ModelGrid:
         found = settings.grid(modality)
-        spacing = None if published else found["spacing"]
-        return {"size": list(found["size"]), "spacing": spacing, "loading": "published" if published else "canonical"}
+        spacing, loading = (None, "published") if published else (found["spacing"], "canonical")
+        return ModelGrid.from_dict({"size": list(found["size"]), "spacing": spacing, "loading": loading})
 
-    own = {name: grid(name) for name in settings.data.dataset if grid(name) != grid()}
-    return {"grid": grid(), **({"grids": own} if own else {})}
+    return grid(), {name: grid(name) for name in settings.data.dataset if grid(name) != grid()}
 
 
-def _schedules(settings: Settings) -> dict[str, Any]:
-    """The entries "schedule" and "schedules" of the card."""
-    common = make_schedule(settings).to_dict()
-    own = {name: make_schedule(settings, name).to_dict() for name in settings.data.dataset}
-    own = {name: schedule for name, schedule in own.items() if schedule != common}
-    return {"schedule": common, **({"schedules": own} if own else {})}
+def _schedules(settings: Settings) -> tuple[Schedule, dict[str, Schedule]]:
+    """The common diffusion, and {modality: its own} where that differs."""
+    common = make_schedule(settings)
+    own = {name: make_schedule(settings, name) for name in settings.data.dataset}
+    return common, {name: schedule for name, schedule in own.items() if schedule != common}
 
 
 def export(
@@ -159,15 +163,17 @@ def attach(
     """Write a model file (in half precision) with one of card.PARTS in it, new or in place of its last; return the
     path.
 
-    settings: the card's entry, what the part is built with. output: may be the file itself (default). modality: the one
+    settings: what the part is built with. output: may be the file itself (default). modality: the one
     it is for (None: all that the model knows).
     """
-    key = next(iter(read_card(model)["modalities"]))
+    key = next(iter(read_card(model).modalities))
     loaded = load_model(model, key, key)
-    entry = {**settings, **({"modalities": [modality]} if modality else {})}
-    changed = {**loaded.card, name: entry}
-    if accuracy:
-        changed["accuracy"] = {**changed.get("accuracy", {}), **accuracy}
+    entry = ModelPart(settings, (modality,) if modality else None)
+    changed = replace(
+        loaded.card,
+        parts={**loaded.card.parts, name: entry},
+        accuracy={**loaded.card.accuracy, **(accuracy or {})},
+    )
     output = Path(output or model)
     parts = {**{known: getattr(loaded, known) for known in PARTS}, name: part}
     save_model(output, loaded.network, changed, half=True, **parts)
@@ -175,31 +181,31 @@ def attach(
 
 
 # --------------------------------------------------------------------------------------------- installing
-def displaced(found: dict[str, Any]) -> dict[str, str]:
+def displaced(found: ModelCard) -> dict[str, str]:
     """{modality: bundled model} whose place a model with this card would take, by its name or by what it is for."""
     out = {}
     for modality in MODALITIES:
         path, now = choose(None, modality, modality)
-        if Path(path).parent != BUNDLED or modality not in now["modalities"]:
+        if Path(path).parent != BUNDLED or modality not in now.modalities:
             continue
         # What catalog.choose prefers: for one modality the model that knows the fewest, for anything the one that knows
         # most.
-        more = len(found["modalities"]) - len(now["modalities"])
-        preferred = modality in found["modalities"] and (more > 0 if modality == "any" else more < 0)
-        if preferred or found["name"] == now["name"]:
-            out[modality] = now["name"]
+        more = len(found.modalities) - len(now.modalities)
+        preferred = modality in found.modalities and (more > 0 if modality == "any" else more < 0)
+        if preferred or found.name == now.name:
+            out[modality] = now.name
     return out
 
 
-def install(path: str | Path, replace: bool = False) -> Path:
+def install(path: str | Path, replace_bundled: bool = False) -> Path:
     """Copy a model file into the user's model folder, where Slicer and the shell list it; return its new path.
 
-    Raises InputError where it would take the place of a bundled model and `replace` does not say that it may.
+    Raises InputError where it would take the place of a bundled model and `replace_bundled` does not say that it may.
     """
     path, folder = Path(path), user_folder()
     found = read_card(path)
     taken = displaced(found)
-    if taken and not replace:
+    if taken and not replace_bundled:
         what = "; ".join(
             f"{modality} is now registered with the bundled model {name}" for modality, name in taken.items()
         )
@@ -209,7 +215,7 @@ def install(path: str | Path, replace: bool = False) -> Path:
             "another --name and --dataset; it can always be used with --model FILE."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{found['name']}.safetensors"
+    target = folder / f"{found.name}.safetensors"
     if target.resolve() != path.resolve():
         with written_whole(target) as temporary:
             shutil.copyfile(path, temporary)

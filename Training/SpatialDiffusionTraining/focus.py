@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile import catalog
-from SpatialDiffusionCore.modelfile.card import grid_of, read_card
+from SpatialDiffusionCore.modelfile.card import read_card
 from SpatialDiffusionCore.networks.focus import FocusNetwork, half
 from SpatialDiffusionCore.spatial.cube import SURE
 
@@ -163,22 +163,22 @@ def teach(chosen: argparse.Namespace) -> Path:
         raise InputError(f"The folder of masks {chosen.masks} does not exist.")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    known = [name for name in card["modalities"] if name != "any"] or ["any"]
+    known = [name for name in card.modalities if name != "any"] or ["any"]
     modality = catalog.get(chosen.dataset).key if chosen.dataset else known[0]
     if modality not in known:
         raise InputError(f"{chosen.model} knows {', '.join(known)}, not {modality}.")
     if len(known) > 1 and not chosen.dataset:
         raise InputError(f"{chosen.model} knows {', '.join(known)}; name the one to look at with --dataset.")
-    grid = grid_of(card, modality)
-    if any(n % 4 for n in grid["size"]):
-        size = "×".join(map(str, grid["size"]))
+    grid = card.grid_of(modality)
+    if any(n % 4 for n in grid.size):
+        size = "×".join(map(str, grid.size))
         raise InputError(f"{chosen.model} sees {size} voxels; a focus needs multiples of 4.")
     parts = split(find_scans(chosen.train))
     output = Path(chosen.output or chosen.model)
     cache = datasets.build(
         chosen.cache or output.with_suffix(".cache"),
         [datasets.Source(modality, 1, parts.train, parts.held_out, masks=chosen.masks)],
-        grid,
+        grid.to_dict(),
     )
     if not any(entry["masked"] for entry in cache.entries):
         raise InputError(f"None of the masks in {chosen.masks} is named like a scan of {chosen.train}.")

@@ -15,6 +15,7 @@ import numpy as np
 
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modality import MODALITIES
+from SpatialDiffusionCore.modelfile.card import ModelGrid
 from SpatialDiffusionCore.modelfile.model_cube import on_model_cube
 from SpatialDiffusionCore.pipeline.work_scale import REFERENCE_SIZE
 from SpatialDiffusionCore.spatial import geometry, volume, volume_file
@@ -56,7 +57,8 @@ def load(path: str | Path, loader: str, modality: str, grid: dict[str, Any], mas
     if modality == "any" and loader == "canonical":
         # As registration does it with volumes of any kind: as if their tissue were as large as a head.
         scale = REFERENCE_SIZE / prepared.size
-    cube = on_model_cube(prepared.scaled(scale), key, {"grid": {**grid, "loading": loader}}, "cpu")
+    where = ModelGrid.from_dict({**grid, "size": list(grid["size"]), "loading": loader})
+    cube = on_model_cube(prepared.scaled(scale), key, where, "cpu")
     to_mm = np.diag([1 / scale] * 3 + [1.0])
     values = cube.values.numpy()[0, 0]
     if values.max() <= values.min():

@@ -252,15 +252,15 @@ def _row(part: str, method: str, answer: Callable[[Pair], np.ndarray], pairs: Se
 def compare(modality: str, model: str | Path, pairs: Sequence[Pair], report: Report = print) -> Comparison:
     """No network, the bundled model and this one on the same pairs; `report` is told how far it is."""
     out, key = Comparison(modality), known_without(modality)
-    steps = None if read_card(model).get("sampler") == "reference" else ALONE_STEPS
+    steps = None if read_card(model).sampler == "reference" else ALONE_STEPS
     with installed():
-        before = choose(None, key, key)[1]
-        named = f"bundled {before['name']}"
+        before = choose(None, key, key).card
+        named = f"bundled {before.name}"
         out.rows.append(_row(ALONE, "no network (as given)", lambda pair: np.eye(4), pairs))
-        if before["architecture"]["head"] != "none":
-            out.rows.append(_row(ALONE, named, alone(before["name"], key, ALONE_STEPS), pairs))
-        out.rows.append(_row(WHOLE, "no network", whole(before["name"], key, sampler="fast", steps=0), pairs))
-        out.rows.append(_row(WHOLE, named, whole(before["name"], key), pairs))
+        if before.architecture["head"] != "none":
+            out.rows.append(_row(ALONE, named, alone(before.name, key, ALONE_STEPS), pairs))
+        out.rows.append(_row(WHOLE, "no network", whole(before.name, key, sampler="fast", steps=0), pairs))
+        out.rows.append(_row(WHOLE, named, whole(before.name, key), pairs))
     report(f"measured what is there on {len(pairs)} held-out pairs of {modality}; now this model")
     with installed(model):
         out.rows.append(_row(ALONE, "this model", alone(model, modality, steps), pairs))

@@ -2,7 +2,7 @@
 
 Two corruptions of one scan teach a network everything but how people differ. Here the core's own answers, refined by
 self-similarity and kept only where they are called "good", say how two scans lie to each other, and training makes
-pairs of them (see datasets.PARTNERS). No labels are needed.
+pairs of them (see pair_lists.py). No labels are needed.
 """
 
 from __future__ import annotations

@@ -316,10 +316,10 @@ def initial_weights(chosen: Settings) -> dict[str, torch.Tensor]:
         weights = state["weights"]
         rows = {name: class_id(begun, index) for index, name in enumerate(begun.data.dataset)}
     else:
-        _, card = catalog.find(source)
-        key = next(iter(card["modalities"]))
+        card = catalog.find(source).card
+        key = next(iter(card.modalities))
         network: Any = load_model(source, key, key).network
-        weights, rows = network.state_dict(), card["modalities"]
+        weights, rows = network.state_dict(), dict(card.modalities)
     if classes_of(chosen.data) > 1:
         return weights
     row = int(rows.get(chosen.data.dataset[0]) or 0) if len(chosen.data.dataset) == 1 else 0

@@ -149,7 +149,7 @@ class Diffusion:
 
 @dataclass
 class Augmentation:
-    """What is done to both volumes of a pair; see augmentation.py for every artifact's parameters."""
+    """What is done to both volumes of a pair; see augmentation/ for every artifact's parameters."""
 
     strength: float = _option(1.0, "one factor for the strength of all artifacts (0: none)", least=0)
     clean: float = _option(0.0, "share of the pairs without any artifact (the pose stays)", least=0, most=1)

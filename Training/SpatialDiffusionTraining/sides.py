@@ -111,8 +111,8 @@ def teach(chosen: argparse.Namespace) -> Path:
     """Do what the command line says; returns the model file written."""
     card = read_card(chosen.model)
     modality = catalog.get(chosen.dataset).key
-    if modality not in card["modalities"] or modality == "any":
-        raise InputError(f"{chosen.model} knows {', '.join(card['modalities'])}; name one of them with --dataset.")
+    if modality not in card.modalities or modality == "any":
+        raise InputError(f"{chosen.model} knows {', '.join(card.modalities)}; name one of them with --dataset.")
     parts = split(find_scans(chosen.train))
     train = parts.train
     scans = [*train, *parts.held_out]

@@ -41,7 +41,6 @@ _PARAMETERS = {
     "VersorTransform": 3,
 }
 
-_ONLY_LINEAR = "only linear transforms (rigid, similarity, affine) can be used"
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 

@@ -122,7 +122,7 @@ def read(path: str) -> Stored:
     data, frames = sitk.GetArrayFromImage(image), "volumes"
     if image.GetNumberOfComponentsPerPixel() > 1:
         data, frames = np.moveaxis(data, -1, 0), "numbers per voxel"
-    return Stored(data.T, _matrix(image), _nrrd_warnings(path), frames)  # ITK's arrays run k, j, i
+    return Stored(data.T, _matrix(image), header_warnings(path), frames)  # ITK's arrays run k, j, i
 
 
 def _check(path: str) -> None:
@@ -162,12 +162,12 @@ def frames(path: str, scratch) -> Frames:
         int(count),
         source,
         interval=float(steps[3]) if dimension == 4 else None,
-        warnings=_nrrd_warnings(path),
+        warnings=header_warnings(path),
     )
 
 
-def _nrrd_warnings(path: str) -> tuple[str, ...]:
-    """Sentences about what a NRRD's header leaves open or what ITK ignores in it."""
+def header_warnings(path: str) -> tuple[str, ...]:
+    """Sentences about what a NRRD's header leaves open or what ITK ignores in it; none for MetaImage."""
     if IMAGE_IO[extension(path)] != "NrrdImageIO":
         return ()
     fields = layout.nrrd_fields(layout.nrrd_header(path)[0])

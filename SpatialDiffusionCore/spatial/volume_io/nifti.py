@@ -7,11 +7,13 @@ in the unit that the header names.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import os
 import tempfile
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -125,6 +127,63 @@ def grid(path: str) -> tuple[tuple[int, ...], np.ndarray, tuple[str, ...]]:
     shape = tuple(int(n) for n in proxy.shape)
     matrix, warnings = placed(header, shape, os.path.basename(path), path)
     return shape, matrix, tuple(warnings)
+
+
+#: Where NIfTI-1 (nifti1.h) keeps what places a volume.
+_PLACE_OF_FIELDS: dict[str, tuple[str, int]] = {
+    "sizeof_hdr": ("i4", 0),
+    "dim": ("(8,)i2", 40),
+    "pixdim": ("(8,)f4", 76),
+    "xyzt_units": ("u1", 123),
+    "qform_code": ("i2", 252),
+    "sform_code": ("i2", 254),
+    **{f"quatern_{letter}": ("f4", 256 + 4 * n) for n, letter in enumerate("bcd")},
+    **{f"qoffset_{letter}": ("f4", 268 + 4 * n) for n, letter in enumerate("xyz")},
+    **{f"srow_{letter}": ("(4,)f4", 280 + 16 * n) for n, letter in enumerate("xyz")},
+    "magic": ("S4", 344),
+}
+
+#: Bytes of a header of NIfTI-1 and of Analyze 7.5.
+_HEADER_BYTES = 348
+
+
+class _PlainHeader:
+    """The fields of a header that place a volume, read without nibabel; with nibabel's face."""
+
+    def __init__(self, content: bytes):
+        order: Literal["<", ">"] = "<" if int.from_bytes(content[:4], "little") == _HEADER_BYTES else ">"
+        names = list(_PLACE_OF_FIELDS)
+        if content[344:347] not in (b"n+1", b"ni1"):  # Analyze has other fields there
+            names = ["dim", "pixdim"]
+        kinds = [np.dtype(_PLACE_OF_FIELDS[name][0]).newbyteorder(order) for name in names]
+        places = [_PLACE_OF_FIELDS[name][1] for name in names]
+        layout = np.dtype({"names": names, "formats": kinds, "offsets": places, "itemsize": _HEADER_BYTES})
+        self.structarr = np.frombuffer(content, layout, 1)[0]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.structarr[name]
+
+
+def header_warnings(path: str) -> tuple[str, ...]:
+    """The sentences of ``placed`` about a file that ITK opens, by its header alone and without nibabel.
+
+    None of NIfTI-2, which ITK does not open. Raises InputError where the header is no good.
+    """
+    lower = path.lower()
+    cut = len(path) - next((len(end) for end in (".img", ".img.gz") if lower.endswith(end)), 0)
+    file = path if cut == len(path) else path[:cut] + (".hdr.gz" if lower.endswith(".gz") else ".hdr")
+    opener = gzip.open if file.lower().endswith(".gz") else open
+    try:
+        with opener(file, "rb") as stream:
+            content = stream.read(_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, error, " as NIfTI") from error
+    if len(content) < _HEADER_BYTES or _HEADER_BYTES not in (
+        int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")
+    ):  # fmt: skip
+        return ()
+    header = _PlainHeader(content)
+    return tuple(placed(header, tuple(map(int, header["dim"][1:4])), os.path.basename(path), path)[1])
 
 
 def placed(header, shape, name: str, path: str | None = None) -> tuple[np.ndarray, list[str]]:

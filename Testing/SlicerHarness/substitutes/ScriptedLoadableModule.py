@@ -1,4 +1,7 @@
-"""Own substitute for ``slicer.ScriptedLoadableModule``: the part of its behavior that the module relies on."""
+"""Own substitute for ``slicer.ScriptedLoadableModule``: the part of its behavior that the module relies on.
+
+As Base/Python/slicer/ScriptedLoadableModule.py.
+"""
 
 from __future__ import annotations
 

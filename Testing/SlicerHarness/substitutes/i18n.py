@@ -1,4 +1,4 @@
-"""Own substitute for ``slicer.i18n``: no translation."""
+"""Own substitute for ``slicer.i18n`` (as Base/Python/slicer/i18n.py without a translation): the text itself."""
 
 
 def translate(context, text):

@@ -1,5 +1,7 @@
 """Own substitute for ``slicer.parameterNodeWrapper``: typed attributes kept in a parameter node, and bound to widgets.
 
+As Base/Python/slicer/parameterNodeWrapper/wrapper.py and guiConnectors.py, as far as the module asks.
+
 Types: bool, int, float, str, Enum, a MRML node class, a Union of node classes and None.  Annotations: WithinRange,
 Choice.  Values are checked on writing.  Widgets are found by their ``SlicerParameterName`` property.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
@@ -25,6 +26,28 @@ CHOROID = ((0.0, 180), (0.02, 138), (0.06, 110), (0.116, 64), (0.232, 30), (0.35
 SPECKLE = 0.12, (0.70, 0.16, 0.83)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What an acquisition sees of an eye; A-scans A, B-scans B, depth K."""
+
+    eye: Eye
+    acquisition: Acquisition
+    #: A×B: eye coordinates of the A-scans, mm; depth of each layer's top in them, L×A×B mm; radius of vessels, mm.
+    x: np.ndarray
+    y: np.ndarray
+    tops: np.ndarray
+    radius: np.ndarray
+    #: K: depth of the pixels of an A-scan, mm; A×B×K: mm below Bruch's membrane.
+    pixel: np.ndarray
+    below: np.ndarray
+
+    def choroid(self, where: np.ndarray, depth: np.ndarray) -> np.ndarray:
+        """The choroid's grain, of deviation 1, at N voxels. where: A×B×K bool; depth: N, mm below Bruch's membrane."""
+        a, b, _ = np.nonzero(where)
+        places = np.stack([(self.x[a, b] + REACH) / 0.04, (self.y[a, b] + REACH) / 0.04, depth / 0.016])
+        return ndimage.map_coordinates(self.eye.choroid, places, order=1, mode="reflect")
+
+
 def scan(eye: Eye, acquisition: Acquisition, kind: str = "oct") -> Volume:
     """The volume (uint8, axes A-scan, B-scan, depth) of an acquisition. kind: "oct" or "octa"."""
     if kind not in ("oct", "octa"):
@@ -39,7 +62,7 @@ def scan(eye: Eye, acquisition: Acquisition, kind: str = "oct") -> Volume:
     below = pixel - bruch[..., None].astype(np.float32)  # mm below Bruch's membrane, A×B×K
     radius = eye.at(eye.vessels, x, y)
     render = _structure if kind == "oct" else _flow
-    volume = render(eye, q, x, y, below, tops, radius, pixel, random)
+    volume = render(_Seen(eye, q, x, y, tops, radius, pixel, below), random)
     return Volume(_spoil(volume, q, random), q.header, f"{kind} phantom")
 
 
@@ -48,16 +71,13 @@ def _positions(q: Acquisition, random: np.random.Generator) -> tuple[np.ndarray,
     fast, slow, _ = q.shape
     lines = np.arange(slow, dtype=float)
     for _ in range(q.stretch):
-        length = int(random.integers(3, max(4, slow // 12)))
-        start = int(random.integers(0, slow - length))
-        lines[start : start + length] = lines[start]
+        these = _some_lines(slow, 12, random)
+        lines[these] = lines[these.start]
     drift = ndimage.gaussian_filter1d(random.standard_normal((3, slow)), slow / 8, axis=1)
     drift /= drift.std(axis=1, keepdims=True) + 1e-9
     aside = 0.015 * drift[:2] * min(q.motion, 2)
     for _ in range(q.saccades):
-        length = int(random.integers(3, max(4, slow // 6)))
-        start = int(random.integers(0, slow - length))
-        aside[:, start : start + length] += random.normal(0, 0.12, (2, 1))
+        aside[:, _some_lines(slow, 6, random)] += random.normal(0, 0.12, (2, 1))
     jumps = random.standard_normal(slow) * q.motion / 1.13  # |difference of two| is 1.13 deviations on average
     axial = (jumps / np.sqrt(2) + 2.0 * q.motion * drift[2]) * q.axial
     # An affine part of the motion would be a part of the transform: it is taken out.
@@ -73,18 +93,17 @@ def _positions(q: Acquisition, random: np.random.Generator) -> tuple[np.ndarray,
     return x + aside[0], y + aside[1], down
 
 
-def _structure(
-    eye: Eye,
-    q: Acquisition,
-    x: np.ndarray,
-    y: np.ndarray,
-    below: np.ndarray,
-    tops: np.ndarray,
-    radius: np.ndarray,
-    pixel: np.ndarray,
-    random: np.random.Generator,
-) -> np.ndarray:
+def _some_lines(slow: int, share: int, random: np.random.Generator) -> slice:
+    """B-scans in a row: 3 to about a ``share``-th of all of them."""
+    length = int(random.integers(3, max(4, slow // share)))
+    start = int(random.integers(0, slow - length))
+    return slice(start, start + length)
+
+
+def _structure(seen: _Seen, random: np.random.Generator) -> np.ndarray:
     """OCT intensities, 0…255."""
+    eye, q, x, y = seen.eye, seen.acquisition, seen.x, seen.y
+    below, tops, radius, pixel = seen.below, seen.tops, seen.radius, seen.pixel
     surfaces = tops.astype(np.float32)[..., None]
     soft = np.float32(1 / max(0.006, q.axial))
     reflectance = eye.at(eye.reflectance, x, y)
@@ -97,13 +116,7 @@ def _structure(
     depths, curve = np.array(CHOROID).T
     deeper = below > 0
     profile = np.interp(below[deeper], depths, curve)
-    a, b, _ = np.nonzero(deeper)
-    texture = ndimage.map_coordinates(
-        eye.choroid,
-        np.stack([(x[a, b] + REACH) / 0.04, (y[a, b] + REACH) / 0.04, below[deeper] / 0.016]),
-        order=1,
-        mode="reflect",
-    )
+    texture = seen.choroid(deeper, below[deeper])
     volume[deeper] = profile * np.maximum(1 + 0.25 * texture * np.clip(below[deeper] / 0.03, 0, 1), 0.2)
     for fx, fy, above, size, height, value in eye.foci:
         far = ((x - fx) ** 2 + (y - fy) ** 2) / size**2
@@ -120,18 +133,10 @@ def _structure(
     return volume
 
 
-def _flow(
-    eye: Eye,
-    q: Acquisition,
-    x: np.ndarray,
-    y: np.ndarray,
-    below: np.ndarray,
-    tops: np.ndarray,
-    radius: np.ndarray,
-    pixel: np.ndarray,
-    random: np.random.Generator,
-) -> np.ndarray:
+def _flow(seen: _Seen, random: np.random.Generator) -> np.ndarray:
     """OCTA intensities, 0…255: vessels, their tails, and the noise of still tissue."""
+    eye, x, y, below = seen.eye, seen.x, seen.y, seen.below
+    tops, radius, pixel = seen.tops, seen.radius, seen.pixel
     still = np.float32(random.uniform(10, 28))
     inner, outer = tops[0][..., None].astype(np.float32), tops[3][..., None].astype(np.float32)
     inside = np.clip((pixel - inner) / 0.01, 0, 1)
@@ -148,13 +153,7 @@ def _flow(
     volume += 130 * deep * np.clip(1.5 - np.abs(pixel - outer - 0.02) / 0.016, 0, 1)
     # Below the pigment epithelium: the choriocapillaris, grainy, and projections of the vessels on it.
     near = (below > -0.035) & (below < 0.08)
-    a, b, _ = np.nonzero(near)
-    grain = ndimage.map_coordinates(
-        eye.choroid,
-        np.stack([(x[a, b] + REACH) / 0.04, (y[a, b] + REACH) / 0.04, np.abs(below[near]) / 0.016]),
-        order=1,
-        mode="reflect",
-    )
+    grain = seen.choroid(near, np.abs(below[near]))
     volume[near] += np.clip(85 + 45 * grain, 0, 200) * np.clip(1 - np.abs(below[near] - 0.02) / 0.06, 0, 1)
     return volume.astype(np.float32)
 
