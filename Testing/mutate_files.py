@@ -98,8 +98,8 @@ def series_file(folder: Path, ending: str, data: np.ndarray) -> Path:
     if ending.startswith(".nii"):
         nibabel.save(nibabel.Nifti1Image(np.moveaxis(frames, 0, -1), _MATRIX), path)
     elif ending == ".seq.nrrd":
-        sitk.WriteImage(sitk.GetImageFromArray(np.moveaxis(frames, 0, -1).T.copy().transpose(1, 2, 3, 0).copy(),
-                        isVector=True), str(path))  # fmt: skip
+        side_by_side = np.ascontiguousarray(np.transpose(frames, (3, 2, 1, 0)))  # k, j, i, frame
+        sitk.WriteImage(sitk.GetImageFromArray(side_by_side, isVector=True), str(path))
     else:
         sitk.WriteImage(sitk.GetImageFromArray(frames, isVector=False), str(path), ending == ".mha")
     return path

@@ -255,6 +255,19 @@ def test_a_series_that_ends_too_early_is_truncated(tmp_path, ending, encoding, i
     assert not list(tmp_path.glob(".series-*"))
 
 
+def test_a_checksum_that_does_not_fit_is_damage_and_what_follows_the_end_is_not(tmp_path):
+    image = nibabel.Nifti1Image(VALUES.astype(np.int16), TO_RAS)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    nrrd_file(tmp_path / "a.nrrd", encoding="gzip")
+    for name in ("a.nii.gz", "a.nrrd"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole + b"something behind")
+        assert open_series(tmp_path / name).count == COUNT
+        (tmp_path / name).write_bytes(whole[:-8] + bytes(4) + whole[-4:])
+        with pytest.raises(InputError, match=f"{name} is damaged"):
+            open_series(tmp_path / name)
+
+
 _ON_A_FULL_DISK = """
 import os, resource, sys
 from SpatialDiffusionCore.errors import InputError

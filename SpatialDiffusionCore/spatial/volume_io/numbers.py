@@ -7,6 +7,7 @@ memory is that of a frame, however many there are.
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import tempfile
 import zlib
@@ -50,6 +51,11 @@ class Layout:
         """Frames."""
         return self.sizes[0] if self.inside else self.sizes[-1]
 
+    @property
+    def bytes(self) -> int:
+        """Of all numbers, unpacked."""
+        return math.prod(self.sizes) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -71,7 +77,7 @@ class Numbers:
 
     def read(self, index: int) -> np.ndarray:
         """Frame ``index`` as a float32 array I×J×K. Raises InputError where the file ends before it does."""
-        wanted = int(np.prod(self.shape, dtype=np.int64))
+        wanted = math.prod(self.shape)
         start = self.offset + index * wanted * self.dtype.itemsize
         values = np.fromfile(self.path, self.dtype, wanted, offset=start)
         if values.size < wanted:
@@ -114,8 +120,7 @@ def _scratch_file(where) -> Iterator[tuple[tempfile.TemporaryDirectory, Any]]:
 
 def laid_down(layout: Layout, named: str, scratch) -> Numbers:
     """The frames of a layout, where they lie or in a scratch file; ``named``: the file that messages name."""
-    needed = layout.offset + int(np.prod(layout.sizes, dtype=np.int64)) * layout.dtype.itemsize
-    if not layout.packed and os.path.getsize(layout.path) < needed:
+    if not layout.packed and os.path.getsize(layout.path) < layout.offset + layout.bytes:
         raise truncated(named)
     if not layout.packed and not layout.inside:
         return Numbers(layout.path, layout.offset, layout.dtype, layout.shape)
@@ -154,7 +159,7 @@ def written_down(frames: Iterator[np.ndarray], shape, scratch) -> Numbers:
 
 
 def _pieces(source: BinaryIO, layout: Layout) -> Iterator[bytes]:
-    """The bytes of the numbers, unpacked; each piece is of whole voxels with all their numbers."""
+    """The bytes of the numbers, unpacked and no more; each piece is of whole voxels with all their numbers."""
     unit = layout.dtype.itemsize * (layout.count if layout.inside else 1)
     size = max(1, _PIECE // unit) * unit
     read: Callable[[int], bytes]
@@ -166,8 +171,12 @@ def _pieces(source: BinaryIO, layout: Layout) -> Iterator[bytes]:
         read = source.read
     if layout.skip:
         read(layout.skip)
-    while piece := read(size):
+    left = layout.bytes
+    while left and (piece := read(min(size, left))):
         yield piece
+        left -= len(piece)
+    while layout.packed and not left and read(size):
+        pass  # at the end is the checksum
 
 
 class _Inflated:
@@ -190,25 +199,27 @@ class _Inflated:
 
 def _spread(pieces: Iterator[bytes], file: BinaryIO, layout: Layout, named: str) -> None:
     """Write pieces so that the frames lie one behind the other. Raises InputError where there are too few."""
-    done, needed = 0, int(np.prod(layout.sizes, dtype=np.int64)) * layout.dtype.itemsize
-    frame_bytes = needed // layout.count
+    done = 0
     try:
         for piece in pieces:
-            piece = piece[: needed - done]
-            if layout.inside:
-                columns = np.frombuffer(piece, layout.dtype, len(piece) // layout.dtype.itemsize)
-                columns = columns[: len(columns) // layout.count * layout.count].reshape(-1, layout.count)
-                for index in range(layout.count):
-                    file.seek(index * frame_bytes + done // layout.count)
-                    file.write(columns[:, index].tobytes())
-            else:
-                file.write(piece)
+            _put(piece, done, file, layout)
             done += len(piece)
-            if done == needed:
-                return
     except EOFError as error:
         raise truncated(named) from error
     except (zlib.error, gzip.BadGzipFile) as error:
-        raise InputError(f"{named} is damaged: it cannot be unpacked; copy it again.") from error
-    if done < needed:
+        if done < layout.bytes or "Not a gzipped file" not in str(error):  # that is what follows the end
+            raise InputError(f"{named} is damaged: it cannot be unpacked; copy it again.") from error
+    if done < layout.bytes:
         raise truncated(named)
+
+
+def _put(piece: bytes, done: int, file: BinaryIO, layout: Layout) -> None:
+    """Write a piece, of whose numbers ``done`` bytes came before."""
+    if not layout.inside:
+        file.write(piece)
+        return
+    values = np.frombuffer(piece, layout.dtype, len(piece) // layout.dtype.itemsize)
+    columns = values[: len(values) // layout.count * layout.count].reshape(-1, layout.count)
+    for index in range(layout.count):
+        file.seek(index * (layout.bytes // layout.count) + done // layout.count)
+        file.write(columns[:, index].tobytes())
