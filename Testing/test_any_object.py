@@ -170,13 +170,15 @@ SURE = Evidence(0.8, 0.75, 0.8, 0.3, 1.0, 0.02, spread=0.002, margin=0.4, search
 def test_every_figure_can_only_speak_for_an_answer_the_better_it_is():
     worse = {
         "similarity": 0.3, "least_similarity": 0.2, "correlation": 0.2, "information": 0.05, "overlap": 0.3,
-        "strain": 0.5, "spread": 0.05, "margin": 0.0, "searches": 0.0, "refined": 0.0, "detour": 0.2, "agreement": 0.1,
+        "strain": 0.5, "spread": 0.05, "margin": 0.0, "lead": 0.0, "searches": 0.0, "refined": 0.0, "detour": 0.2,
+        "agreement": 0.1,
     }  # fmt: skip
     assert set(worse) == {f.name for f in fields(Evidence)}
+    known = {"detour": 0.005, "agreement": 0.99, "lead": 0.4}
     for strategy in confidence.coefficients()["strategies"]:
-        best = confidence.probability(replace(SURE, detour=0.005, agreement=0.99), strategy)
+        best = confidence.probability(replace(SURE, **known), strategy)
         for name, value in worse.items():
-            changed = replace(SURE, **{"detour": 0.005, "agreement": 0.99, name: value})
+            changed = replace(SURE, **{**known, name: value})
             assert confidence.probability(changed, strategy) <= best + 1e-12, (strategy, name)
 
 
