@@ -391,7 +391,7 @@ def test_the_single_shot_is_one_step_of_either_sampler_and_names_carry_their_ste
 
 def test_models_meet_the_modalities_they_know_told_or_not(heads, tmp_path):
     made = {t.name.split("/")[0]: t for t in todos("models", heads, tmp_path, subjects=1)}
-    assert set(made) == {"t1-brain", "oct", "octa"}  # the folder holds no other heads
+    assert set(made) == {"t1-brain", "oct", "octa", "any"}  # the folder holds no other heads
     methods = TASKS["models"].methods
     assert [m for m in methods if models.takes(m, "oct/eye00")][0] == "centers"
     assert models.takes("diffusion:t1-brain", "ct-head-neck/x") and not models.takes("diffusion:t1-brain", "oct/eye00")

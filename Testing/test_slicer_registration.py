@@ -20,6 +20,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     panel,
     qt,
     quick,
+    register,
     sameAsSeen,
     scene,
     sceneState,
@@ -53,12 +54,6 @@ def turnedInFull(turned):
 def press(panel):  # noqa: F811
     assert panel.ui.registerButton.enabled, panel.ui.registerButton.toolTip
     panel.ui.registerButton.click()
-
-
-def register(panel):  # noqa: F811
-    press(panel)
-    waitFor(panel)
-    assert panel.ui.messageFrame.isHidden(), panel.ui.messageLabel.text
 
 
 def untilStep(panel, index):  # noqa: F811

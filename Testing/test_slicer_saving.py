@@ -21,6 +21,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
     scripted,
     slicer,
     smallVolume,
+    untilStep,
     waitFor,
 )
 
@@ -47,10 +48,6 @@ def shift(*millimeters):
     matrix = np.eye(4)
     matrix[:3, 3] = millimeters
     return matrix
-
-
-def untilStep(window, index=3):
-    waitFor(window, lambda: window.ui.progressBar.maximum > 0 and window.ui.progressBar.value >= index)
 
 
 def withoutViews(saved):

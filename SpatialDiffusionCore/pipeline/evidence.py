@@ -16,7 +16,7 @@ class Evidence:
 
     similarity: local, over the tissue of the volume that finds more of itself in the other one; least_similarity: over
     that of the other. correlation, information: see similarity.py. overlap: the larger share of a volume's tissue that
-    lies in the other's field of view. strain: largest logarithm of a stretch. spread: between repeated refinements.
+    lies in the other's field of view. strain: see strain_of. spread: between repeated refinements.
     margin: by how much the answer ranks above the best candidate of another basin, both refined coarsely; lead: above
     the best answer of another basin, both refined in full. searches: the share of the
     independent searches whose best pose lies in the answer's basin. refined: 1, or 0 where the refinement was undone.
@@ -50,6 +50,8 @@ class Evidence:
 
 
 def strain_of(matrix: np.ndarray) -> float:
-    """The largest logarithm of a stretch of a 4×4 transform, one way or the other."""
-    stretches = np.linalg.svd(np.asarray(matrix, float)[:3, :3], compute_uv=False)
-    return float(np.abs(np.log(np.maximum(stretches, 1e-6))).max())
+    """How far a 4×4 transform squeezes: the largest logarithm of a stretch beside their mean, one way or the other. A
+    change of size alone is none.
+    """
+    stretches = np.log(np.maximum(np.linalg.svd(np.asarray(matrix, float)[:3, :3], compute_uv=False), 1e-6))
+    return float(np.abs(stretches - stretches.mean()).max())
