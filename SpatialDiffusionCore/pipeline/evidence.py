@@ -16,11 +16,11 @@ class Evidence:
 
     similarity: local, over the tissue of the volume that finds more of itself in the other one; least_similarity: over
     that of the other. correlation, information: see similarity.py. overlap: the larger share of a volume's tissue that
-    lies in the other's field of view. strain: see strain_of. spread: between repeated refinements.
-    margin: by how much the answer ranks above the best candidate of another basin, both refined coarsely; lead: above
-    the best answer of another basin, both refined in full. searches: the share of the
-    independent searches whose best pose lies in the answer's basin. refined: 1, or 0 where the refinement was undone.
-    agreement: of the network with the answer, 0…1. detour: how far from it the way round by a template ends.
+    lies in the other's field of view. strain: see strain_of. spread: between repeated refinements. margin: by how much
+    the answer ranks above the best candidate of another basin, both at most refined coarsely; lead: above the best
+    answer of another basin, both refined in full. searches: the share of the independent searches whose best pose lies
+    in the answer's basin. refined: 1, or 0 where the refinement was undone. agreement: of the network with the answer,
+    0…1. detour: how far from it the way round by a template ends.
 
     None where it was not asked, or cannot be told.
     """

@@ -34,7 +34,7 @@ NETWORK_CANDIDATES = 6
 
 #: A pose whose score is below this share of the best one's is not diffused: on clean brains the best wrong pose reaches
 #: 0.77 to 0.90 of the right one's correlation.
-RIVAL = 0.92
+PROMISING = 0.92
 
 #: Candidates of each look of the wide search that are compared.
 WIDE_CANDIDATES = 6
@@ -161,7 +161,7 @@ class Course:
         count = self._few_steps()
         if not count:
             return
-        promising = [c for c in self.candidates if c.score >= RIVAL or c.source == "network"]
+        promising = [c for c in self.candidates if c.score >= PROMISING or c.source == "network"]
         promising = promising[: NETWORK_CANDIDATES if self.settings.search is SearchMode.NETWORK else CANDIDATES + 1]
         worlds: list[np.ndarray] = []
         for worlds in self._diffused([c.world for c in promising], count):
