@@ -374,10 +374,15 @@ class Course:
             yield self.step("Refining", rivals[-1].world)
         other = None
         if rivals:
-            other = yield from self.refine(max(rivals, key=_rank))
+            # Between people's necks the network's word tells more than likeness does.
+            strongest = max(rivals, key=lambda one: (self.agreement(one.world) or 0.0, _rank(one)))
+            other = yield from self.refine(strongest)
         best = yield from self.verify(answer)
         rank = self.settings.strategy.rank
-        if other is None or rank(self.pair, other.world) <= rank(self.pair, answer.world):
+        # In one place the more alike is the better; elsewhere only all of the evidence tells.
+        if other is None or not (
+            self._elsewhere(other, best) or rank(self.pair, other.world) > rank(self.pair, best.world)
+        ):
             return best
         other = yield from self.verify(other)
         return max(best, other, key=lambda one: one.probability)
