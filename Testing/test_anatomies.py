@@ -196,7 +196,7 @@ def test_a_run_goes_on_where_it_was_and_a_copy_of_a_brain_is_right(data, tmp_pat
     anatomy_run.append(out, {**record, "case": "A/mouse-brain/other/0"})
     assert len(anatomy_run.read(out)) == 2
     assert "1 cases, 1 of them done" in capsys.readouterr().out
-    assert main([*command, "--table"]) == 0
+    assert main([*command[:5], "--table"]) == 0
     assert "2/2" in capsys.readouterr().out
 
 

@@ -196,15 +196,17 @@ class Course:
         return settings.polish or (settings.init is None and settings.search is not SearchMode.NONE)
 
     def _compared(self, candidate: Candidate, in_full: bool = False) -> Candidate:
-        """The candidate as it is or after a refinement, coarse or once in full, whichever makes the volumes more
-        alike.
+        """The candidate after a refinement, coarse or once in full; as it is where that leads to another basin and
+        makes the volumes less alike.
         """
         strategy, pair = self.settings.strategy, self.pair
         world = geometry.project(candidate.world, self.settings.transform, *pair.tissue)
         given = (pair.moving, pair.fixed, world, self.settings.transform, self.settings.seed)
         refined = strategy.refine(*given, enough=np.inf) if in_full else strategy.compared(*given)
-        rank, world = max(((strategy.rank(pair, w), w) for w in (refined, world)), key=lambda found: found[0])
-        return replace(candidate, world=world, rank=rank)
+        rank = strategy.rank(pair, refined)
+        if pair.apart(world, refined) > BASIN and strategy.rank(pair, world) > rank:
+            return replace(candidate, world=world, rank=strategy.rank(pair, world))
+        return replace(candidate, world=refined, rank=rank)
 
     def best(self) -> Candidate:
         """The candidate that makes the volumes most alike; where they are not compared, the network's choice or the
