@@ -38,15 +38,14 @@ PEAKS = 2
 
 
 class Look(NamedTuple):
-    """One way to compare whole volumes: by intensities or edges, over the common field of view or the common tissue."""
+    """One way to compare whole volumes over their common field of view: by intensities, or by edges."""
 
     edges: bool
-    within: str
 
 
 #: Edges find parts and inverted contrasts, intensities smooth organs. Over the field of view, so that what has nothing
 #: opposite counts against a pose.
-LOOKS = (Look(False, "support"), Look(True, "support"))
+LOOKS = (Look(False), Look(True))
 
 
 def wide_poses(moving: Cube, fixed: Cube, keep: int) -> Iterator[list[list[np.ndarray]]]:
@@ -62,9 +61,12 @@ def wide_poses(moving: Cube, fixed: Cube, keep: int) -> Iterator[list[list[np.nd
     for look in LOOKS:
         found: list[tuple[float, np.ndarray]] = []
         first: list[tuple[float, np.ndarray]] = []
+        views: dict[float, tuple[Overview, ...]] = {}
         for level, rotations in enumerate(_levels(first, found)):
             step = max(STEP if level else FIRST_STEP, largest)
-            stays, moves = (Overview.of(cube, box, look, step) for cube, box in zip((fixed, moving), boxes))
+            if step not in views:
+                views[step] = tuple(Overview.of(cube, box, look, step) for cube, box in zip((fixed, moving), boxes))
+            stays, moves = views[step]
             for start in range(0, len(rotations), 12):
                 part = _at_every_shift(stays, moves, rotations[start : start + 12])
                 (found if level else first).extend(part)
@@ -144,8 +146,7 @@ class Overview:
         """What of a cube's volume lies in a box, also outside the cube; step: mm between voxels."""
         fine = cube.on(_grid(box, step / 2, even=True))
         values = edge_strength(layers.blur(fine.values, 0.7)) * fine.support if look.edges else fine.values
-        tissue = fine.tissue if look.within == "tissue" else fine.support
-        values, mask = (F.avg_pool3d(v, 2)[0, 0] for v in (values, tissue))
+        values, mask = (F.avg_pool3d(v, 2)[0, 0] for v in (values, fine.support))
         to_ras = fine.grid.voxel_to_ras @ geometry.from_parts(2 * np.eye(3), np.full(3, 0.5))
         return cls(values, (mask > 0.5).to(values.dtype), to_ras)
 

@@ -396,7 +396,7 @@ class Course:
         for turned in ("moving", "fixed"):
             found = self._network_candidates(turned, NETWORK_CANDIDATES)
             yield self.step("Searching further", answer.world)
-            for worlds in self._diffused([c.world for c in found[:NETWORK_CANDIDATES]], self.diffusion_steps):
+            for worlds in self._diffused([c.world for c in found], self.diffusion_steps):
                 yield self.step("Searching further", answer.world)
             led = [Candidate(world, "network") for world in self.pair.plausible(worlds)]
             self.firsts.append(found[0].world)
