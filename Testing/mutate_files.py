@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -269,8 +270,8 @@ def main(minutes: float) -> int:
     return 1 if found else 0
 
 
-def in_a_child(kind: str, ending: str, seed: int) -> list[dict]:
-    """The findings of an attempt in a process of its own, since a library of C may end the process it is in.
+def in_a_child(kind: str, ending: str, seed: int, examples: int = 60) -> list[dict]:
+    """The findings of an attempt in a process of its own, since a library of C may end the process it is in, or never.
 
     The file that did is kept, and named.
     """
@@ -279,8 +280,10 @@ def in_a_child(kind: str, ending: str, seed: int) -> list[dict]:
     child = os.fork()
     if child == 0:
         tempfile.tempdir = folder
+        used_already = int(sum(os.times()[:2]))
+        resource.setrlimit(resource.RLIMIT_CPU, (used_already + 10 * LONGEST, resource.RLIM_INFINITY))
         with os.fdopen(write, "w") as file:
-            for finding in findings(kind, ending, seed):
+            for finding in findings(kind, ending, seed, examples):
                 file.write(json.dumps(finding) + "\n")
         os._exit(0)
     os.close(write)
@@ -294,10 +297,10 @@ def in_a_child(kind: str, ending: str, seed: int) -> list[dict]:
     return found
 
 
-def findings(kind: str, ending: str, seed: int) -> list[dict]:
+def findings(kind: str, ending: str, seed: int, examples: int) -> list[dict]:
     """What must not be, of one attempt."""
     try:
-        attempt(kind, ending, examples=60, seed=seed)
+        attempt(kind, ending, examples, seed)
     except BaseException as group:
         found = []
         for error in getattr(group, "exceptions", [group]):
@@ -308,7 +311,7 @@ def findings(kind: str, ending: str, seed: int) -> list[dict]:
     return []
 
 
-def attempt(kind: str, ending: str, examples: int, seed: int = 0) -> None:
+def attempt(kind: str, ending: str, examples: int, seed: int) -> None:
     """Damage files of a kind ``examples`` times; raises what must not be."""
     from hypothesis import seed as seeded
 

@@ -28,7 +28,7 @@ import numpy as np
 from ..errors import InputError
 from ..files import extension, written_whole
 from .geometry import as_affine
-from .transform_io import afni, dicom, flirt, itk, lta, ras, x5
+from .transform_io import afni, dicom, flirt, hdf5, itk, lta, ras, x5
 from .transform_io.text import ONLY_LINEAR, damaged, text_of
 from .volume_io import dicom as series
 
@@ -55,7 +55,6 @@ _BARE = {".mat": "flirt", ".txt": "ras", ".1d": "afni"}
 # A linear transform takes less than 10 kB; larger files hold displacements or B-spline coefficients.
 _LARGEST = 4 * 2**20
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def read_transform(path, moving=None, fixed=None, format: str | None = None) -> np.ndarray:
@@ -178,7 +177,7 @@ def _content(path) -> bytes:
 
 def _kind(content: bytes, path) -> str:
     """``hdf5``, ``text`` or ``matlab`` (three ways of ITK), ``x5``, ``dicom``, ``lta``, or ``numbers``."""
-    if content.startswith(_HDF5):
+    if content.startswith(hdf5.SIGNATURE):
         return "x5" if b"DimensionKinds" in content and b"TransformType" not in content else "hdf5"
     if content[128:132] == b"DICM":
         return "dicom"

@@ -17,6 +17,7 @@ import numpy as np
 from ...errors import InputError
 from ..geometry import as_affine
 from ..volume_io.itk import quiet_itk, silence_libraries
+from . import hdf5
 from .text import ONLY_LINEAR, damaged, finite, numbers, several, text_of, to_lps_inverse
 
 # How many parameters ITK's linear types have: where some are missing, ITK may read past the end of the list.
@@ -41,7 +42,6 @@ _PARAMETERS = {
     "VersorTransform": 3,
 }
 
-_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def read(content: bytes, kind: str, path) -> np.ndarray:
@@ -70,7 +70,7 @@ def _resampling(content: bytes, kind: str, path) -> np.ndarray:
     and SimpleITK cannot load some linear types outside a composite.
     """
     if kind == "hdf5":
-        _check_hdf5(content, path)
+        hdf5.check(content, path)
         transform = _itk_transform(content, ".h5", path)
         # ITK stores no count, but the name of each type appears once; a composite names itself and its parts.
         names = re.findall(rb"\w+_(?:double|float)_\d_\d", content)
@@ -145,13 +145,6 @@ def _parse_matlab(content: bytes, path) -> list[tuple[str, list[float], list[flo
     if len(arrays) % 2 or any(name != "fixed" for name, _ in arrays[1::2]):
         raise InputError(f"'{path}' is a MATLAB file but holds no transform of ITK; choose another file.")
     return [(name, values, fixed) for (name, values), (_, fixed) in zip(arrays[::2], arrays[1::2])]
-
-
-def _check_hdf5(content: bytes, path) -> None:
-    """Refuse a file that is cut off, on which HDF5 itself would print pages to the terminal."""
-    where = {0: 40, 1: 44, 2: 28, 3: 28}.get(content[8] if len(content) > 48 else -1)
-    if where is None or int.from_bytes(content[where : where + 8], "little") > len(content):
-        raise damaged(path)
 
 
 def _itk_transform(content: bytes, ending: str, path):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..geometry import as_affine, inverse
+from . import hdf5
 from .text import ONLY_LINEAR, damaged, several
 
 
@@ -22,6 +23,7 @@ def _h5py(path):
 def read(content: bytes, path) -> np.ndarray:
     """The matrix in an X5 file of one linear transform."""
     h5py = _h5py(path)
+    hdf5.check(content, path)
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
             if file.attrs.get("Format") not in ("X5", b"X5"):
