@@ -56,7 +56,6 @@ _BARE = {".mat": "flirt", ".txt": "ras", ".1d": "afni"}
 _LARGEST = 4 * 2**20
 
 
-
 def read_transform(path, moving=None, fixed=None, format: str | None = None) -> np.ndarray:
     """Read a linear transform.
 

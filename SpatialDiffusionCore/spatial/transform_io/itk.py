@@ -43,7 +43,6 @@ _PARAMETERS = {
 }
 
 
-
 def read(content: bytes, kind: str, path) -> np.ndarray:
     """The matrix in a file of ITK; kind: its way of storing, "hdf5", "text" or "matlab"."""
     return to_lps_inverse(_resampling(content, kind, path))
