@@ -141,12 +141,8 @@ def test_the_published_recipe_in_small(scans, tmp_path):
 def test_install_puts_the_model_where_programs_look(scans, tmp_path, monkeypatch):
     monkeypatch.setenv("SPATIAL_DIFFUSION_MODELS", str(tmp_path / "models"))
     run(scans, tmp_path / "run", steps=2)
-    assert (
-        train.main(
-            ["export", str(tmp_path / "run"), "--name", "mine", "--install", "--which", "last", "--measure", "0"]
-        )
-        == 0
-    )
+    named = ["--name", "mine", "--install", "--replace", "--which", "last", "--measure", "0"]
+    assert train.main(["export", str(tmp_path / "run"), *named]) == 0
     assert "mine" in catalog.catalog()
 
 

@@ -309,12 +309,21 @@ def test_a_model_of_ones_own_takes_no_bundled_models_place_unasked(finished, tmp
     base = ["export", str(finished), "-o", str(tmp_path / "m.safetensors"), "--which", "last", "--measure", "0"]
     assert train.main([*base, "--name", "t1-brain", "--install"]) == 2
     assert "take its place" in capsys.readouterr().err and not (tmp_path / "models").exists()
-    assert train.main([*base, "--name", "mine", "--install"]) == 0
+    # By another name, too: among models that know as much one's own is chosen.
+    assert train.main([*base, "--name", "mine", "--install"]) == 2
+    assert "t1-brain is now registered with the bundled model t1-brain" in capsys.readouterr().err
     assert catalog.choose(None, "t1-brain", "t1-brain").card.name == "t1-brain"
-    # One that knows nothing else would be preferred.
-    card = card_module.read_card(tmp_path / "m.safetensors")
-    assert export.displaced(replace(card, modalities={"t1-brain": 0})) == {"t1-brain": "t1-brain"}
-    assert export.displaced(replace(card, modalities={"knee-mri": 0})) == {}
+    card = replace(card_module.read_card(tmp_path / "m.safetensors"), name="mine")
+    for known, taken in (
+        (["any", "t1-brain"], {"t1-brain": "t1-brain"}),
+        (["t1-brain"], {"t1-brain": "t1-brain"}),
+        (["any", "t1-brain", "knee-mri"], {}),
+        (["any", "knee-mri"], {}),
+        (["any"], {"any": "anatomy"}),
+    ):
+        assert export.displaced(replace(card, modalities=dict.fromkeys(known, 0))) == taken
+    assert train.main([*base, "--name", "mine", "--install", "--replace"]) == 0
+    assert catalog.choose(None, "t1-brain", "t1-brain").card.name == "mine"
     assert train.main([*base, "--name", "t1-brain", "--install", "--replace"]) == 0
     assert catalog.find("t1-brain")[0].parent == tmp_path / "models"
 

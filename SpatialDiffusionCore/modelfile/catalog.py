@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,16 +108,26 @@ def choose(
                 f"it knows: {', '.join(found.card.modalities)}."
             )
         return found
-    installed = catalog()
-    # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
-    sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
-    for exact in (True, False):
-        # Among equals a model of one's own, which was asked for when it was installed.
-        for one in sorted(reversed(installed.values()), key=lambda one: sign * len(one.card.modalities)):
-            if all(key in one.card.modalities for key in wanted) if exact else one.card.serves(*wanted):
-                return one
-    known = sorted({key for one in installed.values() for key in one.card.modalities})
+    installed = list(catalog().values())
+    chosen = preferred(installed, wanted)
+    if chosen is not None:
+        return chosen
+    known = sorted({key for one in installed for key in one.card.modalities})
     raise ModelError(
         f"No installed model was trained for {' and '.join(dict.fromkeys(wanted))}; "
         f"installed models know: {', '.join(known) or 'nothing'}."
     )
+
+
+def preferred(models: Sequence[InstalledModel], wanted: tuple[str, str]) -> InstalledModel | None:
+    """Which of them `choose` takes for two modalities; None if none serves them.
+
+    models: as in `catalog`, the user's own last; among equals they win, since they were asked for when installed.
+    """
+    # Beside something else, what may be anything gets the model that has seen the most; else, as all, its own.
+    sign = -1 if "any" in wanted and wanted[0] != wanted[1] else 1
+    for exact in (True, False):
+        for one in sorted(reversed(models), key=lambda one: sign * len(one.card.modalities)):
+            if all(key in one.card.modalities for key in wanted) if exact else one.card.serves(*wanted):
+                return one
+    return None

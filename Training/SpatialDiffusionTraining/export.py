@@ -18,7 +18,7 @@ from SpatialDiffusionCore.files import written_whole
 from SpatialDiffusionCore.method.schedule import Schedule
 from SpatialDiffusionCore.modality import MODALITIES
 from SpatialDiffusionCore.modelfile.card import PARTS, ModelCard, ModelGrid, ModelPart, read_card
-from SpatialDiffusionCore.modelfile.catalog import BUNDLED, choose, user_folder
+from SpatialDiffusionCore.modelfile.catalog import BUNDLED, InstalledModel, catalog, preferred, user_folder
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
 
@@ -183,17 +183,15 @@ def attach(
 # --------------------------------------------------------------------------------------------- installing
 def displaced(found: ModelCard) -> dict[str, str]:
     """{modality: bundled model} whose place a model with this card would take, by its name or by what it is for."""
+    models = list(catalog().values())
+    new = InstalledModel(user_folder() / f"{found.name}.safetensors", found)
     out = {}
     for modality in MODALITIES:
-        path, now = choose(None, modality, modality)
-        if Path(path).parent != BUNDLED or modality not in now.modalities:
+        now = preferred(models, (modality, modality))
+        if now is None or now.path.parent != BUNDLED or modality not in now.card.modalities:
             continue
-        # What catalog.choose prefers: for one modality the model that knows the fewest, for anything the one that knows
-        # most.
-        more = len(found.modalities) - len(now.modalities)
-        preferred = modality in found.modalities and (more > 0 if modality == "any" else more < 0)
-        if preferred or found.name == now.name:
-            out[modality] = now.name
+        if found.name == now.card.name or preferred([*models, new], (modality, modality)) is new:
+            out[modality] = now.card.name
     return out
 
 

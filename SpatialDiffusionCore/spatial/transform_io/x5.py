@@ -37,7 +37,7 @@ def read(content: bytes, path) -> np.ndarray:
             matrix = np.array(entry["Transform"], float)
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
+    except Exception:  # h5py raises whatever the damage leads to: AttributeError and OverflowError, too
         raise damaged(path) from None
     if matrix.ndim == 3 and len(matrix) > 1:
         raise several(path)
