@@ -18,7 +18,7 @@ PROGRAMS = [
 
 
 @pytest.mark.parametrize(("program", "words"), PROGRAMS)
-def test_help_of_every_command(program, words, monkeypatch, capsys):
+def test_help_of_every_command(program, words, monkeypatch, capfd):
     if not program.startswith("SpatialDiffusionCore"):
         pytest.importorskip("SpatialDiffusionTraining.train", reason="needs the training package")
     main = importlib.import_module(program).main
@@ -37,7 +37,7 @@ def test_help_of_every_command(program, words, monkeypatch, capsys):
             status = main([*command, "--help"])  # a command of another package returns it
         except SystemExit as ended:
             status = ended.code
-        assert status == 0 and capsys.readouterr().out.startswith("usage:")
+        assert status == 0 and capfd.readouterr().out.startswith("usage:")
 
     help_of(*words.split())
     for name in list(found):
