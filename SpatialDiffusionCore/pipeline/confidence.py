@@ -81,10 +81,26 @@ def probability(evidence: Evidence, strategy: str) -> float:
     return apply(fitted.get(strategy, fitted["any"]), evidence)
 
 
+#: Ending of the name of what of a figure lies above its bend.
+ABOVE = " above"
+
+
+def bent(figures: dict[str, float | None], bends: dict[str, float]) -> dict[str, float | None]:
+    """Figures in two parts, up to their bend and from there on, so that each part has a weight of its own."""
+    found: dict[str, float | None] = {}
+    for name, value in figures.items():
+        bend = bends.get(name)
+        if bend is not None:
+            found[name + ABOVE] = None if value is None else max(value - bend, 0.0)
+            value = None if value is None else min(value, bend)
+        found[name] = value
+    return found
+
+
 def apply(fit: dict, evidence: Evidence) -> float:
     """The logistic of one strategy: an unknown figure counts as the usual one."""
     total = fit["intercept"]
-    for name, value in features(evidence).items():
+    for name, value in bent(features(evidence), fit["bends"]).items():
         if name in fit["weights"] and value is not None:
             total += fit["weights"][name] * (value - fit["usual"][name])
     return float(1 / (1 + np.exp(-total)))
@@ -92,7 +108,7 @@ def apply(fit: dict, evidence: Evidence) -> float:
 
 def accept_from() -> float:
     """The probability from which the search ends."""
-    return coefficients()["cutoffs"]["accept"]
+    return coefficients()["cutoffs"]["good"]
 
 
 def word(probability_: float) -> str:

@@ -11,6 +11,8 @@ from typing import Optional
 
 import numpy as np
 
+from SpatialDiffusionCore.pipeline.confidence import ABOVE, bent
+
 from . import tables
 
 #: The penalty on squared weights of standardized figures, as of a Gaussian of standard deviation 1 around no weight: it
@@ -23,13 +25,19 @@ BINS = 10
 #: Decimals of the coefficients that are written.
 DECIMALS = 5
 
+#: A figure is bent at this share of the wrong answers that it is known of, where there are so many: beyond it wrong
+#: ones are rare, and how far beyond tells less or more than below. Chosen among none, 50, 75 and 90 %
+#: by fits to other people (NOTES, "Stretched copies").
+BEND, ENOUGH_FOR_BEND = 0.9, 20
+
 Figures = dict[str, Optional[float]]
 
 
 def fit(rows: Sequence[Figures], right: Sequence[bool]) -> dict:
-    """{"intercept", "usual": {figure: value}, "weights": {figure: weight ≥ 0}} of a logistic regression.
+    """{"intercept", "bends", "usual": {figure: value}, "weights": {figure: weight ≥ 0}} of a logistic regression.
 
-    Every figure is the larger the likelier an answer is right, so no weight may be negative. An unknown figure (None)
+    Every figure is the larger the likelier an answer is right, so no weight may be negative; figures with a bend are in
+    two parts (pipeline/confidence.py). An unknown figure (None)
     counts as the usual one, the mean of those known. Figures without a weight are left out. Raises ValueError where all
     answers are right or all wrong.
     """
@@ -38,6 +46,8 @@ def fit(rows: Sequence[Figures], right: Sequence[bool]) -> dict:
     truth = np.asarray(right, float)
     if not len(truth) or truth.min() == truth.max():
         raise ValueError("a fit needs right and wrong answers")
+    bends = _bends(rows, truth)
+    rows = [bent(row, bends) for row in rows]
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     table = np.array([[np.nan if row[name] is None else row[name] for name in names] for row in rows], float)
     usual, scale = np.nanmean(table, axis=0), np.maximum(np.nanstd(table, axis=0), 1e-6)
@@ -55,16 +65,28 @@ def fit(rows: Sequence[Figures], right: Sequence[bool]) -> dict:
     weights = {name: w / s for name, w, s in zip(names, found[1:], scale) if w > 1e-4}
     return {
         "intercept": round(float(found[0]), DECIMALS),
+        "bends": {name: bend for name, bend in bends.items() if name in weights or name + ABOVE in weights},
         "usual": {n: round(float(u), DECIMALS) for n, u in zip(names, usual) if n in weights},
         "weights": {name: round(float(weight), DECIMALS) for name, weight in weights.items()},
     }
+
+
+def _bends(rows: Sequence[Figures], truth: np.ndarray) -> dict[str, float]:
+    """{figure: where it is bent}."""
+    bends = {}
+    for name in rows[0]:
+        values = [row[name] for row, right in zip(rows, truth) if not right and row[name] is not None]
+        if len(values) >= ENOUGH_FOR_BEND:
+            bends[name] = round(float(np.quantile(values, BEND)), DECIMALS)
+    return bends
 
 
 def probabilities(fitted: dict, rows: Sequence[Figures]) -> np.ndarray:
     """What a fit says of rows."""
     totals = []
     for row in rows:
-        known = [(name, row[name]) for name in fitted["weights"] if row.get(name) is not None]
+        parts = bent(row, fitted["bends"])
+        known = [(name, value) for name, value in parts.items() if name in fitted["weights"] and value is not None]
         totals.append(sum(fitted["weights"][name] * (value - fitted["usual"][name]) for name, value in known))
     return 1 / (1 + np.exp(-(fitted["intercept"] + np.array(totals, float))))
 
