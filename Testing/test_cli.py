@@ -407,6 +407,28 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
     assert shown("out") == ["four_1_to_fixed.tfm", "registrations_1.csv"]
 
 
+def test_apply_says_where_nothing_is_left(folder, capsys):
+    write_transform(geometry.from_parts(np.eye(3), (500.0, 0, 0)), "away.tfm")
+    words = ["moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moved.nii.gz", "--quiet", "--interpolation"]
+    for how in ("linear", "nearest"):
+        assert main(["apply", "away.tfm", *words, how]) == 0
+        assert "lies wholly outside the voxels of fixed.nii.gz, so the result is empty" in capsys.readouterr().err
+        assert not volume_file.load("moved.nii.gz").data.any()
+        assert main(["apply", "identity.tfm", *words, how]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_told_how_to_write(folder, capsys, monkeypatch):
+    os.rename("moving.nii.gz", "-moving.nii.gz")
+    words = ["apply", "identity.tfm", "-moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moved.nii.gz", "--quiet"]
+    monkeypatch.setattr("sys.argv", ["spatial-diffusion", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "write ./-moving.nii.gz for the file of that name" in capsys.readouterr().err
+    words[2] = "./-moving.nii.gz"
+    assert main(words) == 0
+
+
 def test_apply_moves_label_maps_without_touching_their_values(folder):
     labels = np.zeros((24, 26, 22), np.uint16)
     labels[5:12, 6:14, 8:18], labels[12:15, 6:14, 8:18] = 40000, 3

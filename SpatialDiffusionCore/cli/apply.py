@@ -33,6 +33,13 @@ EXAMPLES
 """
 
 
+#: What is said where nothing is left of what was moved.
+_EMPTY = (
+    "what was moved lies wholly outside the voxels of {reference}, so the result is empty; look whether the transform "
+    "belongs to these volumes and which way it goes (--invert)."
+)
+
+
 def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "apply", "move volumes, segmentations, points", APPLY, APPLY_EXAMPLES)
@@ -87,6 +94,7 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     """Write ``source``, moved, to ``target``; what to say of it, and the warnings of its header."""
     from ..spatial.point_file import extension_of, move_points
     from ..spatial.segmentation_file import is_segmentation, load_segmentation, save_segmentation
+    from ..spatial.volume import overlaps
     from ..spatial.volume_file import check_grid, load_frames
 
     if extension_of(source):
@@ -97,7 +105,8 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
         segments = load_segmentation(source)
         matrix = _matrix(arguments, segments.layers[0], reference)
         save_segmentation(segments.moved(reference, matrix), target)
-        return f"segments on {size} voxels of {reference.name}", segments.layers[0].warnings
+        empty = () if overlaps(segments.layers[0], reference, matrix) else (_EMPTY.format(reference=reference.name),)
+        return f"segments on {size} voxels of {reference.name}", (*segments.layers[0].warnings, *empty)
     unfit = check_grid(reference, target)
     beside = os.path.dirname(os.path.abspath(target))
     frames = load_frames(source, keep_type=arguments.interpolation == "nearest", scratch=beside)
@@ -105,7 +114,8 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     _write_moved(arguments, frames, source, target, reference, matrix)
     many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
     said = f"{many}{size} voxels of {reference.name}, {arguments.interpolation}"
-    return said, (*frames[0].warnings, *([unfit] if unfit else []))
+    empty = None if overlaps(frames[0], reference, matrix) else _EMPTY.format(reference=reference.name)
+    return said, (*frames[0].warnings, *(words for words in (unfit, empty) if words))
 
 
 def _matrix(arguments: argparse.Namespace, moving: Any, reference: Any) -> np.ndarray:
@@ -125,7 +135,7 @@ def _outputs(arguments: argparse.Namespace, inputs: list[str]) -> list[str]:
     path = arguments.output
     if not is_folder(path):
         if len(inputs) > 1:
-            raise InputError(f"Several inputs need a folder; write {os.path.splitext(path)[0]}/ instead of {path}.")
+            raise InputError(f"Several inputs need a folder; write {path[: -len(extension(path))]}/ instead of {path}.")
         outputs = [path]
     else:
         if not os.path.isdir(path):

@@ -146,6 +146,12 @@ def resample(
     return Volume(moved, reference.voxel_to_ras, volume.name)
 
 
+def overlaps(volume: Volume, reference, matrix) -> bool:
+    """Whether a voxel center of ``reference`` (Volume or Grid) lies in ``volume`` moved by ``matrix`` (4×4, RAS mm)."""
+    to_voxel = np.linalg.inv(np.asarray(matrix, float) @ volume.voxel_to_ras) @ reference.voxel_to_ras
+    return any(inside.any() for inside, _ in _nearest_voxels(to_voxel, tuple(reference.shape), volume.shape))
+
+
 def _of_type(value: float, dtype: np.dtype, name: str):
     """``value`` in the type of an array; InputError where the type does not hold it."""
     if dtype.kind in "iu":

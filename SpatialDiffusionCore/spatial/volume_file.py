@@ -14,7 +14,7 @@ from ..files import extension, written_together, written_whole
 from . import point_file
 from .volume import Volume
 from .volume_io import dicom, itk, mgh, nifti
-from .volume_io.stored import Frames, Stored
+from .volume_io.stored import Frames, Stored, not_3d
 
 NIFTI = (".nii", ".nii.gz")
 ITK_IMAGES = itk.EXTENSIONS
@@ -181,7 +181,7 @@ def _pick(stored: Stored, index: int | None, path: str) -> np.ndarray:
             raise InputError(f"{path} has no volume {index}; it holds volumes 0 to {count - 1}.")
         return data[..., index]
     if data.ndim != 3:
-        raise InputError(f"{path} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
+        raise not_3d(path, data.shape)
     if index not in (None, 0):
         raise InputError(f"{path} is not 4D, so @{index} selects nothing; leave it out.")
     return data

@@ -18,8 +18,8 @@ from ...errors import InputError
 from ...files import extension
 from .. import geometry
 from . import layout, numbers
-from .layout import Layout
-from .stored import Frames, Stored, first_line, unreadable
+from .numbers import Layout
+from .stored import Frames, Stored, first_line, not_3d, unreadable
 
 #: ITK's reader and writer for each extension. Named, because ITK itself goes by extensions, some in lower case only.
 IMAGE_IO = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
@@ -120,8 +120,7 @@ def read(path: str) -> Stored:
     except RuntimeError as error:
         raise unreadable(path, error) from error
     if image.GetDimension() < 3:
-        size = "×".join(map(str, image.GetSize()))
-        raise InputError(f"{path} is not a 3D volume: its array has shape {size}.")
+        raise not_3d(path, image.GetSize())
     data, frames = sitk.GetArrayFromImage(image), "volumes"
     if image.GetNumberOfComponentsPerPixel() > 1:
         data, frames = np.moveaxis(data, -1, 0), "numbers per voxel"

@@ -24,7 +24,7 @@ from ...errors import InputError
 from .. import geometry
 from . import numbers
 from .itk import header_matrix
-from .stored import Frames, Stored, corner_distance, unreadable
+from .stored import Frames, Stored, corner_distance, not_3d, unreadable
 
 EXTENSIONS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 
@@ -72,7 +72,7 @@ def read(path: str, keep_type: bool) -> Stored:
     except Exception as error:  # nibabel raises many kinds for damaged files
         raise unreadable(path, error, " as NIfTI") from error
     if data.ndim < 3:
-        raise InputError(f"{path} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
+        raise not_3d(path, data.shape)
     matrix, warnings = placed(header, data.shape, os.path.basename(path), path)
     return Stored(data, matrix, tuple(warnings))
 
