@@ -94,7 +94,6 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     """Write ``source``, moved, to ``target``; what to say of it, and the warnings of its header."""
     from ..spatial.point_file import extension_of, move_points
     from ..spatial.segmentation_file import is_segmentation, load_segmentation, save_segmentation
-    from ..spatial.volume import overlaps
     from ..spatial.volume_file import check_grid, load_frames
 
     if extension_of(source):
@@ -105,7 +104,7 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
         segments = load_segmentation(source)
         matrix = _matrix(arguments, segments.layers[0], reference)
         save_segmentation(segments.moved(reference, matrix), target)
-        empty = () if overlaps(segments.layers[0], reference, matrix) else (_EMPTY.format(reference=reference.name),)
+        empty = _where_empty(segments.layers[0], reference, matrix)
         return f"segments on {size} voxels of {reference.name}", (*segments.layers[0].warnings, *empty)
     unfit = check_grid(reference, target)
     beside = os.path.dirname(os.path.abspath(target))
@@ -114,8 +113,15 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     _write_moved(arguments, frames, source, target, reference, matrix)
     many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
     said = f"{many}{size} voxels of {reference.name}, {arguments.interpolation}"
-    empty = None if overlaps(frames[0], reference, matrix) else _EMPTY.format(reference=reference.name)
-    return said, (*frames[0].warnings, *(words for words in (unfit, empty) if words))
+    warnings = (*frames[0].warnings, *([unfit] if unfit else []), *_where_empty(frames[0], reference, matrix))
+    return said, warnings
+
+
+def _where_empty(moved: Any, reference: Any, matrix: np.ndarray) -> tuple[str, ...]:
+    """A warning where nothing of a volume that ``matrix`` (4×4, RAS mm) moves lies on the reference's voxels."""
+    from ..spatial.volume import overlaps
+
+    return () if overlaps(moved, reference, matrix) else (_EMPTY.format(reference=reference.name),)
 
 
 def _matrix(arguments: argparse.Namespace, moving: Any, reference: Any) -> np.ndarray:
