@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import nibabel
@@ -405,6 +408,35 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert main(["register", "moving.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out", "--quiet"]) == 0
     assert shown("out") == ["four_1_to_fixed.tfm", "registrations_1.csv"]
+
+
+STOPPED_WHILE_WRITING = """
+import os, signal, sys, threading, time
+from SpatialDiffusionCore.cli import main
+
+def stop():
+    while not any(".part" in name for name in os.listdir("out")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), number)
+
+number = int(sys.argv[1])  # which the tests' own process may ignore
+signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+threading.Thread(target=stop, daemon=True).start()
+words = ["long.nii.gz", "--reference", "long.nii.gz@0", "-o", "out/moved.nii.gz", "--interpolation", "cubic"]
+sys.exit(main(["apply", "identity.tfm", *words]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
+def test_nothing_half_written_is_left_by_whatever_stops_it(folder, number):
+    nibabel.save(nibabel.Nifti1Image(np.stack([blob()] * 400, -1), HEADER), "long.nii.gz")
+    os.mkdir("out")
+    start = [sys.executable, "-c", STOPPED_WHILE_WRITING, str(int(number))]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + number and "Traceback" not in done.stderr
+    assert "cancelled; files that were not complete are not there." in done.stderr
+    assert os.listdir("out") == []
 
 
 def test_apply_says_where_nothing_is_left(folder, capsys):
