@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import nibabel
@@ -405,6 +408,57 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert main(["register", "moving.nii.gz", "four.nii.gz@1", "fixed.nii.gz", "-o", "out", "--quiet"]) == 0
     assert shown("out") == ["four_1_to_fixed.tfm", "registrations_1.csv"]
+
+
+STOPPED_WHILE_WRITING = """
+import os, signal, sys, threading, time
+from SpatialDiffusionCore.cli import main
+
+def stop():
+    while not any(".part" in name for name in os.listdir("out")):
+        time.sleep(0.001)
+    os.kill(os.getpid(), number)
+
+number = int(sys.argv[1])  # which the tests' own process may ignore
+signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+threading.Thread(target=stop, daemon=True).start()
+words = ["long.nii.gz", "--reference", "long.nii.gz@0", "-o", "out/moved.nii.gz", "--interpolation", "cubic"]
+sys.exit(main(["apply", "identity.tfm", *words]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)])
+def test_nothing_half_written_is_left_by_whatever_stops_it(folder, number):
+    nibabel.save(nibabel.Nifti1Image(np.stack([blob()] * 400, -1), HEADER), "long.nii.gz")
+    os.mkdir("out")
+    start = [sys.executable, "-c", STOPPED_WHILE_WRITING, str(int(number))]
+    done = subprocess.run(start, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + number and "Traceback" not in done.stderr
+    assert "cancelled; files that were not complete are not there." in done.stderr
+    assert os.listdir("out") == []
+
+
+def test_apply_says_where_nothing_is_left(folder, capsys):
+    write_transform(geometry.from_parts(np.eye(3), (500.0, 0, 0)), "away.tfm")
+    words = ["moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moved.nii.gz", "--quiet", "--interpolation"]
+    for how in ("linear", "nearest"):
+        assert main(["apply", "away.tfm", *words, how]) == 0
+        assert "lies wholly outside the voxels of fixed.nii.gz, so the result is empty" in capsys.readouterr().err
+        assert not volume_file.load("moved.nii.gz").data.any()
+        assert main(["apply", "identity.tfm", *words, how]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_told_how_to_write(folder, capsys, monkeypatch):
+    os.rename("moving.nii.gz", "-moving.nii.gz")
+    words = ["apply", "identity.tfm", "-moving.nii.gz", "--reference", "fixed.nii.gz", "-o", "moved.nii.gz", "--quiet"]
+    monkeypatch.setattr("sys.argv", ["spatial-diffusion", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2 and "write ./-moving.nii.gz for the file of that name" in capsys.readouterr().err
+    words[2] = "./-moving.nii.gz"
+    assert main(words) == 0
 
 
 def test_apply_moves_label_maps_without_touching_their_values(folder):

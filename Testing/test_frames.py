@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -15,10 +16,11 @@ import nibabel
 import numpy as np
 import pytest
 
+from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.many.frames import open_series
 from SpatialDiffusionCore.spatial import geometry
-from SpatialDiffusionCore.spatial.volume import Volume
+from SpatialDiffusionCore.spatial.volume import Volume, resample
 from SpatialDiffusionCore.spatial.volume_file import load, save
 
 sitk = pytest.importorskip("SimpleITK", reason="ITK's own readers judge the frames")
@@ -270,6 +272,7 @@ def test_a_checksum_that_does_not_fit_is_damage_and_what_follows_the_end_is_not(
 
 _ON_A_FULL_DISK = """
 import os, resource, sys
+from SpatialDiffusionCore.cli import main
 from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.many.frames import open_series
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
@@ -344,3 +347,95 @@ def test_memory_does_not_grow_with_the_number_of_frames(tmp_path):
     ).stdout
     assert int(grown) < 40, f"{grown} MB more"  # two pieces of 16 MB
     assert open_series(paths[-1]).frame(119).min() == 7
+
+
+# apply, frame by frame
+
+
+def moved_by_apply(folder, source, *more):
+    """What ``apply`` makes of a series on a grid of its own, as nibabel's image."""
+    np.savetxt(folder / "move.txt", MOVE)
+    save(REFERENCE, folder / "reference.nii.gz")
+    out = folder / "out" / "moved.nii.gz"
+    out.parent.mkdir(exist_ok=True)
+    command = ["apply", folder / "move.txt", source, "--reference", folder / "reference.nii.gz", "-o", out, *more]
+    assert main([str(word) for word in command]) == 0
+    assert [path.name for path in out.parent.iterdir()] == [out.name], "what was unpacked is gone"
+    return nibabel.load(out)
+
+
+MOVE = geometry.from_parts(geometry.rotation_about([0, 0, 1], 0.2), (1.0, -2.0, 0.5))
+REFERENCE = Volume(np.zeros((6, 5, 4), np.float32), TO_RAS @ geometry.from_parts(np.diag([0.9, 1.1, 1.2]), (0.3, 0, 1)))
+
+
+@pytest.mark.parametrize("kind", ["u1", "<i2", ">i4", "<i8", "<f4", "scaled"])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_apply_moves_a_4d_nifti_as_it_moves_each_volume(tmp_path, ending, kind):
+    values = VALUES + (2**53 + 1 if kind == "<i8" else 0)  # which doubles do not hold
+    image = nibabel.Nifti1Image(
+        values.astype("f8" if kind == "scaled" else kind), TO_RAS, nibabel.Nifti1Header(endianness=">")
+    )
+    image.set_data_dtype("<i2" if kind == "scaled" else kind)
+    image.header.set_zooms((1, 2, 3, 720))
+    image.header.set_xyzt_units("mm", "msec")
+    nibabel.save(image, tmp_path / f"a{ending}")
+    for how in ("nearest", "linear"):
+        moved = moved_by_apply(tmp_path, tmp_path / f"a{ending}", "--interpolation", how)
+        assert moved.header.get_zooms()[3] == 720 and moved.header.get_xyzt_units() == ("mm", "msec")
+        np.testing.assert_allclose(moved.affine, REFERENCE.voxel_to_ras, atol=1e-5)
+        reference, move = load(tmp_path / "reference.nii.gz"), np.loadtxt(tmp_path / "move.txt")
+        for index in range(COUNT):
+            one = load(tmp_path / f"a{ending}@{index}", keep_type=how == "nearest")
+            expected = resample(one, reference, move, how).data
+            assert moved.get_data_dtype() == expected.dtype.newbyteorder("=")
+            np.testing.assert_array_equal(np.asarray(moved.dataobj)[..., index], expected)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mgz", ".txt.nrrd"])
+def test_apply_moves_other_series_as_it_moves_each_volume(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    if ending == ".mgz":
+        nibabel.save(nibabel.MGHImage(VALUES.astype(">i4"), TO_RAS), path)
+    else:
+        image = sitk.JoinSeries([sitk.GetImageFromArray(one) for one in VALUES.astype("i4").T])
+        image.SetSpacing((1.0, 2.0, 3.0, 1.0))
+        image.SetOrigin((-10.0, -20.0, 30.0, 0.0))
+        sitk.WriteImage(image, str(path), "txt" not in ending)
+        if "txt" in ending:  # which is read whole
+            head = path.read_bytes().split(b"\n\n", 1)[0].replace(b"encoding: raw", b"encoding: ascii")
+            path.write_bytes(head + b"\n\n" + " ".join(map(str, VALUES.ravel(order="F"))).encode())
+    moved = moved_by_apply(tmp_path, path, "--interpolation", "nearest")
+    for index in range(COUNT):
+        expected = resample(load(f"{path}@{index}", keep_type=True), REFERENCE, MOVE, "nearest").data
+        assert moved.get_data_dtype() == np.int32
+        np.testing.assert_array_equal(np.asarray(moved.dataobj)[..., index], expected)
+        assert expected.any()
+
+
+def test_apply_holds_one_volume_of_many(tmp_path):
+    shape, count = (40, 40, 40), 60
+    values = np.broadcast_to(np.arange(count, dtype=np.float32), (*shape, count))
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    np.savetxt(tmp_path / "move.txt", np.eye(4))
+    save(Volume(values[..., 0], np.eye(4)), tmp_path / "b.nii.gz")
+    command = ["apply", "move.txt", "a.nii", "--reference", "b.nii.gz", "-o", "c.nii.gz", "--quiet"]
+    here = [str(tmp_path / word) if "." in word else word for word in command]
+    main(here)  # what is imported once does not count
+    tracemalloc.start()
+    try:
+        assert main(here) == 0
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    moved = np.asarray(nibabel.load(tmp_path / "c.nii.gz").dataobj)
+    np.testing.assert_array_equal(moved[20, 20, 20], np.arange(count))
+    assert most < 15 * 4 * np.prod(shape), most  # one and its copies, not 60
+
+
+def test_a_4d_file_is_refused_before_the_work_where_the_format_has_no_4d(tmp_path, capsys):
+    nibabel.save(nibabel.Nifti1Image(VALUES.astype("i2"), TO_RAS), tmp_path / "a.nii.gz")
+    np.savetxt(tmp_path / "move.txt", MOVE)
+    words = ["move.txt", "a.nii.gz", "--reference", "a.nii.gz@0", "-o", "b.nrrd"]
+    assert main(["apply", *(str(tmp_path / word) if "." in word else word for word in words)]) == 1
+    assert "only NIfTI (.nii, .nii.gz) is written in 4D; rename" in capsys.readouterr().err
+    assert not (tmp_path / "b.nrrd").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from scipy.ndimage import gaussian_filter
 
 from SpatialDiffusionCore.errors import InputError
@@ -155,6 +156,36 @@ def test_the_background_can_be_said():
         v.resample(volume, volume, SHIFT, "nearest", background=1e5)
     with pytest.raises(InputError, match="cannot be stored"):
         v.resample(volume, volume, SHIFT, "nearest", background=0.5)
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(InputError, match="cannot be stored in map, which holds int16"):
+            v.resample(volume, volume, SHIFT, "nearest", background=value)
+
+
+@pytest.mark.parametrize("how", ["nearest", "linear", "cubic"])
+def test_no_face_is_lost_on_the_volumes_own_grid_however_it_is_turned(how):
+    draw = np.random.default_rng(0)
+    for shape in ((9, 8, 7), (9, 8, 1), (1, 1, 1)):
+        data = draw.random(shape).astype(np.float32) + 1
+        for _ in range(5):
+            matrix = g.from_parts(
+                np.linalg.qr(draw.normal(size=(3, 3)))[0] * draw.uniform(0.3, 3, 3), draw.normal(size=3)
+            )
+            volume = v.Volume(data, matrix)
+            assert np.allclose(v.resample(volume, volume, interpolation=how).data, data, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 7), (9, 8, 1)])
+def test_the_field_of_view_ends_where_it_ends_in_itk(shape):
+    volume = v.Volume(np.random.default_rng(1).random(shape).astype(np.float32) + 1, np.diag([2.0, 2.0, 2.0, 1.0]))
+    for shift in ((0.7, 0.5, -0.9), (-0.99, 3.1, 0.4), (0.0, -1.01, 0.0)):
+        # ITK's transform takes points of the grid to the volume, in LPS.
+        there = SimpleITK.TranslationTransform(3, (shift[0], shift[1], -shift[2]))
+        image = volume.to_simpleitk()
+        for how, itk in (("linear", SimpleITK.sitkLinear), ("cubic", SimpleITK.sitkBSpline)):
+            moved = v.resample(volume, volume, g.from_parts(np.eye(3), shift), how).data
+            expected = SimpleITK.GetArrayFromImage(SimpleITK.Resample(image, image, there, itk, 0.0)).T
+            assert np.array_equal(moved == 0, expected == 0)
+            assert np.allclose(moved, expected, atol=1e-5 if how == "linear" else 0.02)
 
 
 @pytest.mark.parametrize("how", ["linear", "cubic"])

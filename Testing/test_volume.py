@@ -602,3 +602,37 @@ def test_a_volume_with_little_in_it_is_still_prepared():
     data[100, 101, 7] = 1  # between the samples that the window is taken from
     prepared = sampling.prepare(v.Volume(data, np.eye(4)))
     assert prepared.window == (0.0, 1.0) and np.isfinite(prepared.tissue_center).all()
+
+
+@pytest.mark.parametrize("named, held, words", [
+    ("a.nii", ".nii.gz", "holds a NIfTI file packed by gzip; let its name end in .nii.gz"),
+    ("a.nii.gz", ".nii", "holds a NIfTI file that is not packed; let its name end in .nii"),
+    ("a.nrrd", ".nii.gz", "holds a NIfTI file packed by gzip; let its name end in .nii.gz"),
+    ("a.nii.gz", ".nrrd", "holds a NRRD file that is not packed; let its name end in .nrrd"),
+    ("a.mha", ".nrrd", "holds a NRRD file; let its name end in .nrrd"),
+    ("a.nrrd", ".mha", "holds a MetaImage file; let its name end in .mha"),
+    ("a.nii", "page", "holds a web page, as failed downloads do; download it again"),
+    ("a.nrrd", "page", "holds a web page, as failed downloads do; download it again"),
+    ("a.nii", "noise", r"\(no header of NIfTI\); copy or export it again"),
+])  # fmt: skip
+def test_a_name_that_does_not_fit_the_content_is_told(tmp_path, named, held, words):
+    if held == "page":
+        (tmp_path / named).write_bytes(b"\n<!DOCTYPE html><html>404</html>" * 20)
+    elif held == "noise":
+        (tmp_path / named).write_bytes(bytes(range(256)) * 4)
+    else:
+        volume_file.save(v.Volume(np.arange(60.0).reshape(3, 4, 5), np.eye(4)), tmp_path / f"b{held}")
+        (tmp_path / f"b{held}").rename(tmp_path / named)
+    with pytest.raises(InputError, match=words) as caught:
+        volume_file.load(tmp_path / named)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("shape, words", [
+    ((4, 5), "2 axes; export one with three axes"),
+    ((4, 5, 6, 1, 3), "a fifth axis; export one with three axes"),
+])  # fmt: skip
+def test_what_is_no_volume_is_told_what_to_do(tmp_path, shape, words):
+    nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.float32), np.eye(4)), tmp_path / "a.nii")
+    with pytest.raises(InputError, match=words):
+        volume_file.load(tmp_path / "a.nii")

@@ -33,6 +33,13 @@ EXAMPLES
 """
 
 
+#: What is said where nothing is left of what was moved.
+_EMPTY = (
+    "what was moved lies wholly outside the voxels of {reference}, so the result is empty; look whether the transform "
+    "belongs to these volumes and which way it goes (--invert)."
+)
+
+
 def add_parser(commands: Commands) -> None:
     """Put the command's parser among ``commands``."""
     parser = add_command(commands, "apply", "move volumes, segmentations, points", APPLY, APPLY_EXAMPLES)
@@ -97,14 +104,24 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
         segments = load_segmentation(source)
         matrix = _matrix(arguments, segments.layers[0], reference)
         save_segmentation(segments.moved(reference, matrix), target)
-        return f"segments on {size} voxels of {reference.name}", segments.layers[0].warnings
+        empty = _where_empty(segments.layers[0], reference, matrix)
+        return f"segments on {size} voxels of {reference.name}", (*segments.layers[0].warnings, *empty)
     unfit = check_grid(reference, target)
-    frames = load_frames(source, keep_type=arguments.interpolation == "nearest")
+    beside = os.path.dirname(os.path.abspath(target))
+    frames = load_frames(source, keep_type=arguments.interpolation == "nearest", scratch=beside)
     matrix = _matrix(arguments, frames[0], reference)
     _write_moved(arguments, frames, source, target, reference, matrix)
     many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
     said = f"{many}{size} voxels of {reference.name}, {arguments.interpolation}"
-    return said, (*frames[0].warnings, *([unfit] if unfit else []))
+    warnings = (*frames[0].warnings, *([unfit] if unfit else []), *_where_empty(frames[0], reference, matrix))
+    return said, warnings
+
+
+def _where_empty(moved: Any, reference: Any, matrix: np.ndarray) -> tuple[str, ...]:
+    """A warning where nothing of a volume that ``matrix`` (4×4, RAS mm) moves lies on the reference's voxels."""
+    from ..spatial.volume import overlaps
+
+    return () if overlaps(moved, reference, matrix) else (_EMPTY.format(reference=reference.name),)
 
 
 def _matrix(arguments: argparse.Namespace, moving: Any, reference: Any) -> np.ndarray:
@@ -124,7 +141,7 @@ def _outputs(arguments: argparse.Namespace, inputs: list[str]) -> list[str]:
     path = arguments.output
     if not is_folder(path):
         if len(inputs) > 1:
-            raise InputError(f"Several inputs need a folder; write {os.path.splitext(path)[0]}/ instead of {path}.")
+            raise InputError(f"Several inputs need a folder; write {path[: -len(extension(path))]}/ instead of {path}.")
         outputs = [path]
     else:
         if not os.path.isdir(path):
@@ -153,32 +170,33 @@ def _ending(path: str) -> str:
 def _write_moved(
     arguments: argparse.Namespace, frames: Sequence[Any], source: str, target: str, reference: Any, matrix: np.ndarray
 ) -> None:
-    """Write volumes of one grid moved by ``matrix`` (4×4, RAS mm): one, or several as a 4D file."""
+    """Write volumes of one grid moved by ``matrix`` (4×4, RAS mm): one, or several as a 4D file, one by one."""
     from ..spatial.volume import resample
-    from ..spatial.volume_file import save
+    from ..spatial.volume_file import NIFTI, save
+    from ..spatial.volume_io.nifti import written_frames
 
-    moved = [resample(one, reference, matrix, arguments.interpolation, arguments.background) for one in frames]
-    if len(moved) == 1:
-        save(moved[0], target)
+    def moved(index: int) -> Any:
+        return resample(frames[index], reference, matrix, arguments.interpolation, arguments.background)
+
+    if len(frames) == 1:
+        save(moved(0), target)
         return
-    import nibabel
-    import numpy as np
-
-    if extension(target) not in (".nii", ".nii.gz"):
+    if extension(target) not in NIFTI:
         raise InputError(f"{source} is 4D, and only NIfTI (.nii, .nii.gz) is written in 4D; rename {target}.")
-    image = moved[0].to_nibabel()
-    series = nibabel.Nifti1Image(np.stack([one.data for one in moved], -1), None, image.header)
-    step, unit = _time_step(source)
-    series.header.set_zooms((*image.header.get_zooms()[:3], step))
-    series.header.set_xyzt_units("mm", unit)
-    with written_whole(target) as temporary:
-        nibabel.save(series, os.fspath(temporary))
+    first = moved(0).storable()
+    step = _time_step(source, frames)
+    with written_whole(target) as part, written_frames(str(part), reference, len(frames), first.dtype, step) as write:
+        write(first)
+        for index in range(1, len(frames)):
+            write(moved(index).data)
 
 
-def _time_step(source: str) -> tuple[float, str]:
-    """Time between the volumes of a 4D file, and its unit; 1 second where the file is no NIfTI."""
-    if extension(source) not in (".nii", ".nii.gz"):
-        return 1.0, "sec"
+def _time_step(source: str, frames: Sequence[Any]) -> tuple[float, str]:
+    """Time between the volumes of a 4D file, and its unit; 1 second where the file does not say."""
+    from ..spatial.volume_file import NIFTI
+
+    if extension(source) not in NIFTI:
+        return getattr(frames, "interval", None) or 1.0, "sec"
     import nibabel
 
     header: Any = nibabel.load(source).header

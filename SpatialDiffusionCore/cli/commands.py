@@ -31,6 +31,4 @@ def commands_for(transform: str, moving: str, fixed: str, format: str | None = N
         ]
     if held == "afni":
         return [f"AFNI:       3dAllineate -source {m} -base {f} -1Dmatrix_apply {t} -prefix {moved}"]
-    if held == "afni":
-        return [f"AFNI:       3dAllineate -base {f} -input {m} -1Dmatrix_apply {t} -prefix {moved}"]
     return [f"here:       spatial-diffusion apply {t} {m} --reference {f} -o {moved}"]

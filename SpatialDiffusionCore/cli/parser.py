@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
+import sys
 import textwrap
 from typing import NoReturn
 
@@ -43,7 +45,9 @@ class Parser(argparse.ArgumentParser):
     """One line on stderr for a wrong command line, exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message[:1].upper()}{message[1:]} (see {self.prog} --help)\n")
+        dashed = next((word for word in sys.argv[1:] if word.startswith("-") and os.path.exists(word)), None)
+        hint = f"write ./{dashed} for the file of that name; " if dashed else ""
+        self.exit(2, f"{self.prog}: {message[:1].upper()}{message[1:]} ({hint}see {self.prog} --help)\n")
 
 
 def _width() -> int:

@@ -98,14 +98,16 @@ class SeriesRegistration:
         return corrected(self.series, index, self.matrices[index], interpolation)
 
 
-def corrected(series: Series, index: int, matrix: np.ndarray, interpolation: str = "cubic") -> np.ndarray:
-    """A frame laid on the reference by ``matrix`` (4×4, frame → reference, RAS mm), float32."""
+def corrected(
+    series: Series, index: int, matrix: np.ndarray, interpolation: str = "cubic", whole_voxels: bool = True
+) -> np.ndarray:
+    """A frame laid on the reference by ``matrix`` (4×4, frame → reference, RAS mm), float32; see ``resample``."""
     volume = series.volume(index)
     if np.array_equal(matrix, np.eye(4)):
         return volume.data
     if not np.isfinite(volume.data).all():
         volume = type(volume)(np.nan_to_num(volume.data, posinf=0.0, neginf=0.0), volume.voxel_to_ras, volume.name)
-    return resample(volume, volume, matrix, interpolation).data
+    return resample(volume, volume, matrix, interpolation, whole_voxels=whole_voxels).data
 
 
 @dataclass(frozen=True)
@@ -376,7 +378,7 @@ class _Motion:
         chosen = good[np.unique(np.linspace(0, len(good) - 1, min(AVERAGED, len(good))).round().astype(int))]
         for index in chosen:
             # Cubic: a linear mean is smoother than the frames, and the reference frame ends 0.05 mm beside it.
-            total += corrected(self.series, int(index), self.in_ras(answers[index][0]))
+            total += corrected(self.series, int(index), self.in_ras(answers[index][0]), whole_voxels=False)
         return (total / len(chosen)).astype(np.float32)
 
     def in_ras(self, found: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ Names follow BIDS derivatives and fMRIPrep: of ``sub-01_task-rest_bold.nii.gz`` 
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 from pathlib import Path
@@ -22,10 +21,11 @@ from typing import Callable
 import numpy as np
 
 from ..files import written_whole
-from ..spatial import geometry, volume_file
+from ..spatial import volume_file
 from ..spatial.transform_file import write_transform
 from ..spatial.transform_io import afni
-from ..spatial.volume import Volume
+from ..spatial.volume import Grid, Volume
+from ..spatial.volume_io import nifti
 from .motion import SeriesRegistration
 from .motion_plot import plot
 
@@ -129,23 +129,14 @@ def _write_transforms(result: SeriesRegistration, paths: dict) -> None:
 
 def write_series(result: SeriesRegistration, path, mean_path=None, on_frame=None) -> None:
     """The corrected series as a 4D NIfTI of float32, frame by frame, and its mean; memory is that of a frame."""
-    import nibabel
-
     series = result.series
-    header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.float32)
-    header.set_data_shape((*series.shape, series.count))
-    header.set_zooms((*geometry.spacing(series.voxel_to_ras), series.interval or 1.0))
-    header.set_sform(series.voxel_to_ras, code="scanner")
-    header.set_qform(series.voxel_to_ras, code="scanner", strip_shears=True)
-    header.set_xyzt_units("mm", "sec")
-    header["magic"], header["vox_offset"] = b"n+1", 352
+    grid = Grid(series.shape, series.voxel_to_ras)
     total = np.zeros(series.shape)
-    with written_whole(path) as temporary, gzip.GzipFile(temporary, "wb", compresslevel=1, mtime=0) as file:
-        file.write(header.binaryblock + b"\0\0\0\0")
+    step = series.interval or 1.0, "sec"
+    with written_whole(path) as part, nifti.written_frames(str(part), grid, series.count, np.float32, step) as write:
         for index in range(series.count):
             values = result.corrected(index)
-            file.write(np.asarray(values, "<f4").tobytes(order="F"))
+            write(values)
             total += np.nan_to_num(values)
             if on_frame is not None:
                 on_frame(index, series.count)

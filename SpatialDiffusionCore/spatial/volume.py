@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,13 +106,22 @@ def validate(volume: Volume, role: str = "") -> None:
 
 
 def resample(
-    volume: Volume, reference, matrix=None, interpolation: str = "linear", background: float | None = None
+    volume: Volume,
+    reference,
+    matrix=None,
+    interpolation: str = "linear",
+    background: float | None = None,
+    whole_voxels: bool = True,
 ) -> Volume:
     """``volume`` moved by ``matrix`` (4×4, RAS → RAS, to parent) and sampled on the voxels of ``reference``.
 
     ``reference`` is a Volume or Grid. ``nearest`` keeps the type and only uses values that occur (label maps);
     ``linear`` and ``cubic`` give float32; they interpolate among finite values, and where the nearest voxel is NaN or
     infinite the result is, too. Outside the field of view: ``background``, by default 0, or air in CT.
+
+    The field of view ends half a voxel beyond the outermost voxel centers, as in ITK; between the two lies the value
+    at the edge. Without ``whole_voxels`` it ends at the centers (``linear`` and ``cubic``), where a grid that is the
+    volume's own up to rounding loses its faces.
     """
     if interpolation not in INTERPOLATIONS:
         raise InputError(f"Unknown interpolation {interpolation!r}; choose one of: {', '.join(INTERPOLATIONS)}.")
@@ -128,36 +138,51 @@ def resample(
     with np.errstate(over="ignore"):
         data = np.asarray(volume.data, np.float32)
     if intensity.is_finite(data):
-        moved = _interpolated(data, to_voxel, shape, interpolation, outside)
+        moved = _interpolated(data, to_voxel, shape, interpolation, outside, whole_voxels)
     else:
-        moved = _interpolated(_nearest_finite(data), to_voxel, shape, interpolation, outside)
+        moved = _interpolated(_nearest_finite(data), to_voxel, shape, interpolation, outside, whole_voxels)
         nearest = _nearest(data, to_voxel, shape, np.float32(0.0))
         moved = np.where(np.isfinite(nearest), moved, nearest)
     return Volume(moved, reference.voxel_to_ras, volume.name)
+
+
+def overlaps(volume: Volume, reference, matrix) -> bool:
+    """Whether a voxel center of ``reference`` (Volume or Grid) lies in ``volume`` moved by ``matrix`` (4×4, RAS mm)."""
+    to_voxel = np.linalg.inv(np.asarray(matrix, float) @ volume.voxel_to_ras) @ reference.voxel_to_ras
+    return any(inside.any() for inside, _ in _nearest_voxels(to_voxel, tuple(reference.shape), volume.shape))
 
 
 def _of_type(value: float, dtype: np.dtype, name: str):
     """``value`` in the type of an array; InputError where the type does not hold it."""
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        if not (value == int(value) and limits.min <= value <= limits.max):
+        if not (np.isfinite(value) and value == int(value) and limits.min <= value <= limits.max):
             raise InputError(f"The background {value:g} cannot be stored in {name}, which holds {dtype.name} values.")
     return dtype.type(value)
 
 
-def _interpolated(data: np.ndarray, to_voxel: np.ndarray, shape, interpolation: str, outside: float) -> np.ndarray:
+def _interpolated(
+    data: np.ndarray, to_voxel: np.ndarray, shape, interpolation: str, outside: float, whole_voxels: bool
+) -> np.ndarray:
     from scipy.ndimage import affine_transform
 
-    return affine_transform(
+    # Beyond the outermost centers splines go on mirrored, as they were fitted (Unser, IEEE Signal Processing Magazine
+    # 16(6):22, 1999) and as ITK's do; the linear interpolation of ITK takes the value at the edge.
+    beyond = "nearest" if interpolation == "linear" else "mirror"
+    result = affine_transform(
         data,
         to_voxel[:3, :3],
         to_voxel[:3, 3],
         shape,
         order=INTERPOLATIONS[interpolation],
-        mode="constant",
+        mode=beyond if whole_voxels else "constant",
         cval=outside,
         output=np.float32,
     )
+    if whole_voxels:
+        for plane, (inside, _) in zip(result, _nearest_voxels(to_voxel, shape, data.shape)):
+            plane[~inside] = outside
+    return result
 
 
 def _nearest_finite(data: np.ndarray) -> np.ndarray:
@@ -173,17 +198,24 @@ def _nearest_finite(data: np.ndarray) -> np.ndarray:
 def _nearest(data, to_voxel, shape, outside):
     """Nearest-neighbor sampling that never converts values (scipy goes through float64, too little for int64)."""
     result = np.full(shape, outside, dtype=data.dtype)
-    j, k = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
-    for i in range(shape[0]):  # plane by plane, to bound memory
-        inside, indices = True, []
+    for plane, (inside, indices) in zip(result, _nearest_voxels(to_voxel, shape, data.shape)):
+        # Only what is inside is sure to be a number that integers hold.
+        plane[inside] = data[tuple(index[inside].astype(np.int64) for index in indices)]
+    return result
+
+
+def _nearest_voxels(to_voxel, shape, size) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """For each plane of a grid of ``shape``, to bound memory: (which of its voxels lie in an array of ``size``, the
+    indices of the nearest voxel there along each axis, whole numbers as floats)."""
+    j, k = np.arange(shape[1])[:, None], np.arange(shape[2])[None, :]
+    for i in range(shape[0]):
+        inside, indices = np.ones(shape[1:], bool), []
         for axis in range(3):
             row = to_voxel[axis]
             index = np.floor(row[0] * i + row[1] * j + row[2] * k + (row[3] + 0.5))
-            inside = inside & (index >= 0) & (index < data.shape[axis])
+            inside &= (index >= 0) & (index < size[axis])
             indices.append(index)
-        # Only what is inside is sure to be a number that integers hold.
-        result[i][inside] = data[tuple(index[inside].astype(np.int64) for index in indices)]
-    return result
+        yield inside, indices
 
 
 @dataclass(frozen=True)

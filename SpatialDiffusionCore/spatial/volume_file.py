@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from ..files import extension, written_together, written_whole
 from . import point_file
 from .volume import Volume
 from .volume_io import dicom, itk, mgh, nifti
-from .volume_io.stored import Stored
+from .volume_io.stored import Frames, Stored, not_3d
 
 NIFTI = (".nii", ".nii.gz")
-ITK_IMAGES = (".nrrd", ".nhdr", ".mha", ".mhd")
+ITK_IMAGES = itk.EXTENSIONS
 
 #: What ``save`` writes.
 WRITTEN = NIFTI + ITK_IMAGES
@@ -55,23 +56,52 @@ def header_warnings(path) -> tuple[str, ...]:
     return itk.header_warnings(file) if ending in ITK_IMAGES else ()
 
 
-def load_frames(path, keep_type: bool = False) -> list[Volume]:
-    """All volumes of a file: one, or those of a 4D file, on one grid; one where ``FILE@N`` chooses it. As ``load``."""
+class VolumeFrames(Sequence[Volume]):
+    """The volumes of a 4D file, on one grid; each is read when it is asked for. interval: seconds from one to the next,
+    where the file says it."""
+
+    def __init__(self, found: Frames, path: str, keep_type: bool):
+        self.interval = found.interval
+        self._found, self._path, self._keep_type = found, path, keep_type
+
+    def __len__(self) -> int:
+        return self._found.count
+
+    def __getitem__(self, index: Any) -> Any:
+        data = self._found.source.read(range(len(self))[index], self._keep_type)
+        return _volume(data, self._found, self._path, self._keep_type)
+
+
+def load_frames(path, keep_type: bool = False, scratch=None) -> Sequence[Volume]:
+    """All volumes of a file: one, or those of a 4D file, on one grid; one where ``FILE@N`` chooses it. As ``load``.
+
+    Those of a 4D file are read one at a time; a packed file is first unpacked into a folder within ``scratch`` (by
+    default the system's). What each format's ``frames`` cannot do so, text for instance, is read whole.
+    """
     file, index = split_index(path)
     if index is not None or os.path.isdir(file) or _is_dicom(file):
         return [load(path, keep_type)]
+    _check_file(file)
+    ending = extension(file)
+    reader = next((one for one in (nifti, mgh, itk) if ending in one.EXTENSIONS), None)
+    if reader is not None and reader.holds_frames(file):
+        return VolumeFrames(reader.frames(file, scratch), path, keep_type)
     stored = _read(file, keep_type)
     count = stored.data.shape[3] if stored.data.ndim == 4 and stored.frames == "volumes" else 1
     chosen = range(count) if count > 1 else [None]
     return [_volume(_pick(stored, one, file), stored, path, keep_type) for one in chosen]
 
 
-def _read(file: str, keep_type: bool) -> Stored:
-    """The content of a file that is not DICOM."""
-    ending = extension(file)
+def _check_file(file: str) -> None:
     if not os.path.isfile(file):
         raise InputError(f"{file} does not exist.")
     check_not_empty(file)
+
+
+def _read(file: str, keep_type: bool) -> Stored:
+    """The content of a file that is not DICOM."""
+    _check_file(file)
+    ending = extension(file)
     if ending in nifti.EXTENSIONS:
         return nifti.read(file, keep_type)
     if ending in ITK_IMAGES:
@@ -96,7 +126,7 @@ def _is_dicom(file: str) -> bool:
     )
 
 
-def _volume(data: np.ndarray, stored: Stored, path, keep_type: bool) -> Volume:
+def _volume(data: np.ndarray, stored: Stored | Frames, path, keep_type: bool) -> Volume:
     """One of the volumes in a file as callers get it."""
     if not keep_type and data.dtype.kind in "biuf":
         with np.errstate(over="ignore"):  # beyond float32: infinite, which is dealt with where the volume is used
@@ -151,7 +181,7 @@ def _pick(stored: Stored, index: int | None, path: str) -> np.ndarray:
             raise InputError(f"{path} has no volume {index}; it holds volumes 0 to {count - 1}.")
         return data[..., index]
     if data.ndim != 3:
-        raise InputError(f"{path} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
+        raise not_3d(path, data.shape)
     if index not in (None, 0):
         raise InputError(f"{path} is not 4D, so @{index} selects nothing; leave it out.")
     return data

@@ -90,8 +90,9 @@ def _matrix_of(item: Any, path) -> np.ndarray:
     # The order of the items is that of the multiplication (C.20.2.1.1), which programs read either way.
     if not np.allclose(ahead, behind, rtol=0, atol=1e-6):
         raise InputError(
-            f"'{path}' gives a transform as a product of {len(parts)} matrices, whose order programs take differently; "
-            "save it as one matrix."
+            f"'{path}' gives a transform as a product of {len(parts)} matrices, and their order, which programs take "
+            "differently, matters in it; export it as one matrix, or open it in the program that made it and save the "
+            "transform there as .tfm or as a 4×4 matrix."
         )
     return as_affine(ahead, f"The matrix in '{path}'")
 

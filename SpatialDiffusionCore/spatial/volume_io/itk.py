@@ -18,10 +18,13 @@ from ...errors import InputError
 from ...files import extension
 from .. import geometry
 from . import layout, numbers
-from .stored import Frames, Stored, first_line, unreadable
+from .numbers import Layout
+from .stored import Frames, Stored, first_line, not_3d, unreadable
 
 #: ITK's reader and writer for each extension. Named, because ITK itself goes by extensions, some in lower case only.
 IMAGE_IO = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
+
+EXTENSIONS = tuple(IMAGE_IO)
 
 
 @contextmanager
@@ -117,8 +120,7 @@ def read(path: str) -> Stored:
     except RuntimeError as error:
         raise unreadable(path, error) from error
     if image.GetDimension() < 3:
-        size = "×".join(map(str, image.GetSize()))
-        raise InputError(f"{path} is not a 3D volume: its array has shape {size}.")
+        raise not_3d(path, image.GetSize())
     data, frames = sitk.GetArrayFromImage(image), "volumes"
     if image.GetNumberOfComponentsPerPixel() > 1:
         data, frames = np.moveaxis(data, -1, 0), "numbers per voxel"
@@ -135,19 +137,9 @@ def frames(path: str, scratch) -> Frames:
 
     Of other files (text, several files of data, other packings) all are read once and laid into ``scratch``.
     """
-    _check(path)
-    try:
-        with quiet_itk() as sitk:
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(path)
-            reader.SetImageIO(IMAGE_IO[extension(path)])
-            reader.ReadImageInformation()
-            dimension, listed, size = reader.GetDimension(), reader.GetNumberOfComponents(), reader.GetSize()
-            matrix, steps = _matrix(reader) if dimension > 2 else np.eye(4), reader.GetSpacing()
-    except RuntimeError as error:
-        raise unreadable(path, error) from error
+    dimension, listed, size, matrix, steps = _header(path)
     count = listed if dimension == 3 else size[3] if dimension == 4 and listed == 1 else 1
-    known = layout.of_nrrd(path) if IMAGE_IO[extension(path)] == "NrrdImageIO" else layout.of_metaimage(path)
+    known = _layout(path)
     source: Any
     if known is not None and (known.shape, known.count) == (tuple(size[:3]), count):
         source = numbers.laid_down(known, path, scratch)
@@ -164,6 +156,33 @@ def frames(path: str, scratch) -> Frames:
         interval=float(steps[3]) if dimension == 4 else None,
         warnings=header_warnings(path),
     )
+
+
+def holds_frames(path: str) -> bool:
+    """Whether a file is 4D, with more than one volume, and its voxels lie so that each volume can be read alone."""
+    dimension, listed, size, *_ = _header(path)
+    known = _layout(path) if (dimension, listed) == (4, 1) and size[3] > 1 else None
+    return known is not None and (*known.shape, known.count) == tuple(size)
+
+
+def _header(path: str) -> tuple[int, int, tuple[int, ...], np.ndarray, tuple[float, ...]]:
+    """What ITK reads of a header: (axes, numbers per voxel, voxels along each axis, voxel → RAS mm, steps)."""
+    _check(path)
+    try:
+        with quiet_itk() as sitk:
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(path)
+            reader.SetImageIO(IMAGE_IO[extension(path)])
+            reader.ReadImageInformation()
+            dimension = reader.GetDimension()
+            matrix, steps = _matrix(reader) if dimension > 2 else np.eye(4), reader.GetSpacing()
+            return dimension, reader.GetNumberOfComponents(), reader.GetSize(), matrix, steps
+    except RuntimeError as error:
+        raise unreadable(path, error) from error
+
+
+def _layout(path: str) -> Layout | None:
+    return layout.of_nrrd(path) if IMAGE_IO[extension(path)] == "NrrdImageIO" else layout.of_metaimage(path)
 
 
 def header_warnings(path: str) -> tuple[str, ...]:

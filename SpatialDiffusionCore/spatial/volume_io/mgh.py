@@ -37,6 +37,15 @@ def frames(path: str, scratch) -> Frames:
     return Frames(source.shape, image.affine, count, source, interval, _warnings(path, placed))
 
 
+def holds_frames(path: str) -> bool:
+    """Whether a file is 4D, with more than one volume, by its header alone."""
+    try:
+        shape = _opened(path).shape
+    except Exception as error:  # nibabel raises many kinds for damaged files
+        raise unreadable(path, error, " as a volume of FreeSurfer") from error
+    return len(shape) == 4 and shape[3] > 1
+
+
 def _opened(path: str) -> Any:
     """nibabel's image; what it says of damaged headers by its logger is no news for the terminal."""
     import nibabel

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import gzip
 import logging
+import math
 import os
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Callable, Literal
 
 import numpy as np
 
@@ -21,7 +24,7 @@ from ...errors import InputError
 from .. import geometry
 from . import numbers
 from .itk import header_matrix
-from .stored import Frames, Stored, corner_distance, unreadable
+from .stored import Frames, Stored, corner_distance, not_3d, unreadable
 
 EXTENSIONS = (".nii", ".nii.gz", ".hdr", ".img", ".hdr.gz", ".img.gz")
 
@@ -69,7 +72,7 @@ def read(path: str, keep_type: bool) -> Stored:
     except Exception as error:  # nibabel raises many kinds for damaged files
         raise unreadable(path, error, " as NIfTI") from error
     if data.ndim < 3:
-        raise InputError(f"{path} is not a 3D volume: its array has shape {'×'.join(map(str, data.shape))}.")
+        raise not_3d(path, data.shape)
     matrix, warnings = placed(header, data.shape, os.path.basename(path), path)
     return Stored(data, matrix, tuple(warnings))
 
@@ -104,6 +107,12 @@ def frames(path: str, scratch) -> Frames:
     source, count = numbers.of_proxy(proxy, path, scratch)
     matrix, warnings = placed(header, source.shape, os.path.basename(path), path)
     return Frames(source.shape, matrix, count, source, interval=_interval(header), warnings=tuple(warnings))
+
+
+def holds_frames(path: str) -> bool:
+    """Whether a file is 4D, with more than one volume, by its header alone."""
+    shape = grid(path)[0]
+    return len(shape) > 3 and shape[3] > 1 and math.prod(shape[4:]) == 1
 
 
 def _interval(header) -> float | None:
@@ -357,6 +366,32 @@ def image_of(data: np.ndarray, voxel_to_ras: np.ndarray) -> Any:
         image.set_qform(None, code="unknown")
     image.header.set_xyzt_units("mm")
     return image
+
+
+@contextmanager
+def written_frames(
+    path: str, grid: Any, count: int, dtype: Any, step: tuple[float, str] = (1.0, "sec")
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """Give a function that writes the next volume of a 4D file of NIfTI-1, so that memory is that of one.
+
+    grid: shape (I, J, K) and voxel_to_ras of each (a Volume or Grid); count: how many there will be; dtype: of the
+    numbers; step: time from one to the next, and its unit. Raises InputError for more than NIfTI-1 can count.
+    """
+    if count > LONGEST_AXIS:
+        raise InputError(f"NIfTI holds at most {LONGEST_AXIS} volumes in a file; there are {count}.")
+    header = image_of(np.broadcast_to(np.zeros(1, dtype), grid.shape), grid.voxel_to_ras).header
+    steps = header.get_zooms()[:3]
+    header.set_data_shape((*grid.shape, count))
+    header.set_zooms((*steps, step[0]))
+    header.set_xyzt_units("mm", step[1])
+    header.set_slope_inter(1.0, 0.0)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    with ExitStack() as stack:
+        file: Any = stack.enter_context(open(path, "wb"))
+        if path.lower().endswith(".gz"):
+            file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=1, fileobj=file, mtime=0))
+        file.write(header.binaryblock + bytes(4))
+        yield lambda data: file.write(np.asarray(data, header.get_data_dtype()).tobytes(order="F"))
 
 
 def write(data: np.ndarray, voxel_to_ras: np.ndarray, path: str) -> None:

@@ -75,8 +75,11 @@ class Numbers:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "scratch": None}
 
-    def read(self, index: int) -> np.ndarray:
-        """Frame ``index`` as a float32 array I×J×K. Raises InputError where the file ends before it does."""
+    def read(self, index: int, keep_type: bool = False) -> np.ndarray:
+        """Frame ``index``, I×J×K of float32, or of the stored type with ``keep_type`` where it is not scaled.
+
+        Raises InputError where the file ends before it does.
+        """
         wanted = math.prod(self.shape)
         start = self.offset + index * wanted * self.dtype.itemsize
         values = np.fromfile(self.path, self.dtype, wanted, offset=start)
@@ -84,11 +87,11 @@ class Numbers:
             raise truncated(self.path)
         values = values.reshape(self.shape, order="F")
         with np.errstate(over="ignore"):
-            if (self.slope, self.inter) == (1.0, 0.0):
-                return np.asarray(values, np.float32)
-            from nibabel.volumeutils import apply_read_scaling
+            if (self.slope, self.inter) != (1.0, 0.0):
+                from nibabel.volumeutils import apply_read_scaling
 
-            return np.asarray(apply_read_scaling(values, self.slope, self.inter), np.float32)
+                values = apply_read_scaling(values, self.slope, self.inter)
+            return np.asarray(values, values.dtype.newbyteorder("=") if keep_type else np.float32)
 
 
 def truncated(path: str) -> InputError:
