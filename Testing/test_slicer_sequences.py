@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
     qt,
     savedScene,
-    scene,
     slicer,
-    smallVolume,
     waitFor,
 )
 
@@ -51,7 +44,7 @@ def sequenceOf(shifts, name="Series"):
 
 
 @pytest.fixture
-def series(panel):  # noqa: F811
+def series(panel):
     panel.ui.tabs.setCurrentIndex(2)
     panel.sequence, panel.browser = sequenceOf(SHIFTS)
     panel.p = panel._parameterNode
@@ -61,7 +54,7 @@ def series(panel):  # noqa: F811
     panel.ui.tabs.setCurrentIndex(0)
 
 
-def press(panel):  # noqa: F811
+def press(panel):
     assert panel.ui.sequenceRunButton.enabled, panel.ui.sequenceRunButton.toolTip
     panel.ui.sequenceRunButton.click()
     waitFor(panel, lambda: not panel.sequenceTab.running)
