@@ -113,6 +113,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.removeObservers()
         self.registerTab.cleanup()
         self.batchTab.cleanup()
+        self.sequenceTab.cleanup()
 
     def enter(self):
         self.torchSetup.update()
