@@ -9,6 +9,7 @@ import slicer
 from slicer.i18n import tr as _
 
 from . import engine
+from .messages import offer
 from .opening import openFile
 from .page import PAGE_NAME
 from .problem import explain
@@ -59,8 +60,11 @@ class SequenceTab:
         ui, idle = self.ui, not self.running and not self.drawing
         for widget in (ui.sequenceSelector, ui.referenceFrameSpin, ui.sequenceTransformCombo):
             widget.setEnabled(idle)
-        ui.sequencePlotButton.setEnabled(idle and self._hasChart())
-        ui.sequencePageButton.setEnabled(idle and self._found is not None)
+        nothing = "" if self._found is not None else _("Register the frames of a sequence first.")
+        busy = "" if idle else _("A registration is running.")
+        gone = "" if self._found is None or self._hasChart() else _("The chart is not in the scene any more.")
+        offer(ui.sequencePlotButton, busy or nothing or gone)
+        offer(ui.sequencePageButton, busy or nothing)
         self._showResult()
         if not idle:
             ui.sequenceRunButton.text, ui.sequenceRunButton.enabled = _("Cancel"), True
@@ -146,14 +150,16 @@ class SequenceTab:
 
     def onError(self, error):
         self.task.putBack()
+        self._found = None
         self._ended(explain(error).sentence)
 
     def _ended(self, message):
-        self.task = self.runner = None
+        self.runner = None
         self.ui.sequenceProgressBar.setVisible(False)
         self.tell(message)
         self.update()
         self._onRunningChanged()
+        self.task = None  # last: `onError` puts back what can not be shown
 
     def tell(self, message):
         self.ui.sequenceMessageLabel.text = message
