@@ -188,6 +188,48 @@ def test_scripts_are_told_what_belongs_to_the_fixed_volume(window):
         window.logic.register(window.moving, window.fixed, fixedMask=mask, alsoMove=[mask])
 
 
+def chooseSegment(window):
+    """A segmentation as the moving mask, and its one segment."""
+    node = segmentationOf(window.moving)
+    window.p.movingMask = node
+    window.p.movingSegment = node.GetSegmentation().GetNthSegmentID(0)
+    idle()
+    return node
+
+
+@pytest.mark.parametrize("how", ["deleted", "other"])
+def test_a_segment_is_not_looked_for_in_another_mask(window, how):
+    node = chooseSegment(window)
+    if how == "deleted":
+        slicer.mrmlScene.RemoveNode(node)
+        idle()
+    window.p.movingMask = segmentationOf(window.moving, "Other")
+    idle()
+    assert window.p.movingSegment == "" and window.ui.registerButton.enabled
+    assert window.ui.movingSegmentCombo.currentText == "All segments"
+
+
+def test_masks_keep_their_segments_when_the_volumes_are_exchanged(window):
+    node = chooseSegment(window)
+    key = window.p.movingSegment
+    window.ui.swapButton.click()
+    idle()
+    assert (window.p.fixedMask, window.p.fixedSegment, window.p.movingSegment) == (node, key, "")
+
+
+def test_a_segment_that_is_gone_is_shown_as_such_and_all_can_be_chosen(window):
+    node = chooseSegment(window)
+    node.GetSegmentation().AddEmptySegment("more")
+    node.GetSegmentation().RemoveSegment(window.p.movingSegment)
+    window.p.parameterNode.Modified()
+    idle()
+    combo = window.ui.movingSegmentCombo
+    assert "not there any more" in window.ui.registerButton.toolTip and "not there any more" in combo.currentText
+    combo.setCurrentIndex(0)
+    idle()
+    assert window.ui.registerButton.enabled and window.p.movingSegment == "" and combo.findText(combo.currentText) == 0
+
+
 def test_landmarks_that_change_in_mid_run_are_told(window):
     for role in ("moving", "fixed"):
         points = add("vtkMRMLMarkupsFiducialNode", f"{role} points")
