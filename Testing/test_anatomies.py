@@ -58,7 +58,8 @@ def test_a_copy_lies_where_its_volume_lies(brain, kind):
         inner = (slice(1, -1),) * 3
         tissue = back[inner] > prepared.threshold
         alike = np.corrcoef(back[inner][tissue], copy.data[inner][tissue])[0, 1]
-        assert alike < -0.9 if kind in "CI" else alike > 0.9
+        # Another contrast, or slabs that moved, leave less of the likeness.
+        assert alike < -0.9 if kind in "CI" else abs(alike) > (0.4 if kind == "S" else 0.9)
     if kind == "I":
         low, high = prepared.window
         np.testing.assert_allclose(copy.data, low + high - np.clip(oblique.data, low, high), rtol=1e-6)
@@ -101,11 +102,13 @@ def test_the_truth_is_right_and_errors_are_shares_of_the_size(data):
         assert case.size == pytest.approx(2 * np.sqrt(np.trace(fixed.tissue_covariance)))
         center = fixed.tissue_center
         apart = np.linalg.norm(geometry.transform_points(case.moved, center[None])[0] - center)
+        scales = np.linalg.svd(case.moved[:3, :3], compute_uv=False)
+        assert scales.min() < 0.99 and scales.max() < 1.4 if kind == "S" else np.allclose(scales, 1)
         assert apart == pytest.approx(case.size / 4)
         truth = anatomies.judge(case, case.truth)
         assert truth["success"] and truth["error_mm"] < 1e-3
         for share, right, wrong in ((0.7, True, False), (1.5, False, False), (3.5, False, True)):
-            away = case.truth @ geometry.from_parts(np.eye(3), [share * case.limits[0], 0, 0])
+            away = geometry.from_parts(np.eye(3), [share * case.limits[0], 0, 0]) @ case.truth
             found = anatomies.judge(case, away)
             assert (found["success"], found["wrong"]) == (right, wrong)
             assert found["error_share"] == pytest.approx(share * case.limits[0] / case.size, abs=1e-4)
@@ -162,7 +165,7 @@ def test_the_list_is_what_the_data_give(data_folder, tmp_path):
     every = {todo.name for todo in anatomies.todos(data_folder, "development")}
     check = anatomy_run.CHECK.read_text().split()
     assert len(set(check)) == 300 and set(check) <= every
-    assert {name[0] for name in check} == set(anatomies.KINDS)
+    assert {name[0] for name in check} == set(anatomies.KINDS) - {"S"}
 
 
 def test_pairs_of_real_animals_and_people_are_judged(data_folder):

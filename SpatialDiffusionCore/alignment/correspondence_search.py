@@ -25,19 +25,19 @@ SIZES = 0.75, 1.35
 
 
 def network_poses(
-    moving: Cube, fixed: Cube, correspondences: Correspondences, keep: int, turned: str = "either"
+    moving: Cube, fixed: Cube, correspondences: Correspondences, keep: int, turned: bool = True
 ) -> tuple[list[np.ndarray], Cube]:
     """(poses, upright): by what the network finds to correspond, without any similarity of intensities; best first.
 
-    correspondences: see Model.correspondences. turned: whose header may be wrong, the "moving" one, the "fixed" one,
-    "either" of them, or "neither". One volume as its header says is compared with sixty orientations of the other: one
-    header must be about right, for the network knows heads near their usual orientation only. A pose is good where many
-    places find their partners, and surely. upright: the fixed Cube, turned as the best pose says where the moving
-    header is the right one, for what the network does next.
+    correspondences: see Model.correspondences. turned: whether one of the headers may be wrong: then each volume as its
+    header says is compared with sixty orientations of the other. One header must be about right, for the network knows
+    heads near their usual orientation only. A pose is good where many places find their partners, and surely. upright:
+    the fixed Cube, turned as the best pose says where the moving header is the right one, for what the network does
+    next.
     """
     describe, correspond = correspondences
-    first = _views(fixed, describe, turned in ("fixed", "either"))
-    second = _views(moving, describe, turned in ("moving", "either"))
+    first = _views(fixed, describe, turned)
+    second = _views(moving, describe, turned)
     count = len(second.theta)
     # The group begins with no rotation at all.
     pairs = [(0, i) for i in range(count)] + [(i, 0) for i in range(1, len(first.theta))]

@@ -92,7 +92,7 @@ def apply(fit: dict, evidence: Evidence) -> float:
 
 def accept_from() -> float:
     """The probability from which the search ends."""
-    return coefficients()["cutoffs"]["accept"]
+    return coefficients()["cutoffs"]["good"]
 
 
 def word(probability_: float) -> str:

@@ -1,7 +1,7 @@
 """The whole decision on one page: what is done in which order, and when it is enough.
 
     search → diffuse → compare → refine → verify
-    while the probability of being right is below the cut-off: the strategy's next rescue → challenge
+    where the probability of being right is below the cut-off: wide search → challenge
 
 Each stage (stages.py) adds candidates or evidence; one probability (confidence.py) compares answers, ends the search
 and speaks to the user. Nothing else decides.
@@ -28,13 +28,11 @@ def fast(pair: Pair, model: Model, settings: Settings) -> Generator[Step, None, 
     yield from course.compare()
     best = yield from course.refine(course.best())
     best = yield from course.verify(best)
-    if settings.search is SearchMode.SIMILARITY and settings.polish and settings.init is None:
-        for rescue in settings.strategy.rescues:
-            if best.probability >= accept_from():
-                break
-            yield from course.rescue(rescue, best)
-            best = yield from course.challenge(best)
+    begun_here = settings.search is SearchMode.SIMILARITY and settings.init is None
+    if begun_here and settings.polish and settings.strategy.searches_widely and best.probability < accept_from():
+        yield from course.search_widely(best)
+        best = yield from course.challenge(best)
     mirrored = None
-    if settings.strategy.looks_in_mirror and settings.search is SearchMode.SIMILARITY and settings.init is None:
+    if begun_here and settings.strategy.looks_in_mirror:
         mirrored = yield from course.mirrored(best)
     return course.outcome(best, mirrored)

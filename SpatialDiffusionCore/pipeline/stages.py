@@ -134,7 +134,7 @@ class Course:
                     f"The model {self.model.name} finds no corresponding places, or no steps were asked for; "
                     "leave the search to the similarity."
                 )
-            self.candidates = self._network_candidates("either", NETWORK_CANDIDATES)
+            self.candidates = self._network_candidates(NETWORK_CANDIDATES, turned=True)
         elif settings.search is SearchMode.NONE:
             shift = pair.moving.prepared.tissue_center - pair.fixed.prepared.tissue_center
             self.candidates = [Candidate(geometry.from_parts(np.eye(3), shift), "start")]
@@ -146,10 +146,10 @@ class Course:
                 Candidate(pair.to_world(p.matrix), "search", score=p.score) for p in found[: 1 + COMPARED]
             ]
             if self.trusted_agreement is not None:
-                self.candidates += self._network_candidates("neither", 1)
+                self.candidates += self._network_candidates(1, turned=False)
         yield self.step("Searching the pose", self.candidates[0].world)
 
-    def _network_candidates(self, turned: str, keep: int) -> list[Candidate]:
+    def _network_candidates(self, keep: int, turned: bool) -> list[Candidate]:
         assert self.correspondences is not None, "asked only where the network finds some"
         found, self.upright = correspondence_search.network_poses(
             self.pair.moving, self.pair.fixed, self.correspondences, keep=keep, turned=turned
@@ -359,12 +359,18 @@ class Course:
 
     # Where the answer is doubtful
 
-    def rescue(self, kind: str, answer: Answer) -> Iterator[Step]:
-        """More candidates, compared with those so far."""
-        if kind == "network":
-            yield from self._rescue_by_network(answer)
-        else:
-            yield from self._rescue_by_wide_search(answer)
+    def search_widely(self, answer: Answer) -> Iterator[Step]:
+        """More candidates, compared with those so far: all rotations at every shift of the whole volumes; each look at
+        them is a search of its own.
+        """
+        looks: list[list[np.ndarray]] = []
+        for looks in wide_search.wide_poses(self.pair.moving, self.pair.fixed, WIDE_CANDIDATES):
+            yield self.step("Searching further", answer.world)
+        for found in looks:
+            compared = [self._compared(Candidate(world, "wide search")) for world in found]
+            self.firsts += [compared[0].world] if compared else []
+            self.candidates += compared
+            yield self.step("Searching further", self.best().world)
 
     def challenge(self, answer: Answer) -> Generator[Step, None, Answer]:
         """The answer, or the strongest of its rivals where that is likelier right. Each rival is refined once, the
@@ -388,32 +394,6 @@ class Course:
             return best
         other = yield from self.verify(other)
         return max(best, other, key=lambda one: one.probability)
-
-    def _rescue_by_network(self, answer: Answer) -> Iterator[Step]:
-        """The network's own poses, one header after the other taken to be wrong, and what diffusion makes of them."""
-        if self.correspondences is None:
-            return
-        for turned in ("moving", "fixed"):
-            found = self._network_candidates(turned, NETWORK_CANDIDATES)
-            yield self.step("Searching further", answer.world)
-            for worlds in self._diffused([c.world for c in found], self.diffusion_steps):
-                yield self.step("Searching further", answer.world)
-            led = [Candidate(world, "network") for world in self.pair.plausible(worlds)]
-            self.firsts.append(found[0].world)
-            for candidate in [*led, *found[:2]]:
-                self.candidates.append(self._compared(candidate))
-            yield self.step("Searching further", self.best().world)
-
-    def _rescue_by_wide_search(self, answer: Answer) -> Iterator[Step]:
-        """All rotations at every shift of the whole volumes; each look at them is a search of its own."""
-        looks: list[list[np.ndarray]] = []
-        for looks in wide_search.wide_poses(self.pair.moving, self.pair.fixed, WIDE_CANDIDATES):
-            yield self.step("Searching further", answer.world)
-        for found in looks:
-            compared = [self._compared(Candidate(world, "wide search")) for world in found]
-            self.firsts += [compared[0].world] if compared else []
-            self.candidates += compared
-            yield self.step("Searching further", self.best().world)
 
     def mirrored(self, answer: Answer) -> Generator[Step, None, float | None]:
         """How alike the volumes are if one of them is seen as in a mirror, where that is far more than as they are;

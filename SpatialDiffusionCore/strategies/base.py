@@ -38,8 +38,8 @@ class Strategy:
     #: Whether volumes are also compared as in a mirror, because no template tells left from right.
     looks_in_mirror = True
 
-    #: What is tried in turn while an answer is doubtful (pipeline/stages.py).
-    rescues: tuple[str, ...] = ("wide",)
+    #: Whether all rotations are tried at every shift where an answer is doubtful (alignment/wide_search.py).
+    searches_widely = True
 
     def poses(self, moving: Cube, fixed: Cube, seed: int) -> list[Pose]:
         """The most promising poses, best first."""

@@ -12,13 +12,9 @@ class OneContrast(Strategy):
     any_size = False
     looks_in_mirror = False
     blocks_vote = True
-    rescues: tuple[str, ...] = ("wide", "network")
 
 
 class NeckCT(OneContrast):
-    """Head-and-neck CTs: the network knows them, and its agreement tells right answers between people who are hardly
-    alike, so it is asked first.
-    """
+    """Head-and-neck CTs: people are hardly alike, and the network's agreement tells which answers are right."""
 
     name = "neck-ct"
-    rescues: tuple[str, ...] = ("network", "wide")

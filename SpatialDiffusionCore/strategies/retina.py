@@ -25,7 +25,7 @@ class Retina(Strategy):
     any_rotation = False
     any_size = False
     looks_in_mirror = False
-    rescues: tuple[str, ...] = ()
+    searches_widely = False
 
     def poses(self, moving: Cube, fixed: Cube, seed: int) -> list[Pose]:
         found = front_maps.poses(moving, fixed, pose_search.CANDIDATES)

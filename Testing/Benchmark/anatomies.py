@@ -145,6 +145,9 @@ def _copy(
     name: str, seed: int, root: Path, subject: Subject, kind: str, turns: tuple[float, float] = copies.TURNS
 ) -> AnatomyCase:
     case = _base(name, seed, root, subject, subject, kind, turns)
+    if kind == "S":
+        stretch = copies.any_stretch(rng("anatomies", name, seed, "stretch"), _read(str(root / subject.path))[1])
+        case = replace(case, moved=case.moved @ stretch)
     return replace(case, truth=np.linalg.inv(case.moved))
 
 
@@ -298,7 +301,9 @@ def near_copies(root: Path, seed: int) -> dict[str, Callable[[], AnatomyCase]]:
     """{"any/kind/collection/volume": its case} of copies of organs that no network knows, turned within 45°."""
     collections = ("mouse-brain", "mouse-skull", "spine", "chest-ct", "torso-ct")
     chosen = [s for s in subjects.read() if s.collection in collections]
-    names = {f"any/{kind}/{s.collection}/{s.name}": (s, kind) for s in chosen for kind in copies.KINDS if kind != "I"}
+    names = {
+        f"any/{kind}/{s.collection}/{s.name}": (s, kind) for s in chosen for kind in copies.KINDS if kind not in "IS"
+    }
     return {name: partial(_copy, name, seed, root, s, kind, NEAR) for name, (s, kind) in names.items()}
 
 
@@ -347,7 +352,7 @@ def written(make: Callable[[], AnatomyCase], scratch: Path) -> AnatomyCase:
 
 def _cases(arguments: Arguments) -> list[Todo]:
     """The first cases of the report's half, all kinds but the hopeless one."""
-    kinds = tuple(arguments.conditions or [kind for kind in KINDS if kind not in "XI"])
+    kinds = tuple(arguments.conditions or [kind for kind in KINDS if kind not in "XIS"])
     chosen = todos(data_root(arguments.data), subjects.REPORT, kinds, arguments.draws or DRAWS, arguments.seed)
     return [
         Todo(t.name, t.rotation, partial(written, t.make, arguments.scratch))

@@ -35,7 +35,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="one line an answer; goes on where it was")
     parser.add_argument("--half", default=subjects.DEVELOPMENT, choices=(subjects.DEVELOPMENT, subjects.REPORT))
     parser.add_argument(
-        "--kinds", default=None, metavar="A,K,…", help="; ".join(map(": ".join, anatomies.KINDS.items()))
+        "--kinds",
+        default=None,
+        metavar="A,K,…",
+        help="; ".join(map(": ".join, anatomies.KINDS.items())).replace("%", "%%"),
     )
     parser.add_argument("--collections", default=None, metavar="NAME,…", help="default: all")
     parser.add_argument("--draws", type=int, default=None, metavar="N", help=f"turns a volume ({anatomies.DRAWS})")

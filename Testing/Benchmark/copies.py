@@ -12,6 +12,8 @@ from SpatialDiffusionCore.spatial import geometry
 from SpatialDiffusionCore.spatial.sampling import Prepared
 from SpatialDiffusionCore.spatial.volume import Volume
 
+from . import hard
+
 #: The kinds of copies, as the command line and the report have them.
 KINDS = {
     "A": "header only",
@@ -19,6 +21,7 @@ KINDS = {
     "R": "other spacing, axis order and flips, 3 % noise",
     "C": "inverted contrast of the tissue",
     "I": "inverted throughout, air included",
+    "S": "stretched by up to 25 % and sheared, one artifact of the task hard",
 }
 
 #: What is kept of the tissue's longest axis and of the next one.
@@ -31,6 +34,9 @@ SPACING = (0.8, 1.6)
 
 #: A resampled copy keeps at least so many voxels along an axis (and never more than it had).
 FEWEST = 16
+
+#: The largest scale along an axis (and the inverse of the smallest), the largest shear: those of the task hard.
+STRETCH = 1.25, 0.08
 
 #: Turns of the header, degrees, and its shift as a share of the tissue's size.
 TURNS, SHIFT = (40.0, 180.0), 0.25
@@ -54,8 +60,13 @@ def any_turn(
 
 def make_copy(kind: str, source: Volume, prepared: Prepared, generator: np.random.Generator) -> Volume:
     """A copy of a kind; the volume itself for kind A."""
-    makers = {"K": cut, "R": resampled, "C": inverted_tissue, "I": inverted}
+    makers = {"K": cut, "R": resampled, "C": inverted_tissue, "I": inverted, "S": with_artifact}
     return makers[kind](source, prepared, generator) if kind in makers else source
+
+
+def any_stretch(generator: np.random.Generator, prepared: Prepared) -> np.ndarray:
+    """4×4 RAS → RAS about the tissue's center: scales and shear as the task hard draws them, no turn."""
+    return geometry.about(hard.draw_transform(generator, 0.0, *STRETCH), prepared.tissue_center, np.zeros(3))
 
 
 def _noisy(values: np.ndarray, range_: float, share: float, generator: np.random.Generator) -> np.ndarray:
@@ -131,3 +142,16 @@ def inverted_tissue(source: Volume, prepared: Prepared, generator: np.random.Gen
     inside = binary_fill_holes(binary_closing(tissue, np.ones((3, 3, 3))))[2:-2, 2:-2, 2:-2]
     values = np.where(inside, _reversed_values(source, prepared), source.data)
     return Volume(values.astype(np.float32), source.voxel_to_ras, "inverted copy")
+
+
+def with_artifact(source: Volume, prepared: Prepared, generator: np.random.Generator) -> Volume:
+    """One of the artifacts of the task hard, or none; its lengths are shares of the field of view, as there."""
+    import torch
+
+    least, most = prepared.window
+    values = np.clip((source.data - least) / (most - least), 0, 1).astype(np.float32)
+    name = list(hard.CONDITIONS)[generator.integers(len(hard.CONDITIONS))]
+    values, header = hard.corrupt(
+        torch.from_numpy(values)[None, None], source.voxel_to_ras, hard.CONDITIONS[name], generator
+    )
+    return Volume(values, header, f"copy with {name}")
