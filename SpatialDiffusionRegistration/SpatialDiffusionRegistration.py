@@ -34,6 +34,7 @@ from SpatialDiffusionRegistrationLib.sequence_tab import SequenceTab
 from SpatialDiffusionRegistrationLib.sequences import SequenceRequest, SequenceTask
 from SpatialDiffusionRegistrationLib.task import Task
 from SpatialDiffusionRegistrationLib.torchsetup import tooOld
+from SpatialDiffusionRegistrationLib.watching import Later
 
 #
 # SpatialDiffusionRegistration
@@ -86,6 +87,7 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.torchSetup = torchsetup.SetupFrame(self.ui, self.resourcePath("requirements.txt"))
         self.ui.noticeLabel.text = tooOld(slicer.app.majorVersion, slicer.app.minorVersion)
         self.ui.noticeLabel.setVisible(bool(self.ui.noticeLabel.text))
+        self.later = Later(self.onSceneEndClose)
         self._observeScene()
         self.torchSetup.update()
         self.registerTab.fillChoices()
@@ -111,8 +113,10 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
         self.batchTab.stopLooking()
         self.setParameterNode(None)
         self.removeObservers()
+        self.later.forget()
         self.registerTab.cleanup()
         self.batchTab.cleanup()
+        self.sequenceTab.cleanup()
 
     def enter(self):
         self.torchSetup.update()
@@ -161,7 +165,11 @@ class SpatialDiffusionRegistrationWidget(ScriptedLoadableModuleWidget, VTKObserv
 
     @vtk.calldata_type(vtk.VTK_OBJECT)
     def onNodeAboutToBeRemoved(self, caller, event, node):
-        if self._mayFollow():
+        if self._mayFollow() and node is self._parameterNode.parameterNode:
+            self.cancel()
+            self.setParameterNode(None)
+            self.later.ask()  # then there can be another one
+        elif self._mayFollow():
             release(self._parameterNode, node)
 
     def onNodeRemoved(self, caller=None, event=None):

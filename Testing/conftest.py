@@ -24,6 +24,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
+from SlicerHarness.window import exceptionsFail, loaded, pair, panel, scene, twins  # noqa: E402, F401
+
 # The same examples on every run: a failure can be repeated, and the suite's time does not vary.
 settings.register_profile(
     "repeatable",

@@ -29,6 +29,15 @@ def header(kind=MR, uid=None, frame=None, number=1, words="t1", study="1.2.3", m
     return data
 
 
+def save(data, path, implicit=False, little=True, whole=True):
+    """Write a file; `whole`: with preamble and file header.  Of pydicom 2, too, the last one for Python 3.9."""
+    if int(pydicom.__version__.split(".")[0]) < 3:
+        data.is_implicit_VR, data.is_little_endian = implicit, little
+        pydicom.dcmwrite(path, data, write_like_original=not whole)
+    else:
+        pydicom.dcmwrite(path, data, implicit_vr=implicit, little_endian=little, enforce_file_format=whole)
+
+
 def write_series(folder, volume, voxel_to_ras, drop=(), positions=None, suffix="", order=None, **about):
     """Write an (I, J, K) volume as a file per slice k; returns the headers.
 
@@ -54,7 +63,7 @@ def write_series(folder, volume, voxel_to_ras, drop=(), positions=None, suffix="
         data.InstanceNumber = int(name) + 1
         data.Rows, data.Columns = volume.shape[1], volume.shape[0]
         data.PixelData = np.ascontiguousarray(volume[:, :, k].T.astype("<i2")).tobytes()
-        data.save_as(folder / f"IM{name:04d}{suffix}", enforce_file_format=True)
+        save(data, folder / f"IM{name:04d}{suffix}")
         written.append(data)
     return written
 
@@ -82,4 +91,4 @@ def write_enhanced(path, frames, voxel_to_ras, **about):
     data.NumberOfFrames, data.InstanceNumber = len(planes), 1
     data.Rows, data.Columns = frames.shape[1], frames.shape[0]
     data.PixelData = np.ascontiguousarray(planes).tobytes()
-    data.save_as(path, enforce_file_format=True)
+    save(data, path)

@@ -15,7 +15,7 @@ from SpatialDiffusionCore.spatial import geometry as g
 from SpatialDiffusionCore.spatial import volume_file
 
 sitk = pytest.importorskip("SimpleITK", reason="GDCM reads DICOM files through SimpleITK")
-from dicom_fixtures import CT, header, pydicom, write_enhanced, write_series  # noqa: E402
+from dicom_fixtures import CT, header, pydicom, save, write_enhanced, write_series  # noqa: E402
 
 SHAPE = (12, 10, 8)
 DATA = np.random.default_rng(0).integers(-1000, 3000, SHAPE).astype(np.int16)
@@ -110,7 +110,7 @@ def test_frames_in_time_are_volumes_in_their_order(tmp_path):
             data = pydicom.dcmread(path)
             data.InstanceNumber = int(data.InstanceNumber) + 8 * frame
             data.AcquisitionNumber = frame + 1
-            data.save_as(path, enforce_file_format=True)
+            save(data, path)
     for frame in range(3):
         volume = volume_file.load(f"{tmp_path}@{frame}", keep_type=True)
         assert np.array_equal(volume.data, UNIQUE + 1000 * frame) and volume.warnings == ()
@@ -145,7 +145,7 @@ def test_rescaled_values_are_read(tmp_path):
     for path in tmp_path.iterdir():
         data = pydicom.dcmread(path)
         data.RescaleSlope, data.RescaleIntercept = "2", "-1024"
-        data.save_as(path, enforce_file_format=True)
+        save(data, path)
     assert np.array_equal(volume_file.load(tmp_path).data, DATA * 2.0 - 1024)
 
 
@@ -169,9 +169,9 @@ def test_what_else_lies_in_the_folder_does_not_matter(tmp_path):
         data = header(kind=f"1.2.840.10008.5.1.4.1.1.{kind}", modality="OT")
         for name in ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"):
             delattr(data, name)
-        data.save_as(tmp_path / f"object{number}.dcm", enforce_file_format=True)
-    screenshot().save_as(tmp_path / "screen.dcm", enforce_file_format=True)
-    screenshot(color=True).save_as(tmp_path / "dose.dcm", enforce_file_format=True)
+        save(data, tmp_path / f"object{number}.dcm")
+    save(screenshot(), tmp_path / "screen.dcm")
+    save(screenshot(color=True), tmp_path / "dose.dcm")
     scout = g.from_parts(g.rotation_about([1, 0, 0], np.pi / 2)) @ TURNED
     write_series(tmp_path / "scout", UNIQUE[:, :, :1], scout, uid=written[0].SeriesInstanceUID)
     (tmp_path / "DICOMDIR").write_bytes(b"an index")
@@ -192,12 +192,12 @@ def test_every_transfer_syntax_is_read(tmp_path, how):
         elif how == "big-endian":
             data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
             data.PixelData = np.frombuffer(data.PixelData, "<i2").astype(">i2").tobytes()
-            pydicom.dcmwrite(path, data, implicit_vr=False, little_endian=False)
+            save(data, path, little=False, whole=False)
         else:
             data.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
             if how == "no preamble":
                 del data.file_meta
-            pydicom.dcmwrite(path, data, implicit_vr=True, little_endian=True, enforce_file_format=False)
+            save(data, path, implicit=True, whole=False)
     volume = volume_file.load(tmp_path, keep_type=True)
     assert np.array_equal(volume.data, UNIQUE) and np.allclose(volume.voxel_to_ras, TURNED, atol=1e-4)
 
@@ -235,7 +235,7 @@ def test_what_makes_no_volume_is_refused_in_a_sentence(tmp_path):
     for path in (tmp_path / "mosaic").iterdir():
         data = pydicom.dcmread(path)
         data.ImageType = ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]
-        data.save_as(path, enforce_file_format=True)
+        save(data, path)
     with pytest.raises(InputError, match="is a mosaic.*dcm2niix"):
         volume_file.load(tmp_path / "mosaic")
     write_series(tmp_path / "cut", UNIQUE, TURNED)

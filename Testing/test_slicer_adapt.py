@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import importlib.machinery
 import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness.fixtures import (
     BRAIN,
-    exceptionsFail,
     idle,
-    loaded,
-    panel,
     savedScene,
-    scene,
     slicer,
     waitFor,
 )
@@ -40,7 +34,7 @@ print(pathlib.Path(folder, "report.html"))
 
 
 @pytest.fixture
-def window(panel, monkeypatch, tmp_path):  # noqa: F811
+def window(panel, monkeypatch, tmp_path):
     """A folder of scans and an output folder are chosen; `window.opened` is what would have been opened."""
     from SpatialDiffusionRegistrationLib import adapt_frame, engine
 
@@ -201,7 +195,7 @@ def members(group):
     return found
 
 
-def test_closing_the_window_ends_the_process(window, loaded):  # noqa: F811
+def test_closing_the_window_ends_the_process(window, loaded):
     window.program("time.sleep(60)")
     window.ui.batchAdaptButton.click()
     process = window.batchTab.adapt._adaptation._process

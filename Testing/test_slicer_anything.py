@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
     qt,
     savedScene,
-    scene,
     scripted,
     slicer,
     smallVolume,
@@ -48,7 +41,7 @@ def leftBehind():
 class Person:
     """Clicks and changes at random; remembers the voxels of what is the person's own."""
 
-    def __init__(self, window, loaded, seed):  # noqa: F811
+    def __init__(self, window, loaded, seed):
         self.window, self.loaded, self.ui = window, loaded, window.ui
         self.chance, self.done = random.Random(seed), []
         self.voxels = {}
@@ -181,7 +174,7 @@ class Person:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_whatever_is_clicked_harms_nothing_and_leaves_nothing_behind(panel, loaded, monkeypatch, seed):  # noqa: F811
+def test_whatever_is_clicked_harms_nothing_and_leaves_nothing_behind(panel, loaded, monkeypatch, seed):
     scripted(monkeypatch, panel)
     person = Person(panel, loaded, seed)
     answers = random.Random(seed)

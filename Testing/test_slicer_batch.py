@@ -5,22 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness.fixtures import (
     BRAIN,
     addTransform,
-    exceptionsFail,
     idle,
-    loaded,
-    panel,
     savedScene,
-    scene,
     scripted,
     slicer,
     smallVolume,
@@ -29,7 +22,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def window(panel, monkeypatch):  # noqa: F811
+def window(panel, monkeypatch):
     """Scripted steps; A, B and C are to be registered to F."""
     panel.calls = scripted(monkeypatch, panel)
     panel.A, panel.B, panel.C, panel.F = (smallVolume(name, seed) for seed, name in enumerate("ABCF"))

@@ -7,21 +7,15 @@ import sys
 import time
 import types
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
 import vtk
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
     qt,
     savedScene,
-    scene,
     scripted,
     slicer,
     smallVolume,
@@ -31,7 +25,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def window(panel, monkeypatch):  # noqa: F811
+def window(panel, monkeypatch):
     panel.calls = scripted(monkeypatch, panel)
     panel.A, panel.F = smallVolume("A", 1), smallVolume("F", 2)
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = panel.A, panel.F
@@ -78,7 +72,7 @@ def test_cancel_is_heard_inside_a_step(window, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["close", "import", "delete", "reload"])
-def test_the_scene_may_change_inside_a_step(window, loaded, monkeypatch, what, tmp_path):  # noqa: F811
+def test_the_scene_may_change_inside_a_step(window, loaded, monkeypatch, what, tmp_path):
     other = slicer.vtkMRMLScene()
     other.SetURL(str(tmp_path / "empty.mrml"))
     assert other.Commit()
@@ -128,7 +122,7 @@ def test_a_second_run_waits_until_the_first_has_left_its_step(window, monkeypatc
     )
 
 
-def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypatch):  # noqa: F811
+def test_the_search_of_a_real_registration_lets_the_window_live(panel, monkeypatch):
     """With the real core: the window's events are handled many times before the first step has come."""
     moving, fixed = smallVolume("A", 1, (40, 44, 48)), smallVolume("F", 2, (40, 44, 48))
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = moving, fixed
@@ -271,7 +265,7 @@ def test_deleted_volumes_are_freed(window, how):
     assert gone == [True]
 
 
-def test_memory_of_the_graphics_card_is_given_back(panel, monkeypatch):  # noqa: F811
+def test_memory_of_the_graphics_card_is_given_back(panel, monkeypatch):
     """After a run and after a failure; a stand-in for torch, as no test machine must have a card."""
     from SpatialDiffusionRegistrationLib import engine
 
@@ -349,7 +343,7 @@ def test_a_deleted_volume_is_named_until_another_pair_is_chosen(window):
 # Words
 
 
-def test_the_disabled_button_says_why_on_itself(panel):  # noqa: F811
+def test_the_disabled_button_says_why_on_itself(panel):
     assert panel.ui.registerButton.text == "Select a moving and a fixed volume"
     assert panel.ui.reasonLabel.isHidden()  # the button says all of it
     labels = smallVolume("labels", className="vtkMRMLLabelMapVolumeNode")
@@ -361,7 +355,7 @@ def test_the_disabled_button_says_why_on_itself(panel):  # noqa: F811
     assert panel.ui.registerButton.text == "Register" and panel.ui.reasonLabel.isHidden()
 
 
-def test_each_thing_has_a_name_of_its_own(panel):  # noqa: F811
+def test_each_thing_has_a_name_of_its_own(panel):
     texts = [
         widget.text
         for name, widget in vars(panel.ui).items()
@@ -370,13 +364,13 @@ def test_each_thing_has_a_name_of_its_own(panel):  # noqa: F811
     assert len(texts) > 15 and len(set(texts)) == len(texts)
 
 
-def test_an_old_slicer_is_told(loaded):  # noqa: F811
+def test_an_old_slicer_is_told(loaded):
     tooOld = loaded.pymodule.tooOld
     assert tooOld(5, 8) == tooOld(5, 13) == tooOld(6, 0) == ""
     assert "5.8 or newer" in tooOld(5, 6) and "(5.6)" in tooOld(5, 6)
 
 
-def test_installing_pytorch_shows_that_it_works_and_asks_for_a_restart(panel, loaded, monkeypatch):  # noqa: F811
+def test_installing_pytorch_shows_that_it_works_and_asks_for_a_restart(panel, loaded, monkeypatch):
     import importlib.metadata
 
     real, version, seen = importlib.metadata.version, [], []

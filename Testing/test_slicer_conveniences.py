@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    SHIFT,
+from SlicerHarness.fixtures import (
     add,
-    exceptionsFail,
     idle,
-    loaded,
-    panel,
     qt,
     register,
     savedScene,
-    scene,
     scripted,
     slicer,
     smallVolume,
-    waitFor,
 )
 
 
 @pytest.fixture
-def window(panel, monkeypatch):  # noqa: F811
+def window(panel, monkeypatch):
     panel.calls = scripted(monkeypatch, panel)
     panel.A, panel.F = smallVolume("A", 1), smallVolume("F", 2)
     panel.p = panel._parameterNode

@@ -15,15 +15,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness.fixtures import (
     DEMO,
     MODULE,
     REPOSITORY,
-    exceptionsFail,
-    loaded,
-    panel,
-    scene,
     slicer,
 )
 
@@ -177,7 +172,7 @@ def test_the_module_speaks_python_3_9():
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 9))
 
 
-def test_the_module_describes_itself(loaded):  # noqa: F811
+def test_the_module_describes_itself(loaded):
     parent = loaded.instance.parent
     assert parent.title and parent.contributors and parent.helpText.strip() and parent.acknowledgementText.strip()
     assert parent.categories == ["Registration"] and parent.dependencies == []
@@ -275,12 +270,12 @@ def test_sample_data_offers_two_pairs(monkeypatch):
 # Self test
 
 
-def test_reload_and_test(panel):  # noqa: F811
+def test_reload_and_test(panel):
     """The button in developer mode: every test of the module, the ones that register among them."""
     panel.onReloadAndTest()
 
 
-def test_each_self_test_stands_alone_and_skips_without_torch(loaded, monkeypatch):  # noqa: F811
+def test_each_self_test_stands_alone_and_skips_without_torch(loaded, monkeypatch):
     """ctest runs each test_ method by itself through unittest, in a Slicer without PyTorch."""
     import importlib.metadata
     import unittest
@@ -300,7 +295,7 @@ def test_each_self_test_stands_alone_and_skips_without_torch(loaded, monkeypatch
     loaded.instance.runTest(msec=0)
 
 
-def test_the_window_test_for_the_application(panel, monkeypatch):  # noqa: F811
+def test_the_window_test_for_the_application(panel, monkeypatch):
     """The test that ctest runs in Slicer, run here."""
     import unittest
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import vtk
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness.fixtures import (
     SHIFT,
     add,
     addTransform,
-    exceptionsFail,
     idle,
-    loaded,
-    panel,
     qt,
     register,
     savedScene,
-    scene,
-    sceneState,
     scripted,
     slicer,
     smallVolume,
@@ -31,7 +22,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def window(panel, monkeypatch):  # noqa: F811
+def window(panel, monkeypatch):
     """The window with scripted steps, and the volumes A, B and fixed F; A and F are chosen."""
     panel.calls = scripted(monkeypatch, panel)
     panel.A, panel.B, panel.F = smallVolume("A", 1), smallVolume("B", 2), smallVolume("F", 3)
@@ -83,7 +74,7 @@ def check(window, name):
 # The person's own transforms
 
 
-def test_a_transform_of_the_scene_is_never_chosen_by_itself(window, loaded):  # noqa: F811
+def test_a_transform_of_the_scene_is_never_chosen_by_itself(window, loaded):
     """Whatever is done to the volumes, the outputs and the module, a planning transform stays what it was."""
     implant = under(add("vtkMRMLModelNode", "Implant"), addTransform("My planning transform", (99, 0, 0)))
     p, planning = window.p, implant.GetParentTransformNode()
@@ -155,7 +146,7 @@ def test_registering_the_same_pair_again_fills_the_same_transform(window):
     assert window.p.outputTransform is output
 
 
-def test_a_scene_that_was_loaded_keeps_its_output(window, loaded):  # noqa: F811
+def test_a_scene_that_was_loaded_keeps_its_output(window, loaded):
     window.p.outputTransform = addTransform("Chosen")
     loaded.exit()
     loaded.enter()
@@ -223,7 +214,7 @@ def test_what_belongs_to_the_moving_volume_is_offered_first(window):
     assert names.index("Alien") > 2
 
 
-def test_checking_keeps_the_place_in_the_list(window, loaded):  # noqa: F811
+def test_checking_keeps_the_place_in_the_list(window, loaded):
     for number in range(40):
         add("vtkMRMLModelNode", f"m{number:02d}")
     idle()
@@ -293,7 +284,7 @@ def test_the_resampled_volume_has_the_pixel_type_of_the_moving_one(window, scala
     assert window.p.outputTransform is None and seenAt(window.A).tolist() == [0, 0, 0]
 
 
-def test_a_failure_after_the_output_was_chosen_leaves_it_as_it_was(panel, asked, monkeypatch):  # noqa: F811
+def test_a_failure_after_the_output_was_chosen_leaves_it_as_it_was(panel, asked, monkeypatch):
     scripted(monkeypatch, panel, raises=RuntimeError("no"))
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = smallVolume("A", 1), smallVolume("F", 2)
     output = panel._parameterNode.outputVolume = smallVolume("Mine", 3)

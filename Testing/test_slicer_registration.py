@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import vtk
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness.fixtures import (
     brainMask,
     duplicate,
-    exceptionsFail,
     idle,
-    loaded,
-    pair,
-    panel,
     qt,
     quick,
     register,
     sameAsSeen,
-    scene,
     sceneState,
     segmentationOf,
     slicer,
     turn,
     turnHeader,
-    twins,
     waitFor,
 )
 
 
 @pytest.fixture
-def turned(panel, twins):  # noqa: F811
+def turned(panel, twins):
     """The panel with a brain turned in its header as moving, and the same unturned as fixed; quick settings."""
     panel._parameterNode.movingVolume, panel._parameterNode.fixedVolume = twins.moving, twins.fixed
     panel.pair = twins
@@ -51,12 +41,12 @@ def turnedInFull(turned):
     return turned
 
 
-def press(panel):  # noqa: F811
+def press(panel):
     assert panel.ui.registerButton.enabled, panel.ui.registerButton.toolTip
     panel.ui.registerButton.click()
 
 
-def untilStep(panel, index):  # noqa: F811
+def untilStep(panel, index):
     """Let the run come to a step."""
     waitFor(panel, lambda: panel.ui.progressBar.maximum > 0 and panel.ui.progressBar.value >= index)
     assert panel.registerTab.running
@@ -75,7 +65,7 @@ def diceOn(fixedNode, segmentationNode):
     return 2 * (seen & brain).sum() / (seen.sum() + brain.sum())
 
 
-def test_a_brain_lands_on_the_template_with_its_segmentation(panel, pair):  # noqa: F811
+def test_a_brain_lands_on_the_template_with_its_segmentation(panel, pair):
     turnHeader(pair.moving, turn(50, (30, -20, 15)))
     p = panel._parameterNode
     p.movingVolume, p.fixedVolume = pair.moving, pair.fixed
@@ -207,7 +197,7 @@ def test_removing_a_node_in_mid_run(turned, which):
         assert turned.pair.moving.GetParentTransformNode() is None
 
 
-def test_leaving_the_module_in_mid_run(turned, loaded):  # noqa: F811
+def test_leaving_the_module_in_mid_run(turned, loaded):
     press(turned)
     untilStep(turned, 2)
     loaded.exit()
@@ -231,7 +221,7 @@ def test_importing_a_scene_in_mid_run_stops_it(turned, tmp_path):
     assert turned.pair.moving.GetTransformNodeID() == before
 
 
-def test_reloading_the_module_in_mid_run(turned, loaded):  # noqa: F811
+def test_reloading_the_module_in_mid_run(turned, loaded):
     moving, fixed = turned.pair.moving, turned.pair.fixed
     before = sceneState()
     press(turned)
@@ -268,7 +258,7 @@ def test_only_a_resampled_volume(turned):
     assert "→" in turned.ui.similarityValue.text
 
 
-def checkResampled(panel):  # noqa: F811
+def checkResampled(panel):
     output, fixed = panel._parameterNode.outputVolume, panel.pair.fixed
     assert sameAsSeen(output, fixed) < 1e-6
     moved, still = (slicer.util.arrayFromVolume(node).astype(float).ravel() for node in (output, fixed))
@@ -415,7 +405,7 @@ def test_fade_flicker_and_before(turned):
     assert sceneState() == before
 
 
-def test_checkerboard_and_leaving_it(turned, loaded, tmp_path):  # noqa: F811
+def test_checkerboard_and_leaving_it(turned, loaded, tmp_path):
     register(turned)
     before = sceneState()[0]
     turned.ui.checkerboardBox.setChecked(True)

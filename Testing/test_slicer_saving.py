@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
     qt,
     savedScene,
-    scene,
     scripted,
     slicer,
     smallVolume,
@@ -27,7 +20,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def window(panel, monkeypatch):  # noqa: F811
+def window(panel, monkeypatch):
     """A under a transform of the person's own, to be registered to F; S and a point list move along."""
     panel.calls = scripted(monkeypatch, panel)
     panel.A, panel.F, panel.S = (smallVolume(name, seed) for seed, name in enumerate("AFS"))

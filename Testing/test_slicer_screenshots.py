@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness import application  # noqa: E402
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness import application
+from SlicerHarness.fixtures import (
     OUTPUT,
     duplicate,
-    exceptionsFail,
     idle,
-    loaded,
-    pair,
-    panel,
     qt,
     quick,
-    scene,
     scripted,
     segmentationOf,
     slicer,
@@ -35,7 +26,7 @@ FOLDER = OUTPUT / "Slicer"
 COLORS = "Moving: red.  Fixed: cyan.\nWhere they agree: gray."
 
 
-def window(loaded, name, caption=""):  # noqa: F811
+def window(loaded, name, caption=""):
     path = FOLDER / f"{name}.png"
     runners = [tab.runner for tab in (loaded.widget.registerTab, loaded.widget.batchTab) if tab.running]
     for runner in runners:  # hold still
@@ -46,12 +37,12 @@ def window(loaded, name, caption=""):  # noqa: F811
     assert path.stat().st_size > 5000
 
 
-def part(loaded, name):  # noqa: F811
+def part(loaded, name):
     application.grabPanel(loaded.container, FOLDER / f"{name}.png")
 
 
 @pytest.fixture
-def ready(panel, loaded, pair):  # noqa: F811
+def ready(panel, loaded, pair):
     """Brain and template chosen, something to move along."""
     for node, name in ((pair.moving, "Brain"), (pair.fixed, "MNI152 template")):
         display = node.GetScalarVolumeDisplayNode()
@@ -67,7 +58,7 @@ def ready(panel, loaded, pair):  # noqa: F811
     return panel
 
 
-def test_pictures_of_registering(ready, loaded, pair):  # noqa: F811
+def test_pictures_of_registering(ready, loaded, pair):
     ui = ready.ui
     ui.colorBox.setChecked(True)
     window(loaded, "1_ready", COLORS)
@@ -100,7 +91,7 @@ def test_pictures_of_registering(ready, loaded, pair):  # noqa: F811
     part(loaded, "8_not_true_any_more")
 
 
-def test_pictures_of_undo_and_landmarks(ready, loaded, pair, monkeypatch):  # noqa: F811
+def test_pictures_of_undo_and_landmarks(ready, loaded, pair, monkeypatch):
     scripted(monkeypatch, ready, target=np.eye(4), probability=0.97, similarity_before=0.21, similarity_after=0.78)
     p = ready._parameterNode
     for name, shift in (("movingLandmarks", 0.0), ("fixedLandmarks", 0.8)):
@@ -116,7 +107,7 @@ def test_pictures_of_undo_and_landmarks(ready, loaded, pair, monkeypatch):  # no
     part(loaded, "10_undone")
 
 
-def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):  # noqa: F811
+def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):
     slicer.util.updateVolumeFromArray(pair.moving, np.full((20, 20, 20), 5, np.uint8))
     ready.ui.registerButton.click()
     waitFor(ready)
@@ -138,7 +129,7 @@ def test_pictures_of_trouble(ready, loaded, pair, monkeypatch):  # noqa: F811
     part(loaded, "14_empty")
 
 
-def test_pictures_of_a_batch(ready, loaded, pair, monkeypatch, tmp_path):  # noqa: F811
+def test_pictures_of_a_batch(ready, loaded, pair, monkeypatch, tmp_path):
     for name in ("results", "scans"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
@@ -163,7 +154,7 @@ def test_pictures_of_a_batch(ready, loaded, pair, monkeypatch, tmp_path):  # noq
     ready.ui.tabs.setCurrentIndex(0)
 
 
-def test_pictures_of_a_sequence(ready, loaded, pair):  # noqa: F811
+def test_pictures_of_a_sequence(ready, loaded, pair):
     from test_slicer_sequences import SHIFTS, sequenceOf
 
     sequence, _browser = sequenceOf(SHIFTS, "Perfusion")
@@ -176,7 +167,7 @@ def test_pictures_of_a_sequence(ready, loaded, pair):  # noqa: F811
     ready.ui.tabs.setCurrentIndex(0)
 
 
-def test_pictures_of_warnings(ready, loaded, pair, monkeypatch):  # noqa: F811
+def test_pictures_of_warnings(ready, loaded, pair, monkeypatch):
     said = (
         "The qform and the sform of brain.nii.gz place it up to 10 mm apart; the qform is used, as in Slicer and ITK."
     )

@@ -9,40 +9,33 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
+from SlicerHarness.fixtures import (
     BRAIN,
     QUICK,
     REPOSITORY,
     TEMPLATE,
     duplicate,
-    exceptionsFail,
-    loaded,
-    panel,
     qt,
     quick,
     sameAsSeen,
-    scene,
     sceneState,
     segmentationOf,
     slicer,
-    twins,
     waitFor,
 )
 
 
 @pytest.fixture
-def logic(loaded):  # noqa: F811
+def logic(loaded):
     return loaded.pymodule.SpatialDiffusionRegistrationLogic()
 
 
 @pytest.fixture
-def brains(twins):  # noqa: F811
+def brains(twins):
     """The brain turned in its header, and unturned."""
     return twins.moving, twins.fixed
 
@@ -152,7 +145,7 @@ def examples():
     ]
 
 
-def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
+def test_the_readme_examples_run(loaded, scene, tmp_path, monkeypatch):
     """Each is run to its last line, beside real files with the names that it reads."""
     blocks = examples()
     assert len(blocks) >= 3
@@ -255,7 +248,7 @@ def test_register_many_says_why_nothing_worked(logic, brains):
 
 
 @pytest.fixture
-def batch(panel, brains):  # noqa: F811
+def batch(panel, brains):
     panel._parameterNode.fixedVolume = brains[1]
     quick(panel)
     panel.ui.tabs.setCurrentIndex(1)
@@ -263,7 +256,7 @@ def batch(panel, brains):  # noqa: F811
     panel.ui.tabs.setCurrentIndex(0)
 
 
-def column(panel, number):  # noqa: F811
+def column(panel, number):
     table = panel.ui.batchTable
     return [table.item(row, number).text() for row in range(table.rowCount)]
 
@@ -319,7 +312,7 @@ def test_stopping_a_batch_keeps_what_is_done(batch, brains, monkeypatch, tmp_pat
     assert column(batch, 1) == ["Done", "Done"] and sameAsSeen(second, fixed) < 1.5
 
 
-def test_leaving_the_module_keeps_the_batch(batch, loaded, brains):  # noqa: F811
+def test_leaving_the_module_keeps_the_batch(batch, loaded, brains):
     """In mid-run it goes on; afterwards the table still shows what was found."""
     batch.ui.batchAddSceneButton.click()
     batch.ui.batchRunButton.click()
@@ -355,7 +348,7 @@ def test_batch_rows_can_be_removed_and_folders_can_be_wrong(batch, brains, tmp_p
     assert "no image files" in ui.batchMessageLabel.text
 
 
-def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, monkeypatch):  # noqa: F811
+def test_the_script_for_the_application_itself_runs(loaded, scene, tmp_path, monkeypatch):
     """Testing/in_slicer.py, which a person with Slicer is asked to run, here with the stand-in application."""
     import in_slicer
 

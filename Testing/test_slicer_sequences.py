@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
+    addTransform,
     idle,
-    loaded,
-    panel,
     qt,
     savedScene,
-    scene,
     slicer,
-    smallVolume,
     waitFor,
 )
 
@@ -51,7 +46,7 @@ def sequenceOf(shifts, name="Series"):
 
 
 @pytest.fixture
-def series(panel):  # noqa: F811
+def series(panel):
     panel.ui.tabs.setCurrentIndex(2)
     panel.sequence, panel.browser = sequenceOf(SHIFTS)
     panel.p = panel._parameterNode
@@ -61,7 +56,7 @@ def series(panel):  # noqa: F811
     panel.ui.tabs.setCurrentIndex(0)
 
 
-def press(panel):  # noqa: F811
+def press(panel):
     assert panel.ui.sequenceRunButton.enabled, panel.ui.sequenceRunButton.toolTip
     panel.ui.sequenceRunButton.click()
     waitFor(panel, lambda: not panel.sequenceTab.running)
@@ -88,7 +83,7 @@ def test_every_frame_is_laid_on_the_reference(series):
         slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(series.browser)
         np.testing.assert_allclose(voxelToWorld(volume)[:3, 3], -SHIFTS[index], atol=0.6)
         assert volume.GetParentTransformNode() is transform
-    assert "5 frames laid on frame 1" in series.ui.sequenceMessageLabel.text
+    assert "5 frames laid on frame 1" in series.ui.sequenceResultLabel.text
 
 
 def test_the_motion_is_in_a_table_and_a_chart(series):
@@ -104,6 +99,167 @@ def test_the_motion_is_in_a_table_and_a_chart(series):
     charts = slicer.util.getNodesByClass("vtkMRMLPlotChartNode")
     assert len(charts) == 1 and charts[0].GetNumberOfPlotSeriesNodes() == 7
     assert series.ui.sequencePlotButton.enabled
+
+
+def sequenceOfFile(path):
+    """A sequence that is read from a 4D NIfTI file whose qform and sform lie 10 mm apart."""
+    nibabel = pytest.importorskip("nibabel", reason="it writes headers that contradict themselves")
+    voxels = np.random.default_rng(0).integers(0, 200, (12, 14, 16, FRAMES)).astype(np.int16)
+    image = nibabel.Nifti1Image(voxels, np.eye(4))
+    image.set_qform(np.eye(4), code=1)
+    moved = np.eye(4)
+    moved[0, 3] = 10.0
+    image.set_sform(moved, code=2)
+    nibabel.save(image, path)
+    sequence = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSequenceNode", "Stored")
+    storage = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLVolumeSequenceStorageNode")
+    storage.SetFileName(str(path))
+    assert storage.ReadData(sequence)
+    sequence.SetAndObserveStorageNodeID(storage.GetID())
+    return sequence
+
+
+def test_what_the_files_header_contradicts_stays_in_the_panel(series, still, tmp_path, chosen):
+    series.p.sequence = sequenceOfFile(tmp_path / "odd.nii.gz")
+    idle()
+    press(series)
+    label = series.ui.sequenceResultLabel
+    assert "⚠ The qform and the sform of odd.nii.gz place it up to 10 mm apart" in label.text and not label.isHidden()
+    series.ui.sequencePageButton.click()  # what else is said does not take their place
+    assert "odd.nii.gz place it" in label.text
+    waitFor(series, lambda: not series.sequenceTab.drawing)
+    assert "odd.nii.gz place it" in label.text and label.enabled
+
+
+def test_each_frames_own_file_is_asked(series, still, monkeypatch):
+    """Frames may have been read one by one."""
+    from SpatialDiffusionRegistrationLib import sequences
+
+    names = {series.sequence.GetNthDataNode(index): f"file {index} is odd" for index in (1, 3)}
+    asked = lambda node: (names[node],) if node in names else ()  # noqa: E731
+    monkeypatch.setattr(sequences.scene, "headerWarnings", asked)
+    press(series)
+    assert series.ui.sequenceResultLabel.text.splitlines()[1:] == ["⚠ file 1 is odd", "⚠ file 3 is odd"]
+
+
+# Whether it is still true
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """A motion that is known beforehand in place of the core's: each frame goes back by as much as it has moved."""
+    from SpatialDiffusionRegistrationLib import engine
+
+    from SpatialDiffusionCore.many.frames import open_series
+    from SpatialDiffusionCore.many.motion import SeriesRegistration
+
+    def steps(frames, reference, transform, beat=None):
+        for index in range(1, 4):
+            yield SimpleNamespace(index=index, count=3)
+        matrices = np.tile(np.eye(4), (len(frames), 1, 1))
+        matrices[:, :3, 3] = -SHIFTS[: len(frames)]
+        ones = np.ones(len(frames))
+        series = open_series(frames)
+        return SeriesRegistration(series, 0, transform, matrices, ones, ones, ones, np.zeros(3), 50.0)
+
+    monkeypatch.setattr(engine, "seriesSteps", steps)
+
+
+def result(series):
+    idle()
+    return series.ui.sequenceResultLabel.text, series.ui.sequenceResultLabel.enabled
+
+
+@pytest.mark.parametrize("what", ["other", "hardened", "transforms", "frames"])
+def test_a_result_that_is_not_true_any_more_is_gray_with_a_word(series, still, what):
+    press(series)
+    assert result(series)[1] and "Not true" not in result(series)[0]
+    volume = series.browser.GetProxyNode(series.sequence)
+    if what == "other":
+        series.p.sequence, _browser = sequenceOf(SHIFTS[:2], "Another")
+        expected = "it is of “Series”, and another sequence is selected"
+    elif what == "hardened":
+        volume.SetAndObserveTransformNodeID(None)
+        expected = "is not under its transforms any more"
+    elif what == "transforms":
+        slicer.mrmlScene.RemoveNode(motions(series)[0])
+        expected = "The transforms of “Series” are not in the scene any more"
+    else:
+        series.sequence.RemoveDataNodeAtValue("8")
+        expected = "“Series” has other frames now"
+    text, enabled = result(series)
+    assert text.startswith("Not true any more: ") and expected in text.splitlines()[0] and not enabled
+
+
+def test_another_name_of_the_sequence_does_not_name_the_page(series, still, chosen, tmp_path):
+    """The page is of what was registered, whatever is selected by now."""
+    press(series)
+    series.p.sequence, _browser = sequenceOf(SHIFTS[:2], "Another")
+    idle()
+    series.ui.sequencePageButton.click()
+    waitFor(series, lambda: not series.sequenceTab.drawing)
+    assert (tmp_path / "review of Series" / "index.html").is_file()
+
+
+def motions(series):
+    """The sequences of transforms, first made first."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSequenceNode")
+    return [node for node in nodes if node.GetDataNodeClassName() == "vtkMRMLLinearTransformNode"]
+
+
+def test_a_second_run_does_not_move_the_frames_twice(series, still):
+    from SpatialDiffusionRegistrationLib.scene import voxelToWorld
+
+    press(series)
+    press(series)
+    assert len(motions(series)) == 2
+    volume = series.browser.GetProxyNode(series.sequence)
+    assert volume.GetParentTransformNode() is series.browser.GetProxyNode(motions(series)[1])
+    for index in (1, 3):
+        series.browser.SetSelectedItemNumber(index)
+        slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(series.browser)
+        np.testing.assert_allclose(voxelToWorld(volume)[:3, 3], -SHIFTS[index], atol=1e-6)
+
+
+def test_the_transforms_of_the_person_stay_above_those_of_the_motion(series, still):
+    parent = addTransform("Mine", (7, 0, 0))
+    volume = series.browser.GetProxyNode(series.sequence)
+    volume.SetAndObserveTransformNodeID(parent.GetID())
+    press(series)
+    press(series)
+    transform = volume.GetParentTransformNode()
+    assert transform is series.browser.GetProxyNode(motions(series)[1])
+    assert transform.GetParentTransformNode() is parent
+
+
+@pytest.mark.parametrize("how", ["fewer", "more", "other"])
+def test_frames_that_are_changed_in_mid_run_end_it(series, still, how):
+    before = saved()
+    series.ui.sequenceRunButton.click()
+    waitFor(series, lambda: series.ui.sequenceProgressBar.maximum > 0)
+    frame = slicer.vtkMRMLScalarVolumeNode()
+    frame.Copy(series.sequence.GetNthDataNode(0))
+    if how != "more":
+        series.sequence.RemoveDataNodeAtValue("4")
+    if how != "fewer":
+        series.sequence.SetDataNodeAtValue(frame, "99")
+    waitFor(series, lambda: not series.sequenceTab.running)
+    assert "were changed while they were registered" in series.ui.sequenceMessageLabel.text
+    assert not motions(series) and len(saved()) == len(before)
+
+
+def test_the_browser_may_play_in_mid_run(series, still):
+    """What the views show then is another frame; the frames themselves stay."""
+    series.ui.sequenceRunButton.click()
+    waitFor(series, lambda: series.ui.sequenceProgressBar.maximum > 0)
+    series.browser.SetSelectedItemNumber(3)
+    slicer.modules.sequences.logic().UpdateProxyNodesFromSequences(series.browser)
+    waitFor(series, lambda: not series.sequenceTab.running)
+    from SpatialDiffusionRegistrationLib.scene import voxelToWorld
+
+    volume = series.browser.GetProxyNode(series.sequence)
+    np.testing.assert_allclose(voxelToWorld(volume)[:3, 3], -SHIFTS[3], atol=1e-6)
+    assert result(series)[1]
 
 
 def saved():

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness import application  # noqa: E402
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness import application
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
     register,
     savedScene,
-    scene,
     sceneState,
     scripted,
     slicer,
@@ -28,7 +20,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def window(panel, monkeypatch):  # noqa: F811
+def window(panel, monkeypatch):
     """Scripted steps; A is moving, F is fixed, X has nothing to do with them.  Views: A over X, zoomed and moved."""
     scripted(monkeypatch, panel)
     panel.A, panel.F = smallVolume("A", 1, (20, 30, 40)), smallVolume("F", 2, (50, 20, 20))

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
-    scene,
-    scripted,
     slicer,
     smallVolume,
     waitFor,
@@ -37,7 +28,7 @@ def odd(path, codes=(1, 2), shape=(20, 22, 24)):
 
 
 @pytest.fixture
-def window(panel):  # noqa: F811
+def window(panel):
     """The real core, with settings that take no time."""
     from SpatialDiffusionRegistrationLib.parameters import Polish
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import vtk
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from SlicerHarness.fixtures import (  # noqa: E402, F401
-    exceptionsFail,
+from SlicerHarness.fixtures import (
     idle,
-    loaded,
-    panel,
     qt,
-    scene,
     sceneState,
     slicer,
     turn,
@@ -26,7 +20,7 @@ from SlicerHarness.fixtures import (  # noqa: E402, F401
 
 
 @pytest.fixture
-def volumes(panel):  # noqa: F811
+def volumes(panel):
     """Two small volumes, chosen as moving and fixed."""
     data = np.random.default_rng(0).random((20, 22, 24)).astype(np.float32)
     moving, fixed = (slicer.util.addVolumeFromArray(data + i, name=name) for i, name in enumerate(("moving", "fixed")))
@@ -34,7 +28,7 @@ def volumes(panel):  # noqa: F811
     return moving, fixed
 
 
-def tip(panel):  # noqa: F811
+def tip(panel):
     """What the disabled Register button says."""
     assert not panel.ui.registerButton.enabled
     return panel.ui.registerButton.toolTip
@@ -43,7 +37,7 @@ def tip(panel):  # noqa: F811
 # What is missing
 
 
-def test_the_button_says_what_is_missing(panel):  # noqa: F811
+def test_the_button_says_what_is_missing(panel):
     p = panel._parameterNode
     assert tip(panel) == "Select a moving and a fixed volume."
     p.movingVolume = slicer.util.addVolumeFromArray(np.zeros((20, 20, 20)), name="one")
@@ -54,7 +48,7 @@ def test_the_button_says_what_is_missing(panel):  # noqa: F811
     assert panel.ui.registerButton.enabled
 
 
-def test_each_bad_volume_gets_its_own_sentence(panel, volumes):  # noqa: F811
+def test_each_bad_volume_gets_its_own_sentence(panel, volumes):
     p, (moving, fixed) = panel._parameterNode, volumes
     array = np.zeros((20, 20, 20, 3), np.uint8)
     color = slicer.util.addVolumeFromArray(array, name="color", nodeClassName="vtkMRMLVectorVolumeNode")
@@ -70,7 +64,7 @@ def test_each_bad_volume_gets_its_own_sentence(panel, volumes):  # noqa: F811
     assert panel.ui.registerButton.enabled
 
 
-def test_nonlinear_parents_are_refused_with_advice(panel, volumes):  # noqa: F811
+def test_nonlinear_parents_are_refused_with_advice(panel, volumes):
     bspline = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLBSplineTransformNode", "warp")
     bspline.SetAndObserveTransformToParent(vtk.vtkThinPlateSplineTransform())
     volumes[0].SetAndObserveTransformNodeID(bspline.GetID())
@@ -78,7 +72,7 @@ def test_nonlinear_parents_are_refused_with_advice(panel, volumes):  # noqa: F81
     assert "warp" in tip(panel) and "harden" in tip(panel)
 
 
-def test_outputs_that_can_not_work_are_refused(panel, volumes):  # noqa: F811
+def test_outputs_that_can_not_work_are_refused(panel, volumes):
     p, (moving, fixed) = panel._parameterNode, volumes
     p.outputTransform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode", "under fixed")
     fixed.SetAndObserveTransformNodeID(p.outputTransform.GetID())
@@ -107,7 +101,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("role", ["moving", "fixed"])
-def test_what_the_core_refuses_is_shown_and_changes_nothing(panel, volumes, kind, role):  # noqa: F811
+def test_what_the_core_refuses_is_shown_and_changes_nothing(panel, volumes, kind, role):
     change, expected = BAD[kind]
     node = volumes[role == "fixed"]
     slicer.util.updateVolumeFromArray(node, np.ascontiguousarray(change(slicer.util.arrayFromVolume(node))))
@@ -120,7 +114,7 @@ def test_what_the_core_refuses_is_shown_and_changes_nothing(panel, volumes, kind
     assert sceneState() == before
 
 
-def test_a_flat_header_is_refused(panel, volumes):  # noqa: F811
+def test_a_flat_header_is_refused(panel, volumes):
     """A transform that squashes the volume flat."""
     transform = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLinearTransformNode")
     slicer.util.updateTransformMatrixFromArray(transform, np.diag([1.0, 1.0, 0.0, 1.0]))
@@ -130,14 +124,14 @@ def test_a_flat_header_is_refused(panel, volumes):  # noqa: F811
     assert "moving" in panel.ui.messageLabel.text
 
 
-def test_a_model_without_the_modality(panel, volumes):  # noqa: F811
+def test_a_model_without_the_modality(panel, volumes):
     panel._parameterNode.modelName = "no such model"
     panel.ui.registerButton.click()
     waitFor(panel)
     assert "no such model" in panel.ui.messageLabel.text
 
 
-def test_an_empty_mask(panel, volumes):  # noqa: F811
+def test_an_empty_mask(panel, volumes):
     labels = slicer.util.addVolumeFromArray(
         np.zeros((20, 22, 24), np.uint8), name="nothing", nodeClassName="vtkMRMLLabelMapVolumeNode"
     )
@@ -162,7 +156,7 @@ def failing(monkeypatch, error):
     monkeypatch.setattr(engine, "steps", steps)
 
 
-def test_out_of_gpu_memory_offers_the_cpu(panel, volumes, monkeypatch):  # noqa: F811
+def test_out_of_gpu_memory_offers_the_cpu(panel, volumes, monkeypatch):
     from SpatialDiffusionRegistrationLib.parameters import Device
 
     class OutOfMemoryError(RuntimeError):  # torch's has this name
@@ -182,7 +176,7 @@ def test_out_of_gpu_memory_offers_the_cpu(panel, volumes, monkeypatch):  # noqa:
     panel.cancel()
 
 
-def test_cuda_where_there_is_none_offers_the_cpu(panel, volumes):  # noqa: F811
+def test_cuda_where_there_is_none_offers_the_cpu(panel, volumes):
     import torch
     from SpatialDiffusionRegistrationLib.parameters import Device
 
@@ -194,7 +188,7 @@ def test_cuda_where_there_is_none_offers_the_cpu(panel, volumes):  # noqa: F811
     assert "CUDA" in panel.ui.messageLabel.text and panel.ui.remedyButton.text == "Use the CPU"
 
 
-def test_any_other_failure_is_one_sentence_with_details(panel, volumes, monkeypatch):  # noqa: F811
+def test_any_other_failure_is_one_sentence_with_details(panel, volumes, monkeypatch):
     failing(monkeypatch, RuntimeError("something odd\nwith a second line"))
     before = sceneState()
     shown = []
@@ -226,7 +220,7 @@ def withTorch(monkeypatch, version):
     monkeypatch.setattr(importlib.metadata, "version", fake)
 
 
-def test_without_torch_one_line_and_a_button(panel, loaded, volumes, monkeypatch):  # noqa: F811
+def test_without_torch_one_line_and_a_button(panel, loaded, volumes, monkeypatch):
     assert panel.ui.setupFrame.isHidden()
     withTorch(monkeypatch, None)
     loaded.enter()
@@ -239,21 +233,21 @@ def test_without_torch_one_line_and_a_button(panel, loaded, volumes, monkeypatch
     assert sceneState() == before
 
 
-def test_an_old_torch_is_named(panel, loaded, monkeypatch):  # noqa: F811
+def test_an_old_torch_is_named(panel, loaded, monkeypatch):
     withTorch(monkeypatch, "1.13.1+cu117")
     loaded.enter()
     assert "1.13.1+cu117" in panel.ui.setupLabel.text and "2.1 or newer" in panel.ui.setupLabel.text
     assert panel.ui.setupButton.text == "Update PyTorch…"
 
 
-def test_a_broken_torch_is_told(panel, volumes, monkeypatch):  # noqa: F811
+def test_a_broken_torch_is_told(panel, volumes, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # `import torch` raises
     panel.ui.registerButton.click()
     waitFor(panel)
     assert "does not load" in panel.ui.messageLabel.text and "PyTorch Utils" in panel.ui.messageLabel.text
 
 
-def test_without_the_pytorch_extension_advice(panel, loaded, monkeypatch):  # noqa: F811
+def test_without_the_pytorch_extension_advice(panel, loaded, monkeypatch):
     withTorch(monkeypatch, None)
     loaded.enter()
     panel.ui.setupButton.click()
@@ -261,7 +255,7 @@ def test_without_the_pytorch_extension_advice(panel, loaded, monkeypatch):  # no
 
 
 @pytest.mark.parametrize("agrees", [True, False])
-def test_the_button_asks_and_installs_through_the_extension(panel, loaded, monkeypatch, agrees):  # noqa: F811
+def test_the_button_asks_and_installs_through_the_extension(panel, loaded, monkeypatch, agrees):
     asked = []
 
     class PyTorchUtilsLogic:
@@ -318,7 +312,7 @@ def test_other_requirements_are_asked_for_through_slicer_packaging(monkeypatch, 
     assert len(installed) == 1
 
 
-def test_the_modules_own_requirements_come_with_slicer(loaded):  # noqa: F811
+def test_the_modules_own_requirements_come_with_slicer(loaded):
     from SpatialDiffusionRegistrationLib import torchsetup
 
     assert torchsetup.missingRequirements(loaded.instance.resourcePath("requirements.txt")) == []
@@ -327,7 +321,7 @@ def test_the_modules_own_requirements_come_with_slicer(loaded):  # noqa: F811
 # What the window remembers
 
 
-def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
+def test_widgets_and_parameters_follow_each_other(panel, volumes):
     from SpatialDiffusionRegistrationLib.parameters import Device, Polish, Sampler, TransformType
 
     p, ui = panel._parameterNode, panel.ui
@@ -363,7 +357,7 @@ def test_widgets_and_parameters_follow_each_other(panel, volumes):  # noqa: F811
     assert p.movingVolume is volumes[1]
 
 
-def test_values_are_checked(panel):  # noqa: F811
+def test_values_are_checked(panel):
     p = panel._parameterNode
     for name, value, error in (
         ("steps", -1, ValueError),
@@ -377,7 +371,7 @@ def test_values_are_checked(panel):  # noqa: F811
     assert p.steps == 0 and p.livePreview is True
 
 
-def test_settings_reach_the_core(panel, volumes):  # noqa: F811
+def test_settings_reach_the_core(panel, volumes):
     from SpatialDiffusionRegistrationLib import parameters
 
     p = panel._parameterNode
@@ -407,7 +401,7 @@ def test_settings_reach_the_core(panel, volumes):  # noqa: F811
         parameters.settings(p).checked()
 
 
-def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noqa: F811
+def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):
     from SpatialDiffusionRegistrationLib import parameters
 
     p = panel._parameterNode
@@ -457,7 +451,7 @@ def test_a_saved_scene_brings_the_choices_back(panel, volumes, tmp_path):  # noq
     assert checked == ["points"]
 
 
-def test_the_list_of_what_moves_along_follows_the_scene(panel, volumes):  # noqa: F811
+def test_the_list_of_what_moves_along_follows_the_scene(panel, volumes):
     widget = panel.ui.alsoMoveList
 
     def names():
@@ -474,7 +468,7 @@ def test_the_list_of_what_moves_along_follows_the_scene(panel, volumes):  # noqa
     assert names() == ["line", "other volume"]
 
 
-def test_the_ui_file_names_only_parameters_that_exist(panel):  # noqa: F811
+def test_the_ui_file_names_only_parameters_that_exist(panel):
     from SpatialDiffusionRegistrationLib.parameters import SpatialDiffusionRegistrationParameterNode
 
     known = set(SpatialDiffusionRegistrationParameterNode.allParameters)
@@ -482,7 +476,7 @@ def test_the_ui_file_names_only_parameters_that_exist(panel):  # noqa: F811
     assert named and named <= known
 
 
-def test_every_control_has_a_tooltip(panel):  # noqa: F811
+def test_every_control_has_a_tooltip(panel):
     kinds = (
         "QComboBox",
         "QPushButton",

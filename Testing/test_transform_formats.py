@@ -140,7 +140,9 @@ def pair(tmp_path):
         headers.append(fixtures.write_series(tmp_path / name, data, matrix, words=name))
         loaded = volume_file.load(tmp_path / name)
         volumes.append(Scan(loaded.data, loaded.voxel_to_ras, loaded.name, path=str(tmp_path / name)))
-    return SimpleNamespace(moving=volumes[0], fixed=volumes[1], headers=headers, pydicom=fixtures.pydicom)
+    return SimpleNamespace(
+        moving=volumes[0], fixed=volumes[1], headers=headers, pydicom=fixtures.pydicom, save=fixtures.save
+    )
 
 
 def to_registered(data, point, frame):
@@ -222,7 +224,7 @@ def test_registrations_of_other_programs(tmp_path, pair):
     one, two, three = "1.2.3", "1.2.4", "1.2.5"
 
     def read(*items, **about):
-        registration(pair, *items, **about).save_as(path, enforce_file_format=True)
+        pair.save(registration(pair, *items, **about), path)
         return read_transform(path)
 
     assert np.allclose(read((two, lps)), RIGID)

@@ -200,7 +200,7 @@ def safe_name(text: str) -> str:
     """A name for files on every system: letters, digits, dot, dash and underscore; a digest where others were lost."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:120]
     if name != text:
-        name = f"{name}-{hashlib.blake2b(text.encode(), digest_size=3).hexdigest()}".strip("-")
+        name = f"{name}-{hashlib.blake2b(text.encode(errors='surrogateescape'), digest_size=3).hexdigest()}".strip("-")
     return name
 
 

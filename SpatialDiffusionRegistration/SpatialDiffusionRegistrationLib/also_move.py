@@ -20,6 +20,7 @@ class AlsoMoveList:
     def update(self, parameterNode):
         """Show what can follow; rows are made anew only if they are others."""
         self._parameters = p = parameterNode
+        self._letGo(p)
         checked = {node.GetID() for node in parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)}
         shown = [(node.GetID(), node.GetName()) for node in self._nodes(p)]
         self._updating = True
@@ -43,6 +44,13 @@ class AlsoMoveList:
         """Check nothing: what belonged to one volume does not belong to another."""
         if self._parameters is not None:
             parameters.setNodeList(self._parameters, parameters.ALSO_MOVE_ROLE, [])
+
+    @staticmethod
+    def _letGo(p):
+        """What has become the fixed volume's is not in the list any more, so nobody could uncheck it."""
+        checked = parameters.nodeList(p, parameters.ALSO_MOVE_ROLE)
+        kept = [node for node in checked if node not in (p.fixedVolume, p.fixedMask, p.fixedLandmarks)]
+        parameters.setNodeList(p, parameters.ALSO_MOVE_ROLE, kept)
 
     @staticmethod
     def _nodes(p):

@@ -44,7 +44,8 @@ class Item:
     """The volume read from `path`, while it is in the scene."""
 
     def isDone(self, fixedVolume):
-        return self.status == DONE and self.fixed is fixedVolume
+        """Not if its transform has left the scene: then it can be registered again."""
+        return self.status == DONE and self.fixed is fixedVolume and self.transformNode is not None
 
     @property
     def name(self):
@@ -139,8 +140,21 @@ def volumeFiles(folder) -> list[str]:
     return found
 
 
+def nameProblem(path) -> str:
+    """One sentence if VTK, which ends the whole application then, can not be given a path; "" if it can."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        readable = os.fsencode(str(path)).decode("utf-8", "replace")
+        return _("The name “{path}” has characters that are no Unicode: rename it.").format(path=readable)
+    return ""
+
+
 def load(path):
     """The volume of a file, not shown; what reading left in the scene goes again if it fails."""
+    problem = nameProblem(path)
+    if problem:
+        raise Problem(problem)
     before = {node.GetID() for node in slicer.util.getNodesByClass("vtkMRMLNode")}
     try:
         with waitCursor():
@@ -189,7 +203,7 @@ class Batch:
             return _("“{name}” is the fixed volume: remove it from the list.").format(name=self.fixedVolume.GetName())
         if self.outputFolder and not os.path.isdir(self.outputFolder):
             return _("There is no output folder “{folder}”.").format(folder=self.outputFolder)
-        return ""
+        return nameProblem(self.outputFolder)
 
     def run(self):
         """Generator of (item, step); closing it undoes the item under way and keeps those that are done."""

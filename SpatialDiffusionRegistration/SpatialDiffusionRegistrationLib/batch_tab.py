@@ -14,6 +14,7 @@ from . import batch, parameters, report, scene
 from .adapt_frame import AdaptFrame
 from .batch_table import BatchTable
 from .change import removeWithHelpers
+from .messages import offer
 from .opening import openFile
 from .page import PAGE_NAME
 from .problem import Problem, explain
@@ -147,12 +148,13 @@ class BatchTab:
         ):
             widget.setEnabled(idle)
         self.adapt.update()
-        ui.batchReportButton.setEnabled(idle and any(item.status != batch.WAITING for item in self.items))
-        ui.batchPageButton.setEnabled(os.path.isfile(self._page()))
+        busy = "" if idle and self._available else _("A registration is running.")
+        done = any(item.status != batch.WAITING for item in self.items)
+        offer(ui.batchReportButton, ("" if idle else busy) or ("" if done else _("Register the volumes first.")))
+        offer(ui.batchPageButton, self._pageProblem())
         selected = self._selected()
-        ui.batchLookButton.setEnabled(
-            idle and self._available and selected is not None and selected.status == batch.DONE
-        )
+        looked = selected is not None and selected.status == batch.DONE
+        offer(ui.batchLookButton, busy or ("" if looked else _("Select a row whose volume is registered.")))
         if not idle:
             ui.batchRunButton.text, ui.batchRunButton.enabled = _("Stop"), True
             ui.batchRunButton.toolTip = _("Stop now; the volumes that are done keep their transforms.")
@@ -169,7 +171,7 @@ class BatchTab:
             return _("Another registration is running.")
         problem = self.newBatch().problem()
         if not problem and all(item.isDone(self.parameters.fixedVolume) for item in self.items):
-            return _("All are done.")
+            return _("All are done: to register volumes again, take their rows out and add them.")
         return problem
 
     # The list
@@ -338,9 +340,10 @@ class BatchTab:
         self._table.show(self.items)
 
     def onDone(self):
-        failed = [item for item in self.items if item.status == batch.FAILED]
+        items = self.batch.items  # with those whose rows have gone, as their volumes were removed in mid-run
+        failed = [item for item in items if item.status == batch.FAILED]
         message = _("Done: {done} registered, {failed} failed.").format(
-            done=len(self.items) - len(failed), failed=len(failed)
+            done=len(items) - len(failed), failed=len(failed)
         )
         if self.batch.outputFolder:
             message += " " + self._writtenAll()
@@ -351,7 +354,7 @@ class BatchTab:
         for item in self.items:
             if item.status in (batch.WAITING, batch.RUNNING):
                 item.status, item.progress = batch.STOPPED, ""
-        self._ended(explain(error).sentence)
+        self._ended(explain(error, untouched=False).sentence)
 
     def _ended(self, message):
         self.batch = self.runner = None
@@ -370,6 +373,11 @@ class BatchTab:
         folder = self.parameters.batchOutputFolder if self.parameters is not None else ""
         return os.path.join(batch.pageFolderOf(folder), PAGE_NAME) if folder else ""
 
+    def _pageProblem(self):
+        if not self._page():
+            return _("The review page is made in the output folder: choose one before the batch starts.")
+        return "" if os.path.isfile(self._page()) else _("There is no review page in the output folder yet.")
+
     def onPage(self, *_ignored):
         """Open the review page in the browser."""
         if not openFile(self._page()):
@@ -384,7 +392,7 @@ class BatchTab:
         """Write the report of the batch that has ended; what to say about it and about the review page."""
         path = os.path.join(self.batch.outputFolder, report.NAME)
         try:
-            report.writeReport(path, self.items)
+            report.writeReport(path, self.batch.items)
         except Problem as problem:
             return str(problem)
         return self.batch.page.problem or _("The report ({name}) and the review page are in the output folder.").format(

@@ -23,6 +23,7 @@ class Choices:
         ui.movingSegmentCombo.connect("currentIndexChanged(int)", self._onSegment)
         ui.fixedSegmentCombo.connect("currentIndexChanged(int)", self._onSegment)
         self._segments = {}
+        self._masks = None, None  # of the moving and the fixed volume, at the last update
 
     def fill(self):
         """Fill the lists of modalities and models; reads names only, so it is quick."""
@@ -37,7 +38,10 @@ class Choices:
 
     def update(self, parameterNode):
         """Show what the parameter node says."""
-        self._parameters = p = parameterNode
+        same, self._parameters, p = parameterNode is self._parameters, parameterNode, parameterNode
+        before, self._masks = self._masks, (p.movingMask, p.fixedMask)
+        if same:
+            self._letGo(before)
         self._updating = True
         try:
             for combo, key in (
@@ -53,12 +57,22 @@ class Choices:
         finally:
             self._updating = False
 
+    def _letGo(self, before):
+        """A segment of the mask before is none of another mask; nor is it there to be chosen once the mask is gone."""
+        p = self._parameters
+        if p.movingMask is not before[0] and not _hasSegment(p.movingMask, p.movingSegment):
+            p.movingSegment = ""
+        if p.fixedMask is not before[1] and not _hasSegment(p.fixedMask, p.fixedSegment):
+            p.fixedSegment = ""
+
     def _showSegments(self, combo, label, node, key):
         """The segments of a mask that is a segmentation; hidden for any other."""
         segments = masks.segments(node)
         combo.setVisible(bool(segments))
         label.setVisible(bool(segments))
         listed = [engine.Choice("", _("All segments")), *(engine.Choice(*segment) for segment in segments)]
+        if not _hasSegment(node, key):  # as the button says; were another row shown, it could not be chosen
+            listed.append(engine.Choice(key, _("A segment that is not there any more")))
         if segments and self._segments.get(combo.name) != listed:
             self._segments[combo.name] = listed
             _refill(combo, listed)
@@ -92,6 +106,11 @@ class Choices:
         )
         self._parameters.movingSegment = moving
         self._parameters.fixedSegment = fixed
+
+
+def _hasSegment(node, key) -> bool:
+    """Whether a mask has the segment that is chosen; "" stands for all of them."""
+    return not key or key in dict(masks.segments(node))
 
 
 def _refill(combo, choices):

@@ -10,6 +10,17 @@ from slicer.i18n import tr as _
 from .problem import REMEDY_CPU, REMEDY_TORCH, Explanation
 
 
+def offer(button, problem):
+    """Enable a button where `problem` is "", else let it say on itself why it is not; a tooltip otherwise says what it
+    does."""
+    does = button.property("does")
+    if does is None:
+        does = button.toolTip
+        button.setProperty("does", does)
+    button.setEnabled(not problem)
+    button.toolTip = problem or does
+
+
 class Messages:
     """`onRemedy(remedy)` is called if the person presses the button that would help."""
 

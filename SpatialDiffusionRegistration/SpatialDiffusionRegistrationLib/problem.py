@@ -29,8 +29,8 @@ class Explanation:
     remedy: str = ""
 
 
-def explain(error: BaseException) -> Explanation:
-    """What to say about an exception of any kind."""
+def explain(error: BaseException, untouched: bool = True) -> Explanation:
+    """What to say about an exception of any kind; `untouched`: whether the scene is as it was before."""
     details = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     if isinstance(error, Problem):
         return Explanation(str(error), error.details or details, error.remedy)
@@ -45,6 +45,9 @@ def explain(error: BaseException) -> Explanation:
     if isinstance(error, MemoryError):
         return Explanation(_("The computer ran out of memory; nothing in the scene was changed."), details)
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return Explanation(
-        _("The registration failed and nothing in the scene was changed: {reason}").format(reason=first), details
+    failed = (
+        _("The registration failed and nothing in the scene was changed: {reason}")
+        if untouched
+        else _("The program failed; what is done stays: {reason}")
     )
+    return Explanation(failed.format(reason=first), details)

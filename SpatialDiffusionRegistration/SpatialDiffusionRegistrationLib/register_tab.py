@@ -324,16 +324,16 @@ class RegisterTab:
             task.change,
             request.outputTransform,
         )
-        self._ended()
         if self.parameters is not None and task.transformNode is not None:
             self.parameters.outputTransform = task.transformNode
         self.ui.resultSection.collapsed = False
         self.ui.reviewSection.collapsed = False
         self.ui.fadeSlider.setValue(50)
-        self.update()
+        self._ended()
 
     def onError(self, error):
         self.task.putBack()
+        self._last = None  # the window may have failed to show a run that had ended well
         self._ended()
         self.tell(explain(error))
 
@@ -345,9 +345,10 @@ class RegisterTab:
         self._onRunningChanged()
 
     def _ended(self):
-        self.task = self.runner = None
+        self.runner = None
         self._setRunning(False)
         self.update()
+        self.task = None  # last: `onError` puts back what can not be shown
 
     # Messages
 

@@ -75,7 +75,8 @@ def writeReport(path, items):
     writer.writerows(rows(items))
     temporary = f"{path}.part"
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
+        # A name of a file need not be Unicode on every system.
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.write(text.getvalue())
         os.replace(temporary, path)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Callable
 
+import slicer
 from slicer.i18n import tr as _
 
 from . import engine, landmarks, masks, resampling, scene
@@ -43,7 +44,12 @@ class Request:
     def problem(self) -> str:
         """One sentence on what is missing or can not work, or ""; looks at the nodes only, so it is quick."""
         return _first(
-            self._pairProblem, self.outputProblem, self._initialProblem, self._maskProblem, self._landmarkProblem
+            self._pairProblem,
+            self._sceneProblem,
+            self.outputProblem,
+            self._initialProblem,
+            self._maskProblem,
+            self._landmarkProblem,
         )
 
     def outputProblem(self) -> str:
@@ -58,6 +64,10 @@ class Request:
         if not sentence and moving is fixed:
             return _("Select two different volumes: moving and fixed are the same.")
         return sentence
+
+    def _sceneProblem(self):
+        gone = next((node for node in self.nodes() if node.GetScene() is not slicer.mrmlScene), None)
+        return _("“{name}” is not in the scene: add it first.").format(name=gone.GetName()) if gone is not None else ""
 
     def _outputTransformProblem(self):
         output = self.outputTransform
@@ -105,6 +115,9 @@ class Request:
     def _companionProblem(self):
         if self.fixedVolume in self.alsoMove:
             return _("“{name}” is the fixed volume and can not move along.").format(name=self.fixedVolume.GetName())
+        for node in (self.fixedMask, self.fixedLandmarks):
+            if node is not None and node in self.alsoMove:
+                return _("“{name}” belongs to the fixed volume and can not move along.").format(name=node.GetName())
         return next(filter(None, map(scene.transformProblem, self.alsoMove)), "")
 
     def _maskProblem(self):

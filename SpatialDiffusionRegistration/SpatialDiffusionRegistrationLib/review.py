@@ -11,6 +11,7 @@ from slicer.i18n import tr as _
 from . import resampling
 from .cursor import waitCursor
 from .hidden import hiddenCopy, hiddenNode, ownTransform, removeHidden
+from .messages import offer
 from .problem import explain
 from .views import ViewState, viewsOf
 
@@ -53,7 +54,7 @@ class Review:
             self.leave()
         self._moving, self._fixed, self._result, self._original = moving, fixed, result, original
         self._ui.reviewSection.setEnabled(moving is not None and fixed is not None)
-        self._ui.beforeButton.setEnabled(moving is not None and result is not None and result.knowsBefore(original))
+        offer(self._ui.beforeButton, _beforeProblem(moving, result, original))
 
     def leave(self):
         """Switch everything off."""
@@ -244,6 +245,13 @@ class Review:
         node.SetAndObserveDisplayNodeID(display.GetID())
         node.SetAndObserveTransformNodeID(self._fixed.GetTransformNodeID())
         return node
+
+
+def _beforeProblem(moving, result, original) -> str:
+    """Why the moving volume can not be shown where it was, or ""."""
+    if moving is None or result is None:
+        return _("Register these volumes first.")
+    return "" if result.knowsBefore(original) else _("The moving volume has another size than when it was registered.")
 
 
 def _compositings():

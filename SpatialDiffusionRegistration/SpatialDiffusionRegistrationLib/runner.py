@@ -18,7 +18,7 @@ class Stopped(BaseException):
 class Runner:
     """`onStep(step)` after every step, then one of `onDone()` or `onError(exception)`; after `stop` none of them.
 
-    An exception in `onStep` ends the run, too, and goes to `onError`.
+    An exception in `onStep` ends the run, too, and goes to `onError`, as does one in `onDone`.
     `milliseconds`: pause between two steps.
     """
 
@@ -59,9 +59,19 @@ class Runner:
             self._close()
         elif outcome == self._onStep:
             self._step(*argument)
+        elif outcome == self._onDone:
+            self._done()
         else:
             self._close()
             outcome(*argument)
+
+    def _done(self):
+        onDone, onError = self._onDone, self._onError
+        self._close()
+        try:
+            onDone()
+        except Exception as error:  # told to the person by onError
+            onError(error)
 
     def _step(self, step):
         try:

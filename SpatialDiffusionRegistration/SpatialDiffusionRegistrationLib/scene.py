@@ -75,15 +75,21 @@ def coreVolume(volumeNode, role):
 
 def _coreVolume(volumeNode):
     data = slicer.util.arrayFromVolume(volumeNode).transpose(2, 1, 0)  # Slicer's arrays are k, j, i
-    path = sourceFile(volumeNode)
-    warnings = engine.headerWarnings(path) if path else ()
-    return engine.volume(data, voxelToWorld(volumeNode), volumeNode.GetName(), path, warnings)
+    return engine.volume(
+        data, voxelToWorld(volumeNode), volumeNode.GetName(), sourceFile(volumeNode), headerWarnings(volumeNode)
+    )
 
 
-def sourceFile(volumeNode):
-    """Path of the one file that a volume was read from and still is equal to, or None."""
-    storage = volumeNode.GetStorageNode()
-    if storage is None or volumeNode.GetModifiedSinceRead() or storage.GetNumberOfFileNames() > 1:
+def headerWarnings(node) -> tuple:
+    """Sentences about what the header of the file of a volume or a sequence contradicts or leaves open."""
+    path = sourceFile(node)
+    return engine.headerWarnings(path) if path else ()
+
+
+def sourceFile(node):
+    """Path of the one file that a volume or a sequence was read from and still is equal to, or None."""
+    storage = node.GetStorageNode()
+    if storage is None or node.GetModifiedSinceRead() or storage.GetNumberOfFileNames() > 1:
         return None
     path = storage.GetFullNameFromFileName()
     return path if path and os.path.isfile(path) else None

@@ -25,6 +25,8 @@ COLUMNS = (
     "displacement from the frame before (mm)",
 )
 """Columns of the table, after the frame's number."""
+SEQUENCE_ROLE = "SpatialDiffusionRegistration.MotionOf"
+"""Reference from a sequence of transforms to the sequence of volumes whose motion it is."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class SequenceTask:
 
     def __init__(self, request: SequenceRequest):
         self.request = request
-        self.transforms = self.motion = self.chart = None
+        self.transforms = self.motion = self.chart = self.volume = None
         self.change = SceneChange()
         self.sceneClosed = False
 
@@ -73,10 +75,16 @@ class SequenceTask:
             if problem:
                 raise Problem(problem)
             with waitCursor():
-                frames = self._frames()
+                frames, indices = self._frames(), indexValues(self.request.sequence)
             self.motion = yield from engine.seriesSteps(
                 frames, self.request.reference, self.request.transform, beat=self.request.beat
             )
+            if indexValues(self.request.sequence) != indices:
+                raise Problem(
+                    _("The frames of “{name}” were changed while they were registered: start it again.").format(
+                        name=self.request.sequence.GetName()
+                    )
+                )
             with waitCursor():
                 self._finish()
         except BaseException:  # GeneratorExit, too: the person pressed Cancel
@@ -91,13 +99,24 @@ class SequenceTask:
     def nodes(self):
         return [self.request.sequence]
 
+    def found(self) -> SequenceResult:
+        """What was found, after the run."""
+        return SequenceResult(self.request.sequence, self.transforms, self.volume, self.chart, self.motion)
+
     def _frames(self):
         sequence = self.request.sequence
         frames = []
         for index in range(sequence.GetNumberOfDataNodes()):
             node = sequence.GetNthDataNode(index)
             data = slicer.util.arrayFromVolume(node).transpose(2, 1, 0)  # Slicer's arrays are k, j, i
-            frames.append(engine.volume(data, scene.voxelToOwn(node), _("frame {number}").format(number=index + 1)))
+            name = _("frame {number}").format(number=index + 1)
+            # A sequence is read from one file, or of each frame from its own.
+            warnings = [
+                warning
+                for source in ((sequence, node) if index == 0 else (node,))
+                for warning in scene.headerWarnings(source)
+            ]
+            frames.append(engine.volume(data, scene.voxelToOwn(node), name, warnings=warnings))
         return frames
 
     def _finish(self):
@@ -106,6 +125,7 @@ class SequenceTask:
         self.transforms.SetIndexName(sequence.GetIndexName())
         self.transforms.SetIndexUnit(sequence.GetIndexUnit())
         self.transforms.SetIndexType(sequence.GetIndexType())
+        self.transforms.SetNodeReferenceID(SEQUENCE_ROLE, sequence.GetID())
         for index, matrix in enumerate(self.motion.matrices):
             node = slicer.vtkMRMLLinearTransformNode()
             slicer.util.updateTransformMatrixFromArray(node, matrix)
@@ -123,15 +143,17 @@ class SequenceTask:
             browser.SetAndObserveMasterSequenceNodeID(sequence.GetID())
         browser.AddSynchronizedSequenceNode(self.transforms.GetID())
         logic.UpdateProxyNodesFromSequences(browser)
-        volume, transform = browser.GetProxyNode(sequence), browser.GetProxyNode(self.transforms)
+        self.volume, transform = browser.GetProxyNode(sequence), browser.GetProxyNode(self.transforms)
         self.change.adopt(transform)
         # Undone first: a browser makes the node anew that it shows a sequence with.
         self.change.onUndo(
             lambda: browser.GetScene() is not None and browser.RemoveSynchronizedSequenceNode(self.transforms.GetID())
         )
-        parent = volume.GetParentTransformNode()
+        parent = self.volume.GetParentTransformNode()
+        while parent is not None and isMotionOf(browser.GetSequenceNode(parent), sequence):
+            parent = parent.GetParentTransformNode()  # of a run before: this one takes its place
         transform.SetAndObserveTransformNodeID(parent.GetID() if parent is not None else None)
-        self.change.setParent(volume, transform)
+        self.change.setParent(self.volume, transform)
 
     def _plot(self):
         name = self.transforms.GetName()
@@ -150,6 +172,57 @@ class SequenceTask:
             series.SetMarkerStyle(series.MarkerStyleNone)
             series.SetUniqueColor()
             self.chart.AddAndObservePlotSeriesNodeID(series.GetID())
+
+
+def indexValues(sequence) -> list:
+    """What a sequence calls its frames."""
+    return [sequence.GetNthIndexValue(index) for index in range(sequence.GetNumberOfDataNodes())]
+
+
+def isMotionOf(transforms, sequence) -> bool:
+    """Whether a sequence of transforms was made of a sequence of volumes."""
+    return transforms is not None and transforms.GetNodeReference(SEQUENCE_ROLE) is sequence
+
+
+@dataclass
+class SequenceResult:
+    """The motion that was found (the core's SeriesRegistration), and the nodes that it is about."""
+
+    sequence: object
+    transforms: object
+    volume: object
+    """What the views show of the sequence."""
+    chart: object
+    motion: object
+
+    def __post_init__(self):
+        self.name, self._indices = self.sequence.GetName(), indexValues(self.sequence)
+
+    def nodes(self):
+        return [self.sequence, self.transforms, self.volume]
+
+    def text(self) -> str:
+        """What was found, then a line for each warning."""
+        return "\n".join([summary(self.motion), *(f"⚠ {warning}" for warning in self.motion.warnings)])
+
+    def untrue(self, chosen) -> str:
+        """One sentence if the scene is no longer as the run left it, or ""; `chosen`: the sequence selected now."""
+        if self.sequence.GetScene() is None:
+            return _("“{name}” is not in the scene any more.").format(name=self.name)
+        if self.transforms.GetScene() is None:
+            return _("The transforms of “{name}” are not in the scene any more.").format(name=self.name)
+        if indexValues(self.sequence) != self._indices:
+            return _("“{name}” has other frames now.").format(name=self.sequence.GetName())
+        if self.volume.GetScene() is not None and not self._isMoved():
+            return _("“{name}” is not under its transforms any more.").format(name=self.volume.GetName())
+        if chosen is not self.sequence:
+            return _("it is of “{name}”, and another sequence is selected.").format(name=self.sequence.GetName())
+        return ""
+
+    def _isMoved(self):
+        browser = slicer.modules.sequences.logic().GetFirstBrowserNodeForSequenceNode(self.transforms)
+        transform = browser.GetProxyNode(self.transforms) if browser is not None else None
+        return transform is not None and scene.isUnder(self.volume, transform)
 
 
 def motionFigures(motion) -> np.ndarray:

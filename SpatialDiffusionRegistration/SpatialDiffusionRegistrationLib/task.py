@@ -32,6 +32,8 @@ class Task:
         self._preview = None
         self._seen = {}
         """Where the two volumes were seen when they were read: {node: 4x4 from voxel to world}."""
+        self._voxels = {}
+        """And what they showed then."""
         self.sceneClosed = False
         """Set before ending the run when the scene goes away: there is nothing to put back."""
 
@@ -89,7 +91,7 @@ class Task:
     def _volume(self, node, role):
         volume = scene.coreVolume(node, role)
         engine.validate(volume, role)
-        self._seen[node] = scene.voxelToWorld(node)
+        self._seen[node], self._voxels[node] = scene.voxelToWorld(node), _voxels(node)
         return volume
 
     def _beatThat(self, begun):
@@ -125,9 +127,17 @@ class Task:
             steps.close()
 
     def _checkPlaces(self):
-        """What is found holds for where the volumes were when they were read."""
+        """What is found holds for where the volumes were, and for what they showed, when they were read."""
+        removed = self.removedNode()
+        if removed is not None:
+            raise Problem(
+                _("“{name}” was removed from the scene, so the registration was stopped.").format(
+                    name=removed.GetName()
+                )
+            )
         for node, place in self._seen.items():
-            if node.GetScene() is not None and apart(scene.voxelToWorld(node), place, node.GetImageData()):
+            moved = apart(scene.voxelToWorld(node), place, node.GetImageData())
+            if moved or _voxels(node) != self._voxels[node]:
                 raise Problem(
                     _(
                         "“{name}” was moved or changed while it was registered, so the registration was stopped: "
@@ -168,14 +178,18 @@ class Task:
         """To be asked while everything is still where it was."""
         request = self.request
         before = scene.matrixToWorld(request.movingVolume.GetParentTransformNode())
+        errors = landmarks.errors(request.movingLandmarks, request.fixedLandmarks, registration.matrix)
+        notes = [note for note in map(scene.sequenceNote, (request.movingVolume, request.fixedVolume)) if note]
+        if errors is None and request.movingLandmarks is not None:
+            notes.append(_("The landmarks were changed during the registration, so their distances are not told."))
         return Result.of(
             registration,
             request.movingVolume,
             request.fixedVolume,
             before,
             registration.matrix @ before,
-            [note for note in map(scene.sequenceNote, (request.movingVolume, request.fixedVolume)) if note],
-            landmarks.errors(request.movingLandmarks, request.fixedLandmarks, registration.matrix),
+            notes,
+            errors,
         )
 
     def _storeIn(self, transformNode):
@@ -194,3 +208,10 @@ class Task:
             RESAMPLED_ATTRIBUTE,
             _("{moving} on the grid of {fixed}").format(moving=self.result.moving, fixed=self.result.fixed),
         )
+
+
+def _voxels(node):
+    """What changes when the voxels do: a browser shows another frame, somebody paints or crops."""
+    image = node.GetImageData()
+    scalars = image.GetPointData().GetScalars() if image is not None else None
+    return scalars, scalars.GetMTime() if scalars is not None else 0

@@ -1,4 +1,4 @@
-"""pytest fixtures shared by ``test_slicer_*.py``; import them by name."""
+"""What ``test_slicer_*.py`` call: the application, data, and what a person does.  The fixtures are in window.py."""
 
 from __future__ import annotations
 
@@ -24,45 +24,6 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 
-@pytest.fixture(autouse=True)
-def exceptionsFail():
-    """Exceptions in slots and VTK observers are printed and lost; here they fail the test."""
-    raised = []
-    previous = sys.excepthook
-
-    def remember(kind, value, trace):
-        raised.append(value)
-        previous(kind, value, trace)
-
-    sys.excepthook = remember
-    yield raised
-    slicer.app.processEvents()
-    sys.excepthook = previous
-    assert not raised, f"an exception was raised in a slot or an observer: {raised!r}"
-
-
-@pytest.fixture(scope="session")
-def loaded():
-    return application.loadModule(MODULE)
-
-
-@pytest.fixture
-def scene():
-    """The scene, empty before and after."""
-    slicer.mrmlScene.Clear()
-    yield slicer.mrmlScene
-    slicer.mrmlScene.Clear()
-
-
-@pytest.fixture
-def panel(loaded, scene):
-    """The module's widget on an empty scene, with the module open."""
-    loaded.enter()
-    settleViews()
-    yield loaded.widget
-    loaded.widget.cancel()
-
-
 def settleViews():
     """Let the slice logics finish what they derive from zoom and size, as in views that have been drawn once."""
     for node in slicer.util.getNodesByClass("vtkMRMLSliceNode"):
@@ -73,25 +34,6 @@ def settleViews():
 
 DEMO = REPOSITORY / "SpatialDiffusionCore" / "demo"
 BRAIN, TEMPLATE = DEMO / "moving_t1_brain.nii.gz", DEMO / "fixed_mni152_brain.nii.gz"
-
-
-@pytest.fixture
-def pair(scene):
-    """A real brain (`moving`, turned and shifted in its header) and a real template (`fixed`), as volume nodes."""
-    nodes = SimpleNamespace(moving=slicer.util.loadVolume(str(BRAIN)), fixed=slicer.util.loadVolume(str(TEMPLATE)))
-    nodes.moving.SetName("Brain")
-    nodes.fixed.SetName("Template")
-    return nodes
-
-
-@pytest.fixture
-def twins(scene):
-    """A real brain as `fixed`, and the same turned by 25 degrees and shifted by 20 mm in its header as `moving`."""
-    nodes = SimpleNamespace(moving=slicer.util.loadVolume(str(BRAIN)))
-    nodes.moving.SetName("Brain")
-    nodes.fixed = duplicate(nodes.moving, "Same brain")
-    turnHeader(nodes.moving, turn())
-    return nodes
 
 
 def turn(degrees=25.0, shift=(15.0, -10.0, 8.0)):

@@ -167,7 +167,11 @@ def written(matrix: np.ndarray, path, moving, fixed) -> bytes:
         item.MatrixRegistrationSequence = [registration]
         data.RegistrationSequence.append(item)
     buffer = io.BytesIO()
-    data.save_as(buffer, enforce_file_format=True)
+    if int(pydicom.__version__.split(".")[0]) < 3:  # the last one for Python 3.9, and in older Slicers
+        data.is_little_endian, data.is_implicit_VR = True, False
+        data.save_as(buffer, write_like_original=False)
+    else:
+        data.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
