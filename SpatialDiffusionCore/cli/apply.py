@@ -33,6 +33,9 @@ EXAMPLES
 """
 
 
+#: What is said where labels were interpolated.
+_BLENDED = "it looks like a label map, and its labels were blended into others; --interpolation nearest keeps them."
+
 #: What is said where nothing is left of what was moved.
 _EMPTY = (
     "what was moved lies wholly outside the voxels of {reference}, so the result is empty; look whether the transform "
@@ -92,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _move(arguments: argparse.Namespace, source: str, target: str, reference: Any) -> tuple[str, Sequence[str]]:
     """Write ``source``, moved, to ``target``; what to say of it, and the warnings of its header."""
+    from ..spatial.intensity import shows_labels
     from ..spatial.point_file import extension_of, move_points
     from ..spatial.segmentation_file import is_segmentation, load_segmentation, save_segmentation
     from ..spatial.volume_file import check_grid, load_frames
@@ -113,8 +117,9 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     _write_moved(arguments, frames, source, target, reference, matrix)
     many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
     said = f"{many}{size} voxels of {reference.name}, {arguments.interpolation}"
-    warnings = (*frames[0].warnings, *([unfit] if unfit else []), *_where_empty(frames[0], reference, matrix))
-    return said, warnings
+    blended = arguments.interpolation != "nearest" and shows_labels(frames[0].data)
+    told = [*([unfit] if unfit else []), *([_BLENDED] if blended else [])]
+    return said, (*frames[0].warnings, *told, *_where_empty(frames[0], reference, matrix))
 
 
 def _where_empty(moved: Any, reference: Any, matrix: np.ndarray) -> tuple[str, ...]:
