@@ -23,6 +23,19 @@ def extension(path: str | os.PathLike) -> str:
     return "".join(suffixes[-keep:]).lower()
 
 
+def check_name(path: str | os.PathLike) -> None:
+    """Refuse a path with bytes that are no Unicode, which some file systems allow: SimpleITK ends the process on them.
+
+    Raises:
+        InputError: that says which.
+    """
+    try:
+        os.fspath(path).encode("utf-8")
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "replace")
+        raise InputError(f"The name '{shown}' has characters that are no Unicode; rename it.") from None
+
+
 @contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary file beside ``path`` to write; it takes the name ``path`` when the block ends well.
@@ -35,6 +48,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     written to, ``path`` is a folder, the disk is full, or the block has written nothing.
     """
     target = Path(os.path.realpath(path))
+    check_name(target)
     if not Path(path).name or target.is_dir():
         raise InputError(f"Cannot write '{path}': it is a folder; give the name of a file.")
     if not target.parent.is_dir():
@@ -42,15 +56,7 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
     ending = extension(target)  # in lower case, which is all that some writers know
     temporary = target.parent / f".{secrets.token_hex(6)}.part{ending}"
     try:
-        # Created here to see whether one can, with the permissions of any new file (mkstemp's are private).
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        mode = temporary.stat().st_mode
-    except OSError as error:
-        raise InputError(
-            f"Cannot write '{path}': the folder '{target.parent}' refuses new files ({_reason(error)}); "
-            "choose another folder."
-        ) from error
-    try:
+        mode = _created(temporary, path)
         yield temporary
         if not temporary.exists() or temporary.stat().st_size == 0:
             raise InputError(f"Cannot write '{path}': nothing was written; choose another file format.")
@@ -69,6 +75,18 @@ def written_whole(path: str | os.PathLike) -> Iterator[Path]:
         raise InputError(f"Cannot write '{path}' ({_reason(error)}); choose another folder.") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _created(temporary: Path, path: str | os.PathLike) -> int:
+    """The mode of an empty file, made to see whether one can, with the rights of any new file (mkstemp: private)."""
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        return temporary.stat().st_mode
+    except OSError as error:
+        raise InputError(
+            f"Cannot write '{path}': the folder '{temporary.parent}' refuses new files ({_reason(error)}); "
+            "choose another folder."
+        ) from error
 
 
 def _folder_beside(target: Path) -> tempfile.TemporaryDirectory:

@@ -1,5 +1,6 @@
 """The shell command: outputs, bad input (one sentence, nothing written), apply, convert, models."""
 
+import csv
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from SpatialDiffusionCore.cli import main
+from SpatialDiffusionCore.errors import InputError
 from SpatialDiffusionCore.modelfile.catalog import catalog
 from SpatialDiffusionCore.modelfile.model import load_model
 from SpatialDiffusionCore.modelfile.safetensors_file import save_model
@@ -259,6 +261,32 @@ def test_several_volumes_go_into_folders_and_a_bad_one_does_not_stop_the_rest(fo
     np.testing.assert_array_equal(read_transform("out/four_1_to_fixed.tfm"), read_transform("out/moving_to_fixed.tfm"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_name_that_is_no_unicode_is_refused_and_is_in_the_table(folder, capsys):
+    """SimpleITK ends the process on one."""
+    odd = os.fsdecode(b"k\xf6pf.nii.gz")
+    os.rename("moving.nii.gz", odd)
+    options = [
+        "--quiet",
+        "--threads",
+        "1",
+        "--init",
+        "identity.tfm",
+        "--steps",
+        "0",
+        "--no-polish",
+        "--modality",
+        "any",
+    ]
+    assert main(["register", odd, "gone.nii.gz", "fixed.nii.gz", "-o", "out/", *options]) == 1
+    assert "pf.nii.gz' has characters that are no Unicode; rename it." in capsys.readouterr().err
+    with open("out/registrations.csv", encoding="utf-8", newline="") as file:
+        names = [row["moving"].rpartition("/")[2] for row in csv.DictReader(file)]
+    assert names == ["k\\udcf6pf.nii.gz", "gone.nii.gz"]
+    with pytest.raises(InputError, match="no Unicode"):
+        volume_file.save(volume_file.load("fixed.nii.gz"), os.fsdecode(b"f\xfcr.nrrd"))
+
+
 @pytest.mark.parametrize("bad", ["nan.nii.gz", "gone.nii.gz", "text.nii", "flat.nii.gz", "constant.nii.gz"])
 def test_a_first_volume_that_is_no_good_does_not_stop_the_others(folder, capsys, bad):
     assert (
@@ -413,6 +441,7 @@ def test_torchrun_ranks_share_the_list(folder, monkeypatch):
 STOPPED_WHILE_WRITING = """
 import os, signal, sys, threading, time
 from SpatialDiffusionCore.cli import main
+from SpatialDiffusionCore.errors import InputError
 
 def stop():
     while not any(".part" in name for name in os.listdir("out")):

@@ -217,7 +217,8 @@ def _of_this_rank(name: str) -> str:
 
 
 def _write_table(rows: list[dict], path: str) -> str:
-    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    kept = "backslashreplace"  # bytes of a name that are no Unicode
+    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors=kept) as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(rows)

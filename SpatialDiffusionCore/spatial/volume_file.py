@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..files import extension, written_together, written_whole
+from ..files import check_name, extension, written_together, written_whole
 from . import point_file
 from .volume import Volume
 from .volume_io import dicom, itk, mgh, nifti
@@ -37,6 +37,7 @@ def load(path, keep_type: bool = False) -> Volume:
     ITK put it; its ``warnings`` say what in the header contradicts that. Raises InputError with a sentence that names
     the file.
     """
+    check_name(path)
     file, index = split_index(path)
     if os.path.isdir(file) or _is_dicom(file):
         stored, index = dicom.read(file, index), None
@@ -50,6 +51,7 @@ def header_warnings(path) -> tuple[str, ...]:
 
     For programs that read files by other means. Raises InputError where the header is no good.
     """
+    check_name(path)
     file, ending = os.fspath(path), extension(path)
     if ending in nifti.EXTENSIONS:
         return nifti.header_warnings(file)
@@ -78,6 +80,7 @@ def load_frames(path, keep_type: bool = False, scratch=None) -> Sequence[Volume]
     Those of a 4D file are read one at a time; a packed file is first unpacked into a folder within ``scratch`` (by
     default the system's). What each format's ``frames`` cannot do so, text for instance, is read whole.
     """
+    check_name(path)
     file, index = split_index(path)
     if index is not None or os.path.isdir(file) or _is_dicom(file):
         return [load(path, keep_type)]

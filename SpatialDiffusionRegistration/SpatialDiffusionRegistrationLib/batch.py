@@ -140,13 +140,17 @@ def volumeFiles(folder) -> list[str]:
     return found
 
 
+def readable(name):
+    """A name as it can be written: bytes that are no Unicode become question marks."""
+    return os.fsencode(str(name)).decode("utf-8", "replace")
+
+
 def nameProblem(path) -> str:
     """One sentence if VTK, which ends the whole application then, can not be given a path; "" if it can."""
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
-        readable = os.fsencode(str(path)).decode("utf-8", "replace")
-        return _("The name “{path}” has characters that are no Unicode: rename it.").format(path=readable)
+        return _("The name “{path}” has characters that are no Unicode: rename it.").format(path=readable(path))
     return ""
 
 
@@ -224,7 +228,7 @@ class Batch:
                     item.status = DONE
                 except Exception as error:
                     item.status, item.error = FAILED, explain(error).sentence
-                    logging.error("%s: %s", item.name, explain(error).details)
+                    logging.error("%s: %s", readable(item.name), explain(error).details)
                     self.page.addFailure(item)
                 item.progress = ""
         except BaseException:  # closed, or stopped from inside a step
