@@ -113,13 +113,14 @@ def _move(arguments: argparse.Namespace, source: str, target: str, reference: An
     unfit = check_grid(reference, target)
     beside = os.path.dirname(os.path.abspath(target))
     frames = load_frames(source, keep_type=arguments.interpolation == "nearest", scratch=beside)
-    matrix = _matrix(arguments, frames[0], reference)
+    first = frames[0]  # of a 4D file it is read anew each time
+    matrix = _matrix(arguments, first, reference)
     _write_moved(arguments, frames, source, target, reference, matrix)
     many = f"{len(frames)} volumes, " if len(frames) > 1 else ""
     said = f"{many}{size} voxels of {reference.name}, {arguments.interpolation}"
-    blended = arguments.interpolation != "nearest" and shows_labels(frames[0].data)
+    blended = arguments.interpolation != "nearest" and shows_labels(first.data)
     told = [*([unfit] if unfit else []), *([_BLENDED] if blended else [])]
-    return said, (*frames[0].warnings, *told, *_where_empty(frames[0], reference, matrix))
+    return said, (*first.warnings, *told, *_where_empty(first, reference, matrix))
 
 
 def _where_empty(moved: Any, reference: Any, matrix: np.ndarray) -> tuple[str, ...]:

@@ -108,15 +108,20 @@ def _matrix(image) -> np.ndarray:
     return geometry.LPS_RAS @ geometry.from_parts(direction * spacing, origin)
 
 
+def _reader(sitk: Any, path: str) -> Any:
+    """ITK's reader of a file, with the format that its extension names."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    reader.SetImageIO(IMAGE_IO[extension(path)])
+    return reader
+
+
 def read(path: str) -> Stored:
     """Read a NRRD or MetaImage file. The numbers of a voxel (a NRRD of kind *list*) become the last axis."""
     _check(path)
     try:
         with quiet_itk() as sitk:
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(path)
-            reader.SetImageIO(IMAGE_IO[extension(path)])
-            image = reader.Execute()
+            image = _reader(sitk, path).Execute()
     except RuntimeError as error:
         raise unreadable(path, error) from error
     if image.GetDimension() < 3:
@@ -170,9 +175,7 @@ def _header(path: str) -> tuple[int, int, tuple[int, ...], np.ndarray, tuple[flo
     _check(path)
     try:
         with quiet_itk() as sitk:
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(path)
-            reader.SetImageIO(IMAGE_IO[extension(path)])
+            reader = _reader(sitk, path)
             reader.ReadImageInformation()
             dimension = reader.GetDimension()
             matrix, steps = _matrix(reader) if dimension > 2 else np.eye(4), reader.GetSpacing()
